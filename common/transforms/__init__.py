@@ -1,0 +1,35 @@
+"""What MONAI lacks for brain MRI; configs name these as ``common.transforms.<Class>``."""
+
+from .anomaly import (
+    ErodeMaskd,
+    MaskOutsided,
+    MedianFilterd,
+    RemoveSmallComponentsd,
+    ResidualMapd,
+    erode_mask,
+    median_filter,
+    remove_small_components,
+    residual_map,
+)
+from .intensity import BrainMaskd, ScaleBrainIntensityd, scale_brain_intensity
+from .io import CheckLabeld, LoadScand, SaveScand
+from .spatial import ResampleSpacingd
+
+__all__ = [
+    "BrainMaskd",
+    "CheckLabeld",
+    "ErodeMaskd",
+    "LoadScand",
+    "MaskOutsided",
+    "MedianFilterd",
+    "RemoveSmallComponentsd",
+    "ResampleSpacingd",
+    "ResidualMapd",
+    "SaveScand",
+    "ScaleBrainIntensityd",
+    "erode_mask",
+    "median_filter",
+    "remove_small_components",
+    "residual_map",
+    "scale_brain_intensity",
+]

@@ -1,0 +1,243 @@
+"""From a reconstruction to an anomaly map, and from the map to lesions; sizes in millimetres."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import MapTransform
+from scipy import ndimage
+
+from ..errors import InputError
+
+
+def residual_map(image: torch.Tensor, reconstruction: torch.Tensor, bright_only: bool = False) -> torch.Tensor:
+    """Difference of an image and its reconstruction, inside the brain.
+
+    Args:
+        image: network input, (C, *spatial), exactly 0 outside the brain.
+        reconstruction: network output, same shape and unit.
+        bright_only: keep only what is brighter than expected, as lesions are on FLAIR; else the magnitude.
+
+    Returns:
+        (1, *spatial), in the unit of the image, the largest over channels; 0 outside the brain.
+
+    Raises:
+        ValueError: if the shapes differ; broadcasting would hide a wrong slice or channel.
+
+    Reference:
+        Baur et al., "Fusing Unsupervised and Supervised Deep Learning for White Matter Lesion Segmentation", MIDL 2019.
+    """
+    if image.shape != reconstruction.shape:
+        raise ValueError(f"image {tuple(image.shape)} and reconstruction {tuple(reconstruction.shape)} differ in shape")
+    difference = image - reconstruction
+    residual = difference.clamp(min=0) if bright_only else difference.abs()
+    brain = (image != 0).any(dim=0, keepdim=True)
+    return residual.amax(dim=0, keepdim=True) * brain
+
+
+class ResidualMapd(MapTransform):
+    """Put :func:`residual_map` in the place of each reconstruction in ``keys``."""
+
+    def __init__(self, keys: str | Sequence[str], image_key: str = "image", bright_only: bool = False) -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+        self.bright_only = bright_only
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            residual = residual_map(_plain(d[self.image_key]), _plain(d[key]), self.bright_only)
+            d[key] = _like(residual, d[key])
+        return d
+
+
+def median_size(size_mm: float, spacing: Sequence[float]) -> tuple[int, ...]:
+    """The odd number of voxels per axis, at least 1, whose extent comes nearest to ``size_mm``; the smaller of two."""
+    return tuple(2 * max(int(np.ceil((size_mm / s - 1) / 2 - 0.5)), 0) + 1 for s in spacing)
+
+
+def median_filter(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Median over a box around each voxel, of each channel; the image continues with 0.
+
+    Args:
+        image: (C, *spatial).
+        size: odd number of voxels per spatial axis.
+
+    Returns:
+        (C, *spatial), same type.
+
+    Raises:
+        ValueError: if ``size`` does not fit or holds an even number.
+    """
+    if len(size) != image.ndim - 1 or any(n < 1 or n % 2 == 0 for n in size):
+        raise ValueError(f"size is {tuple(size)}, expected {image.ndim - 1} odd numbers")
+    out = torch.zeros_like(image)
+    for channel, result in zip(image, out, strict=True):
+        # outside the box around what is not 0 the median is 0: a third of the time for a brain
+        nonzero = ndimage.find_objects((channel != 0).cpu().numpy().astype(np.uint8))
+        if nonzero:
+            box = tuple(slice(max(s.start - n // 2, 0), s.stop + n // 2) for s, n in zip(nonzero[0], size, strict=True))
+            filtered = ndimage.median_filter(channel[box].cpu().numpy(), size=tuple(size), mode="constant")
+            result[box] = torch.as_tensor(filtered, device=image.device)
+    return out
+
+
+class MedianFilterd(MapTransform):
+    """Apply :func:`median_filter` with a box of ``size_mm`` per axis, from the voxel size of each MetaTensor."""
+
+    def __init__(self, keys: str | Sequence[str], size_mm: float = 5.0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.size_mm = size_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = _like(median_filter(_plain(d[key]), median_size(self.size_mm, _spacing(d[key]))), d[key])
+        return d
+
+
+def erode_mask(mask: torch.Tensor, radius_mm: float, spacing: Sequence[float]) -> torch.Tensor:
+    """Voxels of a mask whose centre lies more than ``radius_mm`` from the centre of every voxel outside it.
+
+    What lies beyond the border of the array counts as outside.
+
+    Args:
+        mask: (1, *spatial), not 0 inside.
+        radius_mm: 0 leaves the mask as it is.
+        spacing: voxel size in mm per spatial axis.
+
+    Returns:
+        (1, *spatial), 0 and 1 in the type of ``mask``.
+
+    Raises:
+        ValueError: if ``mask`` has several channels or the radius is negative.
+    """
+    if len(mask) != 1 or radius_mm < 0:
+        raise ValueError(f"mask {tuple(mask.shape)} and radius {radius_mm} mm, expected one channel and 0 mm or more")
+    inside = np.pad(mask[0].cpu().numpy() != 0, 1)
+    distance = ndimage.distance_transform_edt(inside, sampling=spacing)
+    eroded = (distance > radius_mm)[(slice(1, -1),) * inside.ndim]
+    return torch.as_tensor(eroded[None], device=mask.device).to(mask.dtype)
+
+
+class ErodeMaskd(MapTransform):
+    """Apply :func:`erode_mask`, with the voxel size of each MetaTensor.
+
+    Raises:
+        InputError: if nothing of a mask is left.
+    """
+
+    def __init__(self, keys: str | Sequence[str], radius_mm: float, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.radius_mm = radius_mm
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            eroded = erode_mask(_plain(d[key]), self.radius_mm, _spacing(d[key]))
+            if not eroded.any():
+                size = int(_plain(d[key]).count_nonzero())
+                raise InputError(f"{key} of {size} voxels is empty after an erosion of {self.radius_mm} mm")
+            d[key] = _like(eroded, d[key])
+        return d
+
+
+class MaskOutsided(MapTransform):
+    """Set the maps (C, *spatial) in ``keys`` to 0 where the item ``mask_key`` (1, *spatial) is 0."""
+
+    def __init__(
+        self, keys: str | Sequence[str], mask_key: str = "brain_mask", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        mask = _plain(d[self.mask_key]) != 0
+        for key in self.key_iterator(d):
+            image = _plain(d[key])
+            if mask.shape[1:] != image.shape[1:] or len(mask) != 1:
+                raise ValueError(f"{self.mask_key} {tuple(mask.shape)} does not fit {key} {tuple(image.shape)}")
+            d[key] = _like(torch.where(mask.to(image.device), image, 0), d[key])
+        return d
+
+
+def remove_small_components(
+    label: torch.Tensor, min_volume_mm3: float, voxel_volume_mm3: float, connectivity: int = 26
+) -> torch.Tensor:
+    """Set connected components smaller than ``min_volume_mm3`` to 0.
+
+    Args:
+        label: label map (1, X, Y, Z); neighbours of different values belong to different components.
+        min_volume_mm3: components of this volume and more stay.
+        voxel_volume_mm3: volume of a voxel.
+        connectivity: neighbours of a voxel: 6 (faces), 18 (and edges) or 26 (and corners).
+
+    Returns:
+        (1, X, Y, Z), same type.
+
+    Raises:
+        ValueError: on another shape or connectivity.
+    """
+    if label.ndim != 4 or len(label) != 1:
+        raise ValueError(f"label has shape {tuple(label.shape)}, expected (1, X, Y, Z)")
+    if connectivity not in (6, 18, 26):
+        raise ValueError(f"connectivity is {connectivity}, expected 6, 18 or 26")
+    structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    array = label[0].cpu().numpy()
+    out = np.zeros_like(array)
+    # 1e-6: three voxels of 0.1 mm3 are 0.3 mm3, also in floating point
+    min_voxels = min_volume_mm3 / voxel_volume_mm3 * (1 - 1e-6)
+    for value in np.unique(array[array != 0]):
+        components, _ = ndimage.label(array == value, structure)
+        large = np.bincount(components.ravel()) >= min_voxels
+        large[0] = False
+        out[large[components]] = value
+    return torch.as_tensor(out[None], device=label.device)
+
+
+class RemoveSmallComponentsd(MapTransform):
+    """Apply :func:`remove_small_components`, with the voxel volume of each MetaTensor, whatever its grid."""
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        min_volume_mm3: float,
+        connectivity: int = 26,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_volume_mm3 = min_volume_mm3
+        self.connectivity = connectivity
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            volume = abs(float(np.linalg.det(_affine(d[key])[:3, :3])))
+            cleaned = remove_small_components(_plain(d[key]), self.min_volume_mm3, volume, self.connectivity)
+            d[key] = _like(cleaned, d[key])
+        return d
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _like(image: torch.Tensor, source: torch.Tensor) -> MetaTensor:
+    """``image`` with the affine and the history of ``source``, which Invertd needs."""
+    return MetaTensor(image).copy_meta_from(source) if isinstance(source, MetaTensor) else MetaTensor(image)
+
+
+def _affine(image: torch.Tensor) -> np.ndarray:
+    if not isinstance(image, MetaTensor):
+        raise ValueError(f"a {type(image).__name__} has no voxel size, expected a MetaTensor")
+    return np.asarray(image.affine, dtype=float)
+
+
+def _spacing(image: torch.Tensor) -> np.ndarray:
+    return affine_to_spacing(_affine(image), r=image.ndim - 1)

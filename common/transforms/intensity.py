@@ -1,0 +1,182 @@
+"""Where the brain is, and MR intensities made comparable inside it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from ..errors import InputError
+from .io import file_of, grid_difference
+
+logger = logging.getLogger(__name__)
+
+
+class BrainMaskd(MapTransform):
+    """Set images to 0 outside the brain and keep the mask under ``mask_key``.
+
+    The brain is where the item ``mask_key`` is not 0, if the item is there (loaded, (1, *spatial)), else where the first
+    channel of the image is not 0. The mask becomes a MetaTensor (1, *spatial), float32, of 0 and 1.
+
+    Args:
+        keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
+        mask_key: item of the mask.
+        skull_stripped_share: without a mask item, warn if more than this share of the voxels is not 0.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: if the mask is empty or lies on another grid than the image.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str] = "image",
+        mask_key: str = "brain_mask",
+        skull_stripped_share: float = 0.95,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+        self.skull_stripped_share = skull_stripped_share
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            mask = d[self.mask_key] if self.mask_key in d else self._nonzero(image)
+            d[self.mask_key] = self._checked(mask, image)
+            d[key] = image * d[self.mask_key].as_tensor()
+        return d
+
+    def _nonzero(self, image: MetaTensor) -> MetaTensor:
+        mask = image[:1] != 0
+        share = mask.float().mean().item()
+        if share > self.skull_stripped_share:
+            logger.warning(
+                "%s: %.0f %% of the voxels are not 0, expected a skull-stripped image", file_of(image), 100 * share
+            )
+        return mask
+
+    def _checked(self, mask: MetaTensor, image: MetaTensor) -> MetaTensor:
+        if not isinstance(mask, torch.Tensor):
+            raise ValueError(f"{self.mask_key} is a {type(mask).__name__}, expected it to be loaded before BrainMaskd")
+        if len(mask) != 1:
+            raise InputError(f"the brain mask of {file_of(image)} has {len(mask)} channels, expected 1")
+        difference = grid_difference(mask.shape[1:], mask.affine, image.shape[1:], image.affine)
+        if difference:
+            raise InputError(
+                f"{file_of(image)} and {file_of(mask)} have {difference}, expected image and mask on one grid"
+            )
+        mask = (mask != 0).float()
+        if not mask.any():
+            raise InputError(f"the brain mask of {file_of(image)} is empty, expected a voxel that is not 0")
+        return mask
+
+
+def percentile(values: torch.Tensor, q: float) -> float:
+    """Percentile ``q`` in [0, 100] of 1-D values, linear between ranks; of any length, unlike ``torch.quantile``."""
+    if not 0 <= q <= 100:
+        raise ValueError(f"the percentile is {q}, expected 0 to 100")
+    position = q / 100 * (len(values) - 1)
+    below = math.floor(position)
+    low = values.kthvalue(below + 1).values.item()
+    if below == position:
+        return low
+    high = values.kthvalue(below + 2).values.item()
+    return low + (high - low) * (position - below)
+
+
+def scale_brain_intensity(
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    percentile_upper: float = 99.8,
+    value: float = 1.0,
+    lower: float | None = None,
+    clip: float | None = 1.0,
+) -> torch.Tensor:
+    """Scale each channel so that a high percentile inside the brain gets a fixed value.
+
+    ``x -> value * (x - low) / (high - low)`` inside the mask, limited to [0, clip]; 0 outside.
+
+    Args:
+        image: (C, *spatial), any unit.
+        mask: (1, *spatial), not 0 inside the brain.
+        percentile_upper: ``high`` is this percentile of the brain voxels of the channel.
+        value: what ``high`` becomes.
+        lower: ``low`` is this percentile; without it ``low`` is 0.
+        clip: largest value kept; None keeps all.
+
+    Returns:
+        (C, *spatial), float32.
+
+    Raises:
+        InputError: if the mask is empty, or a channel is constant inside it or has no voxel above ``low``.
+        ValueError: if the shapes differ.
+    """
+    if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")
+    inside = mask[0] != 0
+    if not inside.any():
+        raise InputError("the brain mask is empty, expected a voxel that is not 0")
+    out = torch.zeros_like(image, dtype=torch.float32)
+    for index, channel in enumerate(image):
+        values = channel[inside].float()
+        low = 0.0 if lower is None else percentile(values, lower)
+        high = percentile(values, percentile_upper)
+        if values.min() == values.max():
+            raise InputError(f"channel {index} is {values[0].item():g} everywhere in the brain, expected contrast")
+        if high <= low:
+            raise InputError(
+                f"channel {index} has the upper percentile {high:g} in the brain, expected more than the lower {low:g}"
+            )
+        out[index][inside] = (value * (values - low) / (high - low)).clamp(min=0, max=clip)
+    return out
+
+
+class ScaleBrainIntensityd(MapTransform):
+    """Apply :func:`scale_brain_intensity` to each image in ``keys``.
+
+    Args:
+        keys: images (C, *spatial).
+        mask_key: item of the brain mask (1, *spatial); without it the brain is where any channel is not 0.
+        percentile: see ``percentile_upper`` of the function.
+        value: what that percentile becomes.
+        lower: percentile that becomes 0; without it 0 stays 0.
+        clip: largest value kept; None keeps all.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: if the image is constant inside the brain, or the brain is empty; names the file.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        mask_key: str | None = None,
+        percentile: float = 99.8,
+        value: float = 1.0,
+        lower: float | None = None,
+        clip: float | None = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mask_key = mask_key
+        self.settings = {"percentile_upper": percentile, "value": value, "lower": lower, "clip": clip}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            mask = (plain != 0).any(dim=0, keepdim=True) if self.mask_key is None else torch.as_tensor(d[self.mask_key])
+            try:
+                scaled = scale_brain_intensity(plain, mask, **self.settings)
+            except InputError as e:
+                raise InputError(f"{file_of(image)}: {e}") from e
+            d[key] = MetaTensor(scaled).copy_meta_from(image)
+        return d

@@ -1,0 +1,315 @@
+"""NIfTI in and out: read with checks, written on the grid of the file that was read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor, NibabelReader
+from monai.transforms import LoadImaged, MapTransform, SaveImaged
+from monai.utils import ensure_tuple, ensure_tuple_rep
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import DTypeLike
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+GRID_TOLERANCE_MM = 1e-3
+_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError)
+# the header fields that say where a voxel lies; others, left behind, may hold names of people and scanners
+_GRID_FIELDS = (
+    *("xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+
+
+def stem(path: str | Path) -> str:
+    """File name without ``.nii`` or ``.nii.gz``."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def open_scan(path: str | Path) -> nib.Nifti1Image:
+    """Open a NIfTI file and check its header; voxels stay on disk.
+
+    Returns:
+        nibabel's image; its first three axes are the scan, any further axis has length 1.
+
+    Raises:
+        InputError: if the file is missing, is no NIfTI, holds no single 3-D volume, or has a broken affine.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}, expected a NIfTI file")
+    try:
+        image = nib.load(path)
+    except _UNREADABLE as e:
+        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(e)}), expected a .nii or .nii.gz file") from e
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path} is a file of type {type(image).__name__}, expected NIfTI")
+    shape = image.shape
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise InputError(f"{path} has shape {shape}, expected a 3-D image of at least 2 voxels along each axis")
+    if any(n != 1 for n in shape[3:]):
+        raise InputError(f"{path} has shape {shape}, so several volumes, expected one 3-D volume")
+    if image.get_data_dtype().kind not in "iuf":
+        raise InputError(f"{path} has voxels of type {image.get_data_dtype()}, expected integers or real numbers")
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+        raise InputError(
+            f"{path} has the affine {image.affine[:3].tolist()}, expected a finite one that can be inverted"
+        )
+    return image
+
+
+def grid_difference(
+    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
+) -> str | None:
+    """How two voxel grids differ, in words; None if shapes are equal and affines within ``GRID_TOLERANCE_MM``."""
+    if tuple(shape) != tuple(other_shape):
+        return f"shape {tuple(int(n) for n in shape)} against {tuple(int(n) for n in other_shape)}"
+    difference = np.abs(np.asarray(affine, dtype=float) - np.asarray(other_affine, dtype=float)).max()
+    if difference > GRID_TOLERANCE_MM:
+        return f"affines that differ by up to {difference:.4g} mm"
+    return None
+
+
+class _ScanReader(NibabelReader):
+    """MONAI's NIfTI reader, which refuses what is no scan and keeps the affine of the file as it is."""
+
+    def read(self, data: Sequence[str] | str, **kwargs: Any) -> nib.Nifti1Image:
+        self.filenames = ensure_tuple(data)
+        return open_scan(self.filenames[0])
+
+
+class LoadScand(LoadImaged):
+    """Read 3-D NIfTI files, one path or a list of paths (one per channel) under each key.
+
+    Gives a MetaTensor (C, X, Y, Z), float32, on the grid of the file. A 4-D file with one volume counts as 3-D. Items
+    under other keys, such as the text that MONAI Label adds, are left alone.
+
+    Args:
+        keys: keys of the paths.
+        may_be_empty: those of them that may be zero everywhere, as the label of a healthy subject is.
+        image_only: kept for likeness with LoadImaged; the header is in ``.meta`` and there is no second item.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: if a file is missing, unreadable, truncated, not one 3-D volume, has NaN or infinite voxels or is
+            zero everywhere, or if the files of one key lie on different grids.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        may_be_empty: str | Sequence[str] = ("label",),
+        image_only: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if not image_only:
+            raise ValueError("image_only is False, expected True: the header is in the MetaTensor")
+        super().__init__(keys, reader="NibabelReader", image_only=True, allow_missing_keys=allow_missing_keys)
+        self.may_be_empty = ensure_tuple(may_be_empty)
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._load_channels(d[key], allow_empty=key in self.may_be_empty)
+        return d
+
+    def _load_channels(self, paths: str | Path | Sequence[str | Path], allow_empty: bool) -> MetaTensor:
+        channels = [self._load(path, allow_empty) for path in ensure_tuple(paths)]
+        first = channels[0]
+        for other in channels[1:]:
+            difference = grid_difference(first.shape[1:], first.affine, other.shape[1:], other.affine)
+            if difference:
+                raise InputError(
+                    f"{file_of(other)} and {file_of(first)} have {difference}, expected one grid for all sequences"
+                )
+        return MetaTensor(torch.cat([c.as_tensor() for c in channels]), meta=first.meta)
+
+    def _load(self, path: str | Path, allow_empty: bool) -> MetaTensor:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"a {type(path).__name__} stands where the path of a NIfTI file is expected")
+        try:
+            scan = self._loader(path, reader=_ScanReader())
+        except InputError:
+            raise
+        except _UNREADABLE as e:
+            raise InputError(f"{path} cannot be read to its end ({_first_line(e)}), expected a whole NIfTI file") from e
+        scan = scan.reshape(1, *scan.shape[:3])
+        scan.meta["original_channel_dim"] = 0
+        broken = scan.numel() - int(torch.isfinite(scan).sum())
+        if broken:
+            raise InputError(
+                f"{path} has {broken} NaN or infinite voxels of {scan.numel()}, expected finite values only"
+            )
+        if not allow_empty and not scan.any():
+            raise InputError(f"{path} is zero everywhere, expected a voxel of another value")
+        return scan
+
+
+class CheckLabeld(MapTransform):
+    """Refuse label maps with a value that is not in ``values``.
+
+    Args:
+        keys: keys of label maps (1, *spatial).
+        values: the values that may occur.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: naming the file and the unknown values.
+    """
+
+    def __init__(
+        self, keys: str | Sequence[str], values: Sequence[int] = (0, 1), allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.values = tuple(values)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            found = torch.unique(torch.as_tensor(d[key])).tolist()
+            unknown = [value for value in found if value not in self.values]
+            if unknown:
+                raise InputError(
+                    f"{file_of(d[key])} has the label values {_listed(unknown)}, expected only {_listed(self.values)}"
+                )
+        return d
+
+
+class SaveScand(SaveImaged):
+    """Write ``OUT/<name>_<postfix>.nii.gz`` on the grid of the image file that the item came from.
+
+    Geometry (affine, qform and sform with their codes, voxel size, units) is that of the file's header; nothing else
+    is taken from it. The file appears whole or not at all. It is a SaveImaged, so MONAI Label, which writes by itself,
+    leaves it out.
+
+    Args:
+        keys: maps to write, MetaTensors (1, X, Y, Z) already brought back to the file's grid.
+        output_dir: folder, made if need be.
+        postfix: one per key, as ``seg`` or ``prob``.
+        dtype: type on disk; an integer type takes whole numbers only, nothing is rounded.
+        image_key: item whose file gives the grid; the first one if it was read from several.
+        allow_missing_keys: do not raise if a key is missing.
+
+    The name is the item's ``name``, else the image's file name; the path written goes to the item ``<postfix>_path``.
+
+    Raises:
+        InputError: if the map is not on the file's grid, has NaN or infinite values, or cannot be written.
+        ValueError: if a map does not fit the type or is no MetaTensor of one channel.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        output_dir: str | Path,
+        postfix: str | Sequence[str],
+        dtype: DTypeLike = np.float32,
+        image_key: str = "image",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(
+            keys,
+            output_dir=output_dir,
+            output_postfix=ensure_tuple(postfix)[0],
+            output_dtype=dtype,
+            separate_folder=False,
+            print_log=False,
+            allow_missing_keys=allow_missing_keys,
+        )
+        self.output_dir = Path(output_dir)
+        self.postfix = ensure_tuple_rep(postfix, len(self.keys))
+        if len(set(self.postfix)) < len(self.keys):
+            raise ValueError(f"postfix is {postfix!r} for the keys {self.keys}, expected another one for each key")
+        self.dtype = np.dtype(dtype)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key, postfix in self.key_iterator(d, self.postfix):
+            source = file_of(d[self.image_key])
+            path = self.output_dir / f"{d.get('name', stem(source))}_{postfix}.nii.gz"
+            array = self._checked_array(d[key], key, source)
+            write_atomically(path, lambda part, array=array, source=source: nib.save(on_grid_of(source, array), part))
+            logger.debug("wrote %s", path)
+            d[f"{postfix}_path"] = str(path)
+        return d
+
+    def _checked_array(self, scan: MetaTensor, key: Hashable, source: str) -> np.ndarray:
+        if not isinstance(scan, MetaTensor) or scan.ndim != 4 or len(scan) != 1:
+            raise ValueError(
+                f"{key} is a {type(scan).__name__} {tuple(scan.shape)}, expected a MetaTensor (1, X, Y, Z)"
+            )
+        image = open_scan(source)
+        difference = grid_difference(scan.shape[1:], scan.affine, image.shape[:3], image.affine)
+        if difference:
+            raise InputError(f"{key} and {source} have {difference}, expected the map on the grid of the file")
+        values = scan.detach().cpu().numpy()[0]
+        if not np.isfinite(values).all():
+            raise InputError(f"{key} of {source} has NaN or infinite values, expected finite ones only")
+        array = values.astype(self.dtype)
+        if self.dtype.kind in "iu" and not np.array_equal(array, values):
+            raise ValueError(f"{key} has values from {values.min()} to {values.max()} that {self.dtype} cannot hold")
+        return array
+
+
+def on_grid_of(path: str | Path, array: np.ndarray) -> nib.Nifti1Image:
+    """A NIfTI image of ``array`` (X, Y, Z) with the geometry of the file ``path``, and no other part of its header."""
+    source = open_scan(path)
+    header = type(source.header)()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    for field in _GRID_FIELDS:
+        header[field] = source.header[field]
+    header["pixdim"][:4] = source.header["pixdim"][:4]  # element 0 is the handedness of the qform
+    return type(source)(array, None, header)
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` make a file under a temporary name beside ``path``, then give it its name.
+
+    Args:
+        path: file to make or to replace; its folder is made if need be.
+        write: called with the temporary path, which ends like ``path``.
+
+    Raises:
+        InputError: if the folder cannot be made or written, or is full; no partial file remains.
+    """
+    path = Path(path)
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as e:
+        raise InputError(f"{path} cannot be written ({_first_line(e)}), expected a folder with space and access") from e
+
+
+def file_of(scan: Any) -> str:
+    """Path of the file that a MetaTensor was read from, the first of several."""
+    path = scan.meta.get("filename_or_obj") if isinstance(scan, MetaTensor) else None
+    if not path:
+        raise ValueError(f"a {type(scan).__name__} does not know its file, expected a MetaTensor from LoadScand")
+    return path if isinstance(path, str) else ensure_tuple(path)[0]
+
+
+def _first_line(error: Exception) -> str:
+    """First line of an error, without the path that the sentence around it names already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:10]) + (", ..." if len(values) > 10 else "")
