@@ -1,0 +1,92 @@
+"""Where training patches are cut: around lesions, and anywhere in the brain."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from scipy import ndimage
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+
+def lesion_centers(mask: np.ndarray) -> np.ndarray:
+    """Centres of the 2-D components of every axial slice, so that a small lesion counts as much as a large one.
+
+    Args:
+        mask: (X, Y, Z), axial slices along the last axis.
+
+    Returns:
+        Flat indices into the mask, int64, one per component and slice; the component's voxel nearest to its centroid's
+        rounded position, which for bent components may lie outside of them.
+    """
+    in_plane = np.zeros((3, 3, 3), dtype=bool)
+    in_plane[:, :, 1] = True  # voxels of neighbouring slices are not connected
+    labels, count = ndimage.label(mask, structure=in_plane)
+    if count == 0:
+        return np.zeros(0, dtype=np.int64)
+    centers = np.rint(ndimage.center_of_mass(mask, labels, np.arange(1, count + 1))).astype(np.int64)
+    return np.ravel_multi_index(tuple(centers.T), mask.shape)
+
+
+class PatchCentersd(MapTransform):
+    """Write candidate centres of patches for MONAI's ``RandCropByPosNegLabeld``.
+
+    Puts ``<key>_fg_indices`` (:func:`lesion_centers`) and ``<key>_bg_indices`` (a sample of brain voxels outside
+    lesions) beside each label in ``keys``, as flat indices.
+
+    Args:
+        keys: lesion masks, (1, X, Y, Z).
+        image_key: skull-stripped image, 0 outside the brain.
+        background: how many brain voxels are kept; the sample is the same for the same image.
+    """
+
+    def __init__(self, keys: KeysCollection, image_key: str = "image", background: int = 20000) -> None:
+        super().__init__(keys)
+        self.image_key = image_key
+        self.background = background
+
+    def __call__(self, data: dict) -> dict:
+        d = dict(data)
+        brain = np.asarray(d[self.image_key][0]) > 0
+        for key in self.key_iterator(d):
+            mask = np.asarray(d[key][0]) > 0
+            elsewhere = np.flatnonzero(brain & ~mask)
+            if len(elsewhere) > self.background:
+                elsewhere = np.random.default_rng(0).choice(elsewhere, self.background, replace=False)
+            d[f"{key}_fg_indices"] = lesion_centers(mask)
+            d[f"{key}_bg_indices"] = elsewhere
+        return d
+
+
+class BrainSlices(Dataset):
+    """All axial slices of some volumes that show brain.
+
+    Args:
+        dataset: items with ``image`` (C, X, Y, Z), all of one in-plane size, 0 outside the brain.
+        min_area: smallest share of brain pixels in a slice that is kept.
+        transform: applied to the item of a slice, ``{"image": (C, X, Y)}``.
+
+    Raises:
+        ValueError: if no slice is left.
+    """
+
+    def __init__(self, dataset: Dataset, min_area: float = 0.01, transform=None) -> None:
+        self.transform = transform
+        slices = []
+        for item in tqdm(dataset, desc="reading volumes", unit="volume"):
+            image = item["image"].as_tensor() if isinstance(item["image"], MetaTensor) else item["image"]
+            keep = (image != 0).any(dim=0).float().mean(dim=(0, 1)) > min_area
+            slices.append(image[..., keep].movedim(-1, 0).half())
+        self.slices = torch.cat(slices) if slices else torch.zeros(0)
+        if len(self.slices) == 0:
+            raise ValueError(f"no slice with more than {min_area:.0%} brain in {len(slices)} volumes; expected some")
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict:
+        item = {"image": self.slices[index].float()}
+        return self.transform(item) if self.transform is not None else item

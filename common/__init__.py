@@ -1,0 +1,1 @@
+"""What the bundles share: reading, grids, transforms, metrics, engines, report, phantom."""

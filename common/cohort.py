@@ -1,0 +1,185 @@
+"""A cohort of phantoms on disk: a BIDS-like tree of NIfTI, and the datalist that describes it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .errors import InputError
+from .phantom import PATHOLOGIES, SCANNERS, SEQUENCES, STRUCTURES, TISSUES, Grid, Subject, make_subject
+
+SECTIONS = ("training", "validation", "test")
+
+
+def make_cohort(
+    output_dir: str | Path,
+    groups: dict[str, tuple[int, int, int]],
+    scanner: str = "A",
+    spacing: float | tuple[float, float, float] = 2.0,
+    sequences: tuple[str, ...] = SEQUENCES,
+    seed: int = 0,
+    prefix: str = "",
+    label: str = "lesion",
+    scalp: bool = False,
+    displacement: bool = False,
+    num_workers: int | None = None,
+) -> Path:
+    """Make subjects in parallel processes and write them.
+
+    Args:
+        output_dir: new or empty folder; gets ``sub-*/anat/*.nii.gz``, ``dataset_description.json``, ``datalist.json``.
+        groups: pathology -> number of subjects for training, validation and test.
+        scanner: key of :data:`common.phantom.SCANNERS`.
+        spacing: voxel size in mm of the axial grid, one or three numbers.
+        sequences: contrasts to write; the first one is ``image`` in the datalist.
+        seed: subject number ``i`` is made from ``(seed, i)``.
+        prefix: put before the subject's number, so that two cohorts can be joined: ``sub-<prefix>001``.
+        label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
+        scalp: leave skull and scalp on the images.
+        displacement: also write the displacement to the template (mm, RAS, vector intent).
+        num_workers: processes; as many as cores by default.
+
+    Returns:
+        Path of ``datalist.json``, in MONAI's decathlon form.
+
+    Raises:
+        InputError: if the folder holds something, or a name or number is not understood.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} is not empty; expected a new folder for the phantom cohort")
+    unknown = set(groups) - set(PATHOLOGIES)
+    if unknown:
+        raise InputError(f"groups name {', '.join(sorted(unknown))}; expected some of {', '.join(PATHOLOGIES)}")
+    if scanner not in SCANNERS:
+        raise InputError(f"scanner is {scanner!r}; expected one of {', '.join(SCANNERS)}")
+    if label not in ("lesion", "tissues", "structures"):
+        raise InputError(f"label is {label!r}; expected lesion, tissues or structures")
+    if not prefix.isalnum() and prefix:
+        raise InputError(f"prefix is {prefix!r}; expected letters and digits only")
+
+    jobs = []
+    for pathology, counts in groups.items():
+        for section, count in zip(SECTIONS, counts, strict=True):
+            for _ in range(count):
+                jobs.append((len(jobs), section, pathology))
+    if not jobs:
+        raise InputError("no subject was asked for; expected at least one in groups")
+    settings = {
+        "output_dir": output_dir,
+        "scanner": scanner,
+        "spacing": spacing,
+        "sequences": tuple(sequences),
+        "seed": seed,
+        "prefix": prefix,
+        "scalp": scalp,
+        "displacement": displacement,
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
+    written = list(tqdm(_run(jobs, settings, num_workers), total=len(jobs), desc="phantom subjects", unit="subject"))
+    for (_, section, _), case in zip(jobs, written, strict=True):
+        sections[section].append({"image": case[sequences[0]], "label": case[label], **case})
+
+    description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
+    _write_json(output_dir / "dataset_description.json", description)
+    datalist = output_dir / "datalist.json"
+    names = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}[label]
+    _write_json(
+        datalist,
+        {
+            "name": description["Name"],
+            "description": "Synthetic brains made from the ICBM152 2009 template; no person was scanned.",
+            "modality": {str(i): name for i, name in enumerate(sequences[:1])},
+            "labels": {str(value): name for value, name in names.items()},
+            "numTraining": len(sections["training"]),
+            "numTest": len(sections["test"]),
+            **sections,
+        },
+    )
+    return datalist
+
+
+def _run(jobs: list[tuple], settings: dict, num_workers: int | None) -> Iterator[dict]:
+    workers = min(num_workers or os.cpu_count() or 1, len(jobs))
+    if workers == 1:
+        yield from (_make_and_write(job, settings) for job in jobs)
+        return
+    # spawn: a forked process may inherit a thread pool that no longer runs
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(_make_and_write, jobs, [settings] * len(jobs))
+
+
+def _make_and_write(job: tuple[int, str, str], settings: dict) -> dict:
+    number, _, pathology = job
+    subject = make_subject(
+        (settings["seed"], number),
+        pathology=pathology,
+        scanner=settings["scanner"],
+        grid=Grid.axial(settings["spacing"]),
+        sequences=settings["sequences"],
+        scalp=settings["scalp"],
+    )
+    name = f"sub-{settings['prefix']}{number + 1:03d}"
+    files = write_subject(subject, settings["output_dir"], name, settings["displacement"])
+    return {
+        **files,
+        "subject": name,
+        "healthy": pathology == "healthy",
+        "scanner": settings["scanner"],
+        **subject.info,
+    }
+
+
+def write_subject(subject: Subject, output_dir: str | Path, name: str, displacement: bool = False) -> dict[str, str]:
+    """Write one subject below ``output_dir``; returns key -> path relative to it.
+
+    Images are ``int16`` with white matter at about 1000, labels ``uint8``.
+    """
+    folder = Path(output_dir) / name / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        sequence: (f"{name}_{sequence}.nii.gz", np.round(image * 1000).clip(0, 32767).astype(np.int16))
+        for sequence, image in subject.images.items()
+    }
+    arrays["lesion"] = (f"{name}_label-lesion_mask.nii.gz", subject.lesion)
+    arrays["tissues"] = (f"{name}_label-tissues_dseg.nii.gz", subject.tissues)
+    arrays["structures"] = (f"{name}_label-structures_dseg.nii.gz", subject.structures)
+    arrays["brain_mask"] = (f"{name}_desc-brain_mask.nii.gz", subject.brain_mask)
+    files = {}
+    for key, (file, array) in arrays.items():
+        _write_nifti(folder / file, array, subject.grid.affine)
+        files[key] = f"{name}/anat/{file}"
+    if displacement:
+        file = f"{name}_to-template_displacement.nii.gz"
+        _write_nifti(folder / file, subject.displacement[:, :, :, None, :], subject.grid.affine, vector=True)
+        files["displacement"] = f"{name}/anat/{file}"
+    return files
+
+
+def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, vector: bool = False) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    if vector:
+        image.header.set_intent("vector")
+    temporary = path.with_name(f".{path.name}")
+    nib.save(image, temporary)
+    temporary.replace(path)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,71 @@
+"""Make a phantom cohort: ``python scripts/make_phantom.py --output_dir phantom --ms 4,1,1 --healthy 4,1,1``."""
+
+import logging
+import sys
+from pathlib import Path
+
+import fire
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.cohort import make_cohort
+from common.errors import install_error_hook
+from common.phantom import SEQUENCES
+
+
+def main(
+    output_dir: str,
+    healthy: tuple[int, int, int] = (0, 0, 0),
+    ms: tuple[int, int, int] = (0, 0, 0),
+    tumour: tuple[int, int, int] = (0, 0, 0),
+    infarct: tuple[int, int, int] = (0, 0, 0),
+    scanner: str = "A",
+    spacing: float | tuple[float, float, float] = 2.0,
+    sequences: tuple[str, ...] = SEQUENCES,
+    seed: int = 0,
+    prefix: str = "",
+    label: str = "lesion",
+    scalp: bool = False,
+    displacement: bool = False,
+    num_workers: int | None = None,
+) -> None:
+    """Make a phantom cohort.
+
+    Args:
+        output_dir: new folder for the BIDS-like tree and its datalist.json.
+        healthy: numbers of subjects for training, validation, test without pathology.
+        ms: likewise with white-matter lesions.
+        tumour: likewise with a tumour-like mass.
+        infarct: likewise with an old infarct.
+        scanner: A, B (another site) or mixed (every subject its own contrast, noise and blur).
+        spacing: voxel size in mm, one number or three.
+        sequences: some of T1w,T2w,FLAIR; the first is "image" in the datalist.
+        seed: makes the cohort again, bit by bit.
+        prefix: before the subjects' numbers, to join cohorts.
+        label: what "label" in the datalist is: lesion, tissues or structures.
+        scalp: leave skull and scalp on.
+        displacement: write each subject's displacement to the template as well.
+        num_workers: processes; all cores by default.
+    """
+    install_error_hook()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+    groups = {"healthy": healthy, "ms": ms, "tumour": tumour, "infarct": infarct}
+    datalist = make_cohort(
+        output_dir,
+        {name: tuple(counts) for name, counts in groups.items() if any(counts)},
+        scanner=scanner,
+        spacing=spacing,
+        sequences=sequences,
+        seed=seed,
+        prefix=str(prefix),
+        label=label,
+        scalp=scalp,
+        displacement=displacement,
+        num_workers=num_workers,
+    )
+    logging.getLogger(__name__).info("wrote %s", datalist)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
