@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 class BrainMaskd(MapTransform):
     """Set images to 0 outside the brain and keep the mask under ``mask_key``.
 
-    The brain is where the item ``mask_key`` is not 0, if the item is there (loaded, (1, *spatial)), else where the first
-    channel of the image is not 0. The mask becomes a MetaTensor (1, *spatial), float32, of 0 and 1.
+    The brain is where the item ``mask_key`` (1, *spatial) is not 0; without that item it is where the first channel of
+    the image is not 0. The mask becomes a MetaTensor (1, *spatial), float32, of 0 and 1.
 
     Args:
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
@@ -63,8 +63,9 @@ class BrainMaskd(MapTransform):
         return mask
 
     def _checked(self, mask: MetaTensor, image: MetaTensor) -> MetaTensor:
-        if not isinstance(mask, torch.Tensor):
-            raise ValueError(f"{self.mask_key} is a {type(mask).__name__}, expected it to be loaded before BrainMaskd")
+        for name, item in ((self.mask_key, mask), ("image", image)):
+            if not isinstance(item, MetaTensor):
+                raise ValueError(f"{name} is a {type(item).__name__}, expected a MetaTensor: load it before BrainMaskd")
         if len(mask) != 1:
             raise InputError(f"the brain mask of {file_of(image)} has {len(mask)} channels, expected 1")
         difference = grid_difference(mask.shape[1:], mask.affine, image.shape[1:], image.affine)

@@ -235,8 +235,8 @@ class SaveScand(SaveImaged):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
+        source = file_of(d[self.image_key])
         for key, postfix in self.key_iterator(d, self.postfix):
-            source = file_of(d[self.image_key])
             path = self.output_dir / f"{d.get('name', stem(source))}_{postfix}.nii.gz"
             array = self._checked_array(d[key], key, source)
             write_atomically(path, lambda part, array=array, source=source: nib.save(on_grid_of(source, array), part))
@@ -298,11 +298,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 
 def file_of(scan: Any) -> str:
-    """Path of the file that a MetaTensor was read from, the first of several."""
+    """Path of the file that a MetaTensor was read from, the first of several; ``image`` if it came from no file."""
     path = scan.meta.get("filename_or_obj") if isinstance(scan, MetaTensor) else None
-    if not path:
-        raise ValueError(f"a {type(scan).__name__} does not know its file, expected a MetaTensor from LoadScand")
-    return path if isinstance(path, str) else ensure_tuple(path)[0]
+    return str(ensure_tuple(path)[0]) if path else "image"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,422 @@
+"""From a folder or a datalist to checked cases: headers are read, voxels are not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from os.path import commonpath, relpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import Dataset, list_data_collate
+
+from .errors import InputError, find_input_error
+from .transforms.io import grid_difference, open_scan, stem, write_atomically
+
+logger = logging.getLogger(__name__)
+
+# endings of files that are no scan to work on, for a folder whose files do not name their sequence
+_DERIVED = ("seg", "dseg", "prob", "mask", "brainmask", "label", "labels", "lesion", "lesions", "tissue", "tissues")
+# what may stand beside `<case>_<sequence>.nii.gz`
+_COMPANIONS = {
+    "brain_mask": ("brainmask", "brain_mask", "desc-brain_mask"),
+    "label": ("lesion", "lesions", "label", "labels", "label-lesion_mask"),
+}
+_FOLDERS = (".", "sub-*/anat", "sub-*/ses-*/anat")
+
+
+def list_cases(
+    dataset_dir: str | Path | None = None,
+    datalist_file: str | Path | None = None,
+    sequences: Sequence[str] = ("FLAIR",),
+    section: str | None = None,
+    require: Sequence[str] = (),
+    mask_key: str = "brain_mask",
+) -> list[dict[str, Any]]:
+    """Cases to work on, each checked by the headers of its files.
+
+    A folder, flat or BIDS-like (``sub-*/[ses-*/]anat``): the files that end in ``_<sequence>.nii[.gz]``, where case does
+    not matter and T1w is T1; beside them a brain mask (``_brainmask``, ``_desc-brain_mask``) and a label (``_lesion``,
+    ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and one is asked for, every
+    NIfTI file directly in the folder but masks and maps. A JSON file: a list of items, or MONAI's dict of such lists.
+    Its paths are absolute or relative to the JSON.
+
+    Args:
+        dataset_dir: folder of scans.
+        datalist_file: JSON file. Given together, the JSON is read and must lie in the folder.
+        sequences: what the images of a case are, in the order of the channels.
+        section: list to take from a JSON dict, as ``training``; without it all are joined.
+        require: keys that every case must have.
+        mask_key: key of the brain mask in the JSON.
+
+    Returns:
+        One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths if
+        there are several sequences; ``name``: unique stem for output files; ``subject``; ``label`` and ``brain_mask``
+        where given; further text, numbers and booleans of a JSON item as they are, its NIfTI paths made absolute.
+
+    Raises:
+        InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
+            different grids, the number of images is not that of ``sequences``, or the JSON has another form.
+    """
+    sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+    if datalist_file is not None:
+        source = Path(datalist_file)
+        if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
+            raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
+        cases = _cases_of_datalist(source, section, mask_key)
+    elif dataset_dir is not None:
+        source = Path(dataset_dir)
+        cases = _cases_of_folder(source, sequences)
+    else:
+        raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
+    for case in cases:
+        _check_keys(case, source, sequences, require)
+    with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
+        list(pool.map(_check_grids, cases))
+    _name_cases(cases)
+    logger.info("%s: %d cases of %s", source, len(cases), ", ".join(sequences))
+    return cases
+
+
+def split_by_subject(
+    cases: Sequence[dict[str, Any]], fractions: dict[str, float], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Split cases at random so that all scans of a subject stay together.
+
+    Args:
+        cases: items of :func:`list_cases`.
+        fractions: part -> share of the subjects, 1 in all. A part gets at least one subject.
+        seed: the same seed, cases and fractions give the same split, in whatever order the cases come.
+
+    Returns:
+        part -> cases, in the order given.
+
+    Raises:
+        InputError: if there are fewer subjects than parts.
+        ValueError: if a fraction is not positive or their sum is not 1.
+    """
+    if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(f"fractions are {fractions}, expected positive numbers with the sum 1")
+    subjects = sorted({subject_of(case) for case in cases})
+    if len(subjects) < len(fractions):
+        raise InputError(
+            f"{len(subjects)} subjects cannot fill {', '.join(fractions)}, expected {len(fractions)} or more"
+        )
+    np.random.default_rng(seed).shuffle(subjects)
+    part_of: dict[str, str] = {}
+    for part, count in _shares(len(subjects), fractions).items():
+        for _ in range(count):
+            part_of[subjects.pop()] = part
+    return {part: [case for case in cases if part_of[subject_of(case)] == part] for part in fractions}
+
+
+def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
+    """Refuse an empty part, and a subject or an image file that is in two parts.
+
+    Args:
+        parts: lists of cases by the name of the part, as ``training=..., validation=...``.
+
+    Raises:
+        InputError: naming the parts and the subject or file.
+    """
+    part_of: dict[tuple[str, str], str] = {}
+    for part, cases in parts.items():
+        if not cases:
+            raise InputError(f"the {part} set is empty, expected at least one case")
+        for case in cases:
+            found = [("subject", subject_of(case)), *(("file", str(Path(path).resolve())) for path in _images(case))]
+            for item in found:
+                other = part_of.setdefault(item, part)
+                if other != part:
+                    raise InputError(
+                        f"{' '.join(item)} is in the {other} and in the {part} set, expected in one of them"
+                    )
+
+
+def subject_of(case: dict[str, Any]) -> str:
+    """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name."""
+    if "subject" in case:
+        return str(case["subject"])
+    path = Path(_images(case)[0])
+    folders = [part for part in path.parts[:-1] if part.startswith("sub-")]
+    return folders[-1] if folders else re.sub(r"^(sub-[^_]+)_.*$", r"\1", stem(path))
+
+
+def write_datalist(path: str | Path, sections: dict[str, Sequence[dict[str, Any]]]) -> Path:
+    """Write cases as MONAI's dict of lists, with paths relative to the file; it appears whole or not at all.
+
+    Args:
+        path: JSON file to write.
+        sections: name -> cases, as :func:`split_by_subject` gives them; ``list_cases(section=...)`` reads them again.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    path = Path(path)
+    content = {
+        section: [
+            {key: _map_paths(value, lambda p: _relative(p, path.parent)) for key, value in case.items()}
+            for case in cases
+        ]
+        for section, cases in sections.items()
+    }
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return path
+
+
+class ScanDataset(Dataset):
+    """MONAI's Dataset whose InputError stays one sentence on its way through transforms and worker processes.
+
+    Args:
+        data: cases.
+        transform: what is applied to a case.
+        keep_going: a case that raises InputError becomes ``{"failure": sentence, "name": name}`` and stops nothing.
+
+    Raises:
+        InputError: on access to a case that cannot be used, if ``keep_going`` is False.
+    """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Callable | None = None, keep_going: bool = False
+    ) -> None:
+        super().__init__(data, transform)
+        self.keep_going = keep_going
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except Exception as e:
+            error = find_input_error(e)
+            if error is None:
+                raise
+            if self.keep_going:
+                case = self.data[index]
+                return {"failure": str(error), "name": case.get("name", stem(_images(case)[0]))}
+            raise InputError(str(error)) from e
+
+
+def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:
+    """MONAI's collate, which also takes a failure of :class:`ScanDataset` if it is alone in its batch.
+
+    Raises:
+        ValueError: if a batch holds a failure and something else; use ``batch_size`` 1 with ``keep_going``.
+    """
+    if len(batch) > 1 and any("failure" in item for item in batch):
+        raise ValueError(f"a batch of {len(batch)} holds a case that failed, expected batch_size 1 with keep_going")
+    return list_data_collate(batch)
+
+
+def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str, Any]]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder, expected one with NIfTI files")
+    files = sorted(p for pattern in _FOLDERS for p in _nifti_files(folder, pattern))
+    if not files:
+        raise InputError(
+            f"{folder} holds no .nii or .nii.gz file, expected some in it or in {' or '.join(_FOLDERS[1:])}"
+        )
+    found = [_files_by_prefix(files, sequence) for sequence in sequences]
+    if any(found):
+        cases = [_case_of_prefix(prefix, sequences, found) for prefix in sorted(set().union(*found))]
+    elif len(sequences) == 1:
+        plain = [p for p in files if p.parent == folder and stem(p).rpartition("_")[2].lower() not in _DERIVED]
+        cases = [{"image": str(p)} for p in plain]
+    else:
+        cases = []
+    if not cases:
+        endings = " or ".join(f"_{sequence}.nii.gz" for sequence in sequences)
+        raise InputError(
+            f"{folder} holds no image among its {len(files)} NIfTI files, expected names that end in {endings}"
+        )
+    taken = {path for case in cases for value in case.values() for path in _paths(value)}
+    left = [str(p.relative_to(folder)) for p in files if str(p) not in taken]
+    if left:
+        logger.info(
+            "%s: %d other NIfTI files left alone: %s",
+            folder,
+            len(left),
+            ", ".join(left[:5]) + ", ..." * (len(left) > 5),
+        )
+    return cases
+
+
+def _nifti_files(folder: Path, pattern: str) -> list[Path]:
+    folders = [folder] if pattern == "." else folder.glob(pattern)
+    return [
+        p for f in folders for p in f.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")
+    ]
+
+
+def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
+    """Path without the ending ``_<sequence>`` -> file."""
+    # BIDS writes T1w and T2w
+    ending = re.compile(rf"(?:^|_){re.escape(sequence.removesuffix('w'))}w?$", re.IGNORECASE)
+    found: dict[str, str] = {}
+    for path in files:
+        prefix, count = ending.subn("", stem(path))
+        key = str(path.parent / prefix)
+        if count and key in found:
+            raise InputError(f"{path} and {found[key]} are both {sequence} of one case, expected one of them")
+        if count:
+            found[key] = str(path)
+    return found
+
+
+def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[str, str]]) -> dict[str, Any]:
+    for sequence, files in zip(sequences, found, strict=True):
+        if prefix not in files:
+            raise InputError(
+                f"{prefix}_{sequence}.nii.gz does not exist, expected {', '.join(sequences)} of every case"
+            )
+    images = [files[prefix] for files in found]
+    case: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+    for key, endings in _COMPANIONS.items():
+        beside = [f"{prefix}_{ending}{suffix}" for ending in endings for suffix in (".nii.gz", ".nii")]
+        path = next((p for p in beside if Path(p).is_file()), None)
+        if path:
+            case[key] = path
+    return case
+
+
+def _cases_of_datalist(path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
+    except ValueError as e:
+        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
+    items = _items_of(content, section, path)
+    if not items:
+        raise InputError(f"{path} lists no case{f' under {section}' if section else ''}, expected at least one")
+    cases = []
+    for number, item in enumerate(items):
+        if not isinstance(item, dict) or not item.get("image"):
+            raise InputError(f'item {number} of {path} is {str(item)[:80]}, expected {{"image": path, ...}}')
+        case = {
+            key: _map_paths(value, lambda p: _absolute(p, path.parent))
+            for key, value in item.items()
+            if _is_simple(key, value)
+        }
+        if mask_key in case:
+            case["brain_mask"] = case.pop(mask_key)
+        cases.append(case)
+    return cases
+
+
+def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
+    if isinstance(content, list) and section is None:
+        return content
+    if isinstance(content, dict):
+        lists = {key: value for key, value in content.items() if isinstance(value, list) and _is_section(value)}
+        if section is None:
+            return [item for value in lists.values() for item in value]
+        if isinstance(content.get(section), list):
+            return content[section]
+        raise InputError(
+            f"{path} has no list {section!r}, expected one of {', '.join(lists) or 'training, validation, test'}"
+        )
+    found = (
+        f"a list without sections, though {section!r} is asked for"
+        if isinstance(content, list)
+        else type(content).__name__
+    )
+    raise InputError(
+        f"{path} holds {found}, expected {'a dict of lists' if section else 'a list of cases or a dict of lists'}"
+    )
+
+
+def _is_section(value: list[Any]) -> bool:
+    """Whether a list in a datalist is one of cases: other lists there hold notes, or labels without an image."""
+    return any(isinstance(item, dict) and "image" in item for item in value)
+
+
+def _is_simple(key: str, value: Any) -> bool:
+    return key == "image" or isinstance(value, str | int | float | bool)
+
+
+def _check_keys(case: dict[str, Any], source: Path, sequences: tuple[str, ...], require: Sequence[str]) -> None:
+    images = _images(case)
+    if not all(isinstance(path, str) for path in images):
+        raise InputError(f"{source} has an image {str(case['image'])[:80]}, expected a path or a list of paths")
+    if len(images) != len(sequences):
+        raise InputError(
+            f"{images[0]} has {len(images)} images in its case, expected {len(sequences)} ({', '.join(sequences)})"
+        )
+    case["image"] = images[0] if len(images) == 1 else images
+    for key in require:
+        if key not in case:
+            raise InputError(f"the case of {images[0]} in {source} has no {key}, expected one")
+    case["subject"] = subject_of(case)
+
+
+def _check_grids(case: dict[str, Any]) -> None:
+    files = [*_images(case), *(case[key] for key in ("label", "brain_mask") if key in case)]
+    first, *others = [(path, open_scan(path)) for path in files]
+    for path, image in others:
+        difference = grid_difference(image.shape[:3], image.affine, first[1].shape[:3], first[1].affine)
+        if difference:
+            raise InputError(f"{path} and {first[0]} have {difference}, expected one grid for all files of a case")
+
+
+def _name_cases(cases: list[dict[str, Any]]) -> None:
+    """Give each case a ``name`` that no other has, so that no output overwrites another."""
+    paths = [Path(_images(case)[0]) for case in cases]
+    count = Counter(stem(path) for path in paths)
+    repeated = [path for path in paths if count[stem(path)] > 1]
+    root = Path(commonpath([path.resolve().parent for path in repeated])) if repeated else None
+    names = [
+        str(path.resolve().relative_to(root).with_name(stem(path))) if count[stem(path)] > 1 else stem(path)
+        for path in paths
+    ]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise InputError(f"{paths[names.index(twice[0])]} is listed twice, or as .nii and .nii.gz, expected once")
+    if repeated:
+        logger.info(
+            "%d files share their name with another, so outputs go to sub-folders, as %s",
+            len(repeated),
+            names[paths.index(repeated[0])],
+        )
+    for case, name in zip(cases, names, strict=True):
+        case["name"] = name
+
+
+def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:
+    """Whole numbers in the proportion of ``fractions`` with the sum ``total``, none below 1; largest remainders first."""
+    exact = {part: share * total for part, share in fractions.items()}
+    counts = {part: max(int(value), 1) for part, value in exact.items()}
+    while sum(counts.values()) < total:
+        part = max(exact, key=lambda p: exact[p] - counts[p])
+        counts[part] += 1
+    while sum(counts.values()) > total:
+        part = max((p for p in exact if counts[p] > 1), key=lambda p: counts[p] - exact[p])
+        counts[part] -= 1
+    return counts
+
+
+def _images(case: dict[str, Any]) -> list[str]:
+    return list(case["image"]) if isinstance(case["image"], list | tuple) else [case["image"]]
+
+
+def _paths(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [v for v in values if isinstance(v, str) and v.endswith((".nii", ".nii.gz"))]
+
+
+def _map_paths(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, list | tuple):
+        return [_map_paths(v, change) for v in value]
+    return change(value) if _paths(value) else value
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).absolute())
+
+
+def _relative(path: str, folder: Path) -> str:
+    return Path(relpath(path, folder)).as_posix()
