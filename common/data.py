@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import commonpath, relpath
@@ -40,11 +40,12 @@ def list_cases(
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
-    A folder, flat or BIDS-like (``sub-*/[ses-*/]anat``): the files that end in ``_<sequence>.nii[.gz]``, where case does
-    not matter and T1w is T1; beside them a brain mask (``_brainmask``, ``_desc-brain_mask``) and a label (``_lesion``,
-    ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and one is asked for, every
-    NIfTI file directly in the folder but masks and maps. A JSON file: a list of items, or MONAI's dict of such lists.
-    Its paths are absolute or relative to the JSON.
+    From a folder, flat or BIDS-like (``sub-*/[ses-*/]anat``): the files that end in ``_<sequence>.nii[.gz]``, where
+    upper and lower case, and T1w and T1, are the same; beside them a brain mask (``_brainmask``, ``_desc-brain_mask``)
+    and a label (``_lesion``, ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and
+    one sequence is asked for: every NIfTI file directly in the folder but masks and maps.
+
+    From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON.
 
     Args:
         dataset_dir: folder of scans.
@@ -77,7 +78,7 @@ def list_cases(
     for case in cases:
         _check_keys(case, source, sequences, require)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
-        list(pool.map(_check_grids, cases))
+        list(pool.map(lambda case: _check_grids(case, require), cases))
     _name_cases(cases)
     logger.info("%s: %d cases of %s", source, len(cases), ", ".join(sequences))
     return cases
@@ -140,11 +141,8 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
 
 def subject_of(case: dict[str, Any]) -> str:
     """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name."""
-    if "subject" in case:
-        return str(case["subject"])
-    path = Path(_images(case)[0])
-    folders = [part for part in path.parts[:-1] if part.startswith("sub-")]
-    return folders[-1] if folders else re.sub(r"^(sub-[^_]+)_.*$", r"\1", stem(path))
+    path = _images(case)[0]
+    return str(case["subject"]) if "subject" in case else _bids_subject(path) or stem(path)
 
 
 def write_datalist(path: str | Path, sections: dict[str, Sequence[dict[str, Any]]]) -> Path:
@@ -253,30 +251,29 @@ def _nifti_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
-    """Path without the ending ``_<sequence>`` -> file."""
+    """Path up to where the sequence begins -> file."""
     # BIDS writes T1w and T2w
-    ending = re.compile(rf"(?:^|_){re.escape(sequence.removesuffix('w'))}w?$", re.IGNORECASE)
+    name = re.compile(rf"(.*_)?{re.escape(sequence.removesuffix('w'))}w?", re.IGNORECASE)
     found: dict[str, str] = {}
     for path in files:
-        prefix, count = ending.subn("", stem(path))
-        key = str(path.parent / prefix)
-        if count and key in found:
-            raise InputError(f"{path} and {found[key]} are both {sequence} of one case, expected one of them")
-        if count:
-            found[key] = str(path)
+        match = name.fullmatch(stem(path))
+        if match is None:
+            continue
+        prefix = f"{path.parent}/{match[1] or ''}"
+        if prefix in found:
+            raise InputError(f"{path} and {found[prefix]} are both {sequence} of one case, expected one of them")
+        found[prefix] = str(path)
     return found
 
 
 def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[str, str]]) -> dict[str, Any]:
     for sequence, files in zip(sequences, found, strict=True):
         if prefix not in files:
-            raise InputError(
-                f"{prefix}_{sequence}.nii.gz does not exist, expected {', '.join(sequences)} of every case"
-            )
+            raise InputError(f"{prefix}{sequence}.nii.gz does not exist, expected {', '.join(sequences)} of every case")
     images = [files[prefix] for files in found]
-    case: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+    case: dict[str, Any] = {"image": images, "subject": _bids_subject(images[0]) or Path(prefix).name.rstrip("_")}
     for key, endings in _COMPANIONS.items():
-        beside = [f"{prefix}_{ending}{suffix}" for ending in endings for suffix in (".nii.gz", ".nii")]
+        beside = [f"{prefix}{ending}{suffix}" for ending in endings for suffix in (".nii.gz", ".nii")]
         path = next((p for p in beside if Path(p).is_file()), None)
         if path:
             case[key] = path
@@ -295,6 +292,8 @@ def _cases_of_datalist(path: Path, section: str | None, mask_key: str) -> list[d
         raise InputError(f"{path} lists no case{f' under {section}' if section else ''}, expected at least one")
     cases = []
     for number, item in enumerate(items):
+        if isinstance(item, str):  # MONAI's lists for testing may be of bare paths
+            item = {"image": item}
         if not isinstance(item, dict) or not item.get("image"):
             raise InputError(f'item {number} of {path} is {str(item)[:80]}, expected {{"image": path, ...}}')
         case = {
@@ -332,7 +331,7 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
 
 def _is_section(value: list[Any]) -> bool:
     """Whether a list in a datalist is one of cases: other lists there hold notes, or labels without an image."""
-    return any(isinstance(item, dict) and "image" in item for item in value)
+    return any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
 
 
 def _is_simple(key: str, value: Any) -> bool:
@@ -345,7 +344,7 @@ def _check_keys(case: dict[str, Any], source: Path, sequences: tuple[str, ...], 
         raise InputError(f"{source} has an image {str(case['image'])[:80]}, expected a path or a list of paths")
     if len(images) != len(sequences):
         raise InputError(
-            f"{images[0]} has {len(images)} images in its case, expected {len(sequences)} ({', '.join(sequences)})"
+            f"the case of {images[0]} has {len(images)} images, expected {len(sequences)} ({', '.join(sequences)})"
         )
     case["image"] = images[0] if len(images) == 1 else images
     for key in require:
@@ -354,40 +353,42 @@ def _check_keys(case: dict[str, Any], source: Path, sequences: tuple[str, ...], 
     case["subject"] = subject_of(case)
 
 
-def _check_grids(case: dict[str, Any]) -> None:
-    files = [*_images(case), *(case[key] for key in ("label", "brain_mask") if key in case)]
-    first, *others = [(path, open_scan(path)) for path in files]
-    for path, image in others:
-        difference = grid_difference(image.shape[:3], image.affine, first[1].shape[:3], first[1].affine)
+def _check_grids(case: dict[str, Any], require: Sequence[str]) -> None:
+    keys = dict.fromkeys(("label", "brain_mask", *require))
+    files = [*_images(case), *(path for key in keys if key != "image" for path in _paths(case.get(key)))]
+    first = open_scan(files[0])
+    if first.header["qform_code"] == 0 and first.header["sform_code"] == 0:
+        logger.warning("%s does not say how it is oriented (qform and sform code are 0)", files[0])
+    for path in files[1:]:
+        other = open_scan(path)
+        difference = grid_difference(other.shape[:3], other.affine, first.shape[:3], first.affine)
         if difference:
-            raise InputError(f"{path} and {first[0]} have {difference}, expected one grid for all files of a case")
+            raise InputError(f"{path} and {files[0]} have {difference}, expected one grid for all files of a case")
 
 
 def _name_cases(cases: list[dict[str, Any]]) -> None:
     """Give each case a ``name`` that no other has, so that no output overwrites another."""
-    paths = [Path(_images(case)[0]) for case in cases]
+    # the folder is resolved, not the file: that may be a link into a store of another layout
+    paths = [Path(_images(case)[0]).parent.resolve() / Path(_images(case)[0]).name for case in cases]
     count = Counter(stem(path) for path in paths)
     repeated = [path for path in paths if count[stem(path)] > 1]
-    root = Path(commonpath([path.resolve().parent for path in repeated])) if repeated else None
+    root = commonpath([path.parent for path in repeated]) if repeated else ""
     names = [
-        str(path.resolve().relative_to(root).with_name(stem(path))) if count[stem(path)] > 1 else stem(path)
+        path.relative_to(root).with_name(stem(path)).as_posix() if count[stem(path)] > 1 else stem(path)
         for path in paths
     ]
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise InputError(f"{paths[names.index(twice[0])]} is listed twice, or as .nii and .nii.gz, expected once")
     if repeated:
-        logger.info(
-            "%d files share their name with another, so outputs go to sub-folders, as %s",
-            len(repeated),
-            names[paths.index(repeated[0])],
-        )
+        example = names[paths.index(repeated[0])]
+        logger.info("%d images share their name, so outputs go to sub-folders, as %s", len(repeated), example)
     for case, name in zip(cases, names, strict=True):
         case["name"] = name
 
 
 def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:
-    """Whole numbers in the proportion of ``fractions`` with the sum ``total``, none below 1; largest remainders first."""
+    """Whole numbers, none below 1, with the sum ``total`` and nearest to the proportion of ``fractions``."""
     exact = {part: share * total for part, share in fractions.items()}
     counts = {part: max(int(value), 1) for part, value in exact.items()}
     while sum(counts.values()) < total:
@@ -397,6 +398,12 @@ def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:
         part = max((p for p in exact if counts[p] > 1), key=lambda p: counts[p] - exact[p])
         counts[part] -= 1
     return counts
+
+
+def _bids_subject(path: str) -> str | None:
+    """The ``sub-...`` that is nearest to the end of a path, as in ``sub-01/anat/sub-01_FLAIR.nii.gz``."""
+    found = re.findall(r"(?:^|/)(sub-[^_/.]+)", Path(path).as_posix())
+    return found[-1] if found else None
 
 
 def _images(case: dict[str, Any]) -> list[str]:
