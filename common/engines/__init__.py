@@ -1,0 +1,24 @@
+"""Engines and ignite handlers of the configs, made by ``_target_`` and registered by ``attach(engine)``.
+
+The handlers know about ranks: under ``torchrun`` only rank 0 writes files and log lines, so none needs ``_disabled_``.
+All but :class:`TrainingState` and :class:`TimeLimit`, which every rank takes part in, accept being disabled elsewhere.
+"""
+
+from .checkpoints import BestWeights, LoadWeights, TrainingState
+from .evaluator import AutocastInferer, ScanEvaluator, prepare_reconstruction
+from .tracking import TrackedParameters, ValidationPictures
+from .training import EpochSeed, TimeLimit, TrainingProgress
+
+__all__ = [
+    "AutocastInferer",
+    "BestWeights",
+    "EpochSeed",
+    "LoadWeights",
+    "ScanEvaluator",
+    "TimeLimit",
+    "TrackedParameters",
+    "TrainingProgress",
+    "TrainingState",
+    "ValidationPictures",
+    "prepare_reconstruction",
+]

@@ -1,0 +1,326 @@
+"""Weights in and out of files, and the state that lets a training go on after a kill."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from ..errors import InputError
+from .events import rank, run_last, words
+
+logger = logging.getLogger(__name__)
+
+
+class LoadWeights:
+    """Load the weights of a network when the run starts, or stop the run.
+
+    Takes a flat state dict of tensors, ``torch.save(network.state_dict())``. Nothing but tensors is unpickled.
+
+    Args:
+        path: file of the weights.
+        network: the network, bare or wrapped in ``DistributedDataParallel``.
+        strict: every key of the network and of the file must have its partner; else the others are logged and left.
+            Shapes have to agree in either case.
+
+    Raises:
+        InputError: at the start of the run, if the file is missing, no such state dict, or of another network.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module, strict: bool = True) -> None:
+        self.path = Path(path)
+        self.network = network
+        self.strict = strict
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        network = bare(self.network)
+        kind = type(network).__name__
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such file, expected the weights of {kind}")
+        weights = _read_tensors(self.path)
+        if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+            found = words([*weights][:3]) if isinstance(weights, Mapping) else type(weights).__name__
+            raise InputError(f"{self.path}: found {found}, expected a flat state dict with the tensors of {kind}")
+        mismatch = first_mismatch(network, weights, self.strict)
+        if mismatch:
+            raise InputError(f"{self.path}: does not fit {kind}, {mismatch}")
+        left = network.load_state_dict(weights, strict=self.strict)
+        if left.missing_keys or left.unexpected_keys:
+            missing, unexpected = len(left.missing_keys), len(left.unexpected_keys)
+            logger.warning("%s: lacks %d parameters of %s, has %d others", self.path, missing, kind, unexpected)
+        logger.info("weights of %s from %s", kind, self.path)
+
+
+class TrainingState:
+    """Save all that a training needs to go on, after every epoch, and go on from it when the training starts.
+
+    With :class:`EpochSeed` the resumed training equals an uninterrupted one, on CPU bit for bit. What is saved: the
+    epoch, the state of each object, the gradient scaler of mixed precision, and the best metric of trainer and
+    validator. An epoch that was broken off is run again from its start. The file is replaced in one step, so a kill
+    while saving leaves the one before.
+
+    A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts anew, with a
+    warning, as a second training request in MONAI Label has to. Place this handler behind those that load weights.
+    Under ``torchrun`` it must be there on every rank: all restore, rank 0 saves.
+
+    Args:
+        path: the file, for instance ``training_state.pt`` in the output folder.
+        objects: name to object with ``state_dict`` and ``load_state_dict``: network, optimizer, lr_scheduler ...
+        validator: the evaluator of the training; it then remembers its best metric.
+        resume: False starts anew and overwrites the file.
+
+    Raises:
+        InputError: when the training starts, if the file is unreadable, or belongs to another network, optimizer, data
+            set or number of epochs; after an epoch, if it cannot be written.
+    """
+
+    def __init__(
+        self, path: str | Path, objects: Mapping[str, Any], validator: Engine | None = None, resume: bool = True
+    ) -> None:
+        self.path = Path(path)
+        self.objects = {
+            name: bare(target) if isinstance(target, nn.Module) else target for name, target in objects.items()
+        }
+        self.validator = validator
+        self.resume = resume
+        self._read_back = False
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.restore)
+        run_last(engine, self.save)
+
+    def restore(self, engine: Engine) -> None:
+        """Put engine and objects where the file says, unless there is none or it holds a finished training."""
+        if rank(engine) == 0:
+            check_folder(self.path)  # not only after the first epoch
+        if not self.resume or not self.path.exists():
+            return
+        saved = _read_tensors(self.path)
+        if not isinstance(saved, dict) or not {"epoch", "max_epochs", "epoch_length", "objects"} <= saved.keys():
+            raise InputError(f"{self.path}: found no training state, expected a file that TrainingState wrote")
+        if saved["epoch"] >= engine.state.max_epochs:
+            if saved["epoch"] < saved["max_epochs"]:
+                raise InputError(
+                    f"{self.path}: found a training stopped after epoch {saved['epoch']} of {saved['max_epochs']}, "
+                    f"expected max_epochs above that, not {engine.state.max_epochs} (or --resume False to start anew)"
+                )
+            logger.warning("%s holds a finished training of %d epochs: starting anew", self.path, saved["epoch"])
+            return
+        self._check(saved, engine)
+        for name, target in self.objects.items():
+            self._load(name, target, saved["objects"][name])
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and saved["scaler"]:
+            scaler.load_state_dict(saved["scaler"])
+        for role, other in self._engines(engine).items():
+            other.state.best_metric, other.state.best_metric_epoch = saved["best"][role]
+        engine.state.epoch_length = saved["epoch_length"]
+        engine.state.epoch = saved["epoch"]
+        engine.state.iteration = saved["epoch"] * saved["epoch_length"]
+        if rank(engine) == 0:
+            logger.info("resuming after epoch %d of %d from %s", saved["epoch"], engine.state.max_epochs, self.path)
+
+    def save(self, engine: Engine) -> None:
+        """Write the state after the epoch that the engine has just completed."""
+        if rank(engine) > 0:
+            return
+        scaler = getattr(engine, "scaler", None)
+        state = {
+            "epoch": engine.state.epoch,
+            "max_epochs": engine.state.max_epochs,
+            "epoch_length": engine.state.epoch_length,
+            "objects": {name: _plain(target.state_dict()) for name, target in self.objects.items()},
+            "best": {
+                role: [float(other.state.best_metric), int(other.state.best_metric_epoch)]
+                for role, other in self._engines(engine).items()
+            },
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        # read the first one back: what cannot be loaded again should be known now, not after the crash
+        save_tensors(state, self.path, read_back=not self._read_back)
+        self._read_back = True
+
+    def _engines(self, engine: Engine) -> dict[str, Engine]:
+        engines = {"trainer": engine, "validator": self.validator}
+        return {role: other for role, other in engines.items() if hasattr(getattr(other, "state", None), "best_metric")}
+
+    def _check(self, saved: Mapping[str, Any], engine: Engine) -> None:
+        expected = {
+            "objects": sorted(self.objects),
+            "engines with a best metric": sorted(self._engines(engine)),
+            "iterations per epoch": engine.state.epoch_length,
+        }
+        found = {
+            "objects": sorted(saved["objects"]),
+            "engines with a best metric": sorted(saved["best"]),
+            "iterations per epoch": saved["epoch_length"],
+        }
+        for what, value in expected.items():
+            if value is not None and found[what] != value:
+                raise InputError(
+                    f"{self.path}: found the state of another training, {what} {words(found[what])}, "
+                    f"expected {words(value)} (or --resume False to start anew)"
+                )
+
+    def _load(self, name: str, target: Any, state: Any) -> None:
+        mismatch = first_mismatch(target, state) if isinstance(target, nn.Module) else ""
+        if mismatch:
+            raise InputError(
+                f"{self.path}: the state of {name} is of another training, {mismatch} (or --resume False to start anew)"
+            )
+        try:
+            target.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.path}: found a state of {name} that does not fit, expected one of a {type(target).__name__} "
+                "configured as here (or --resume False to start anew)"
+            ) from error
+
+
+class BestWeights:
+    """Keep the weights of the best validation as a flat state dict of plain tensors on the CPU.
+
+    For the handlers of the evaluator. Best is what the evaluator says: its first metric in ``key_val_metric``, compared
+    by its ``metric_cmp_fn``, the highest by default. A metric that is no number is never the best.
+
+    Args:
+        path: file of the weights, ``models/model.pt`` of the bundle.
+        network: the network, bare or wrapped in ``DistributedDataParallel``.
+
+    Raises:
+        InputError: at the first validation, if the evaluator has no key metric; if the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, network: nn.Module) -> None:
+        self.path = Path(path)
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = engine.state
+        if state.key_metric_name is None:
+            raise InputError(f"{self.path}: the evaluator has no key_val_metric, expected one to tell the best weights")
+        if state.best_metric_epoch != state.epoch:
+            return
+        if math.isnan(float(state.best_metric)):
+            # nothing compares greater than it, so it would stay the best for ever
+            state.best_metric, state.best_metric_epoch = -1, -1
+            logger.warning("%s is no number at epoch %d: weights not kept", state.key_metric_name, state.epoch)
+        elif rank(engine) == 0:
+            weights = bare(self.network).state_dict()
+            save_tensors({key: value.detach().cpu().clone() for key, value in weights.items()}, self.path)
+            logger.debug("%s %g at epoch %d: %s", state.key_metric_name, state.best_metric, state.epoch, self.path)
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside the wrappers of data parallelism and of ``torch.compile``."""
+    while True:
+        if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            network = network.module
+        elif hasattr(network, "_orig_mod"):
+            network = network._orig_mod
+        else:
+            return network
+
+
+def first_mismatch(network: nn.Module, weights: Mapping[str, torch.Tensor], strict: bool = True) -> str:
+    """The first parameter in which a state dict does not fit a network, in words; empty if there is none."""
+    expected = network.state_dict()
+    for key, value in expected.items():
+        if key not in weights and strict:
+            return f"found no {key}, expected one of shape {tuple(value.shape)}"
+        if key in weights and weights[key].shape != value.shape:
+            return f"found {key} of shape {tuple(weights[key].shape)}, expected {tuple(value.shape)}"
+    unexpected = next((key for key in weights if key not in expected), None)
+    return f"found {unexpected}, expected no such parameter" if unexpected is not None and strict else ""
+
+
+def check_folder(path: Path) -> None:
+    """Make the folder of a file; raises InputError if that fails or it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror}), expected a writable folder") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent}: cannot be written, expected a writable folder")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``, and put that file in the place of ``path`` once the block is done.
+
+    Raises:
+        InputError: if the folder cannot be made or written; ``path`` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        check_folder(path)
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            raise InputError(f"{path}: cannot be written ({reason}), expected a writable folder with space") from error
+        raise
+
+
+def save_tensors(data: Any, path: Path, read_back: bool = False) -> None:
+    """``torch.save`` that never leaves half a file.
+
+    Args:
+        data: tensors and plain Python objects, nested.
+        path: the file.
+        read_back: prove first that ``torch.load(weights_only=True)`` will read it.
+
+    Raises:
+        InputError: if it cannot be written.
+        TypeError: if it cannot be read back.
+    """
+    packed = io.BytesIO()  # torch.save into a file hides why the disk refused it
+    torch.save(data, packed)
+    if read_back:
+        packed.seek(0)
+        try:
+            torch.load(packed, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise TypeError(f"{path}: a state_dict holds more than tensors and plain Python objects") from error
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(packed.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_tensors(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: cannot be read, expected tensors saved by torch.save") from error
+
+
+def _plain(state: Any) -> Any:
+    """NumPy scalars as Python numbers: some schedules keep one, and nothing but tensors and plain objects is loaded."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) in (list, tuple):
+        return type(state)(_plain(value) for value in state)
+    if type(state) is dict:
+        return {key: _plain(value) for key, value in state.items()}
+    return state

@@ -1,0 +1,198 @@
+"""Engines: an evaluator for folders of scans, mixed precision on any device, and batches for reconstruction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import default_prepare_batch
+from monai.inferers import Inferer, SimpleInferer
+from torch import nn
+from tqdm import tqdm
+
+from ..errors import InputError, find_input_error
+from .events import progress_bar, words
+
+logger = logging.getLogger(__name__)
+
+
+class ScanEvaluator(SupervisedEvaluator):
+    """MONAI's SupervisedEvaluator for a folder of scans: progress, one log line per case, failures in one sentence.
+
+    Running out of memory becomes an InputError that names the case and the setting to change. With ``keep_going`` a
+    case that fails by its data is logged and left out, the others are finished, and the run then still ends by an
+    error, so that a script sees it.
+
+    Gradients are off, by ``torch.no_grad`` as in MONAI. ``torch.inference_mode`` was no faster on whole volumes, and
+    what a network caches in it cannot be trained with afterwards.
+
+    Args:
+        device: where the network runs.
+        val_data_loader: batches of cases; ``name`` in a batch is what the case is called. A batch with ``failure``, a
+            sentence from a dataset that keeps going, is a case that could not be loaded.
+        network: the network; one tensor in, one tensor out.
+        inferer: how the network runs over an image; the plain call by default.
+        keep_going: finish the other cases when one fails by an InputError or by its size. Not with metrics: they would
+            describe other cases than the ones that were asked for.
+        progress: draw a bar with the time left (terminals only) and log each case. False inside a training.
+        amp: run the network, and nothing else, under autocast, on any device.
+        amp_kwargs: ``{"dtype": ...}``; the default of the device without it, bfloat16 on CPU, float16 on CUDA.
+        kwargs: all else that SupervisedEvaluator takes.
+
+    Raises:
+        InputError: if ``keep_going`` meets metrics; when run, at the first case that fails, with ``keep_going`` at the
+            end, naming all that failed.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: Iterable,
+        network: nn.Module,
+        *,
+        inferer: Inferer | None = None,
+        keep_going: bool = False,
+        progress: bool = True,
+        amp: bool = False,
+        amp_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
+            raise InputError("keep_going is True for an evaluator with metrics, expected False: they need every case")
+        inferer = SimpleInferer() if inferer is None else inferer
+        if amp:
+            inferer = AutocastInferer(inferer, **(amp_kwargs or {}))
+        super().__init__(device, val_data_loader, network, inferer=inferer, **kwargs)
+        self.keep_going = keep_going
+        self.progress = progress
+        self.failures: dict[int, str] = {}
+        self._names: list[str] = []
+        self._case_start = 0.0
+        self._bar: tqdm | None = None
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Run over all cases; raises InputError if one failed."""
+        self.failures = {}
+        self._case_start = time.monotonic()
+        # closed on errors too, so that the message stands below the bar
+        options = {} if self.progress else {"disable": True}
+        with progress_bar(desc="cases", unit="case", total=self.state.epoch_length, **options) as self._bar:
+            super().run(global_epoch)
+        if self.failures:
+            listed = "; ".join(self.failures.values())
+            raise InputError(f"{len(self.failures)} of {self.state.iteration} cases failed: {listed}")
+
+    def _iteration(self, engine: Engine, batchdata: Any) -> Any:
+        self._names = case_names(batchdata) or [f"case {engine.state.iteration}"]
+        try:
+            if isinstance(batchdata, Mapping) and "failure" in batchdata:
+                raise InputError(words(batchdata["failure"]))
+            return super()._iteration(engine, batchdata)
+        except Exception as error:
+            known = find_input_error(error)
+            failure = known or self._out_of_memory(error, batchdata)
+            if failure is None or (known and not self.keep_going):
+                raise
+            if not self.keep_going:
+                raise failure from error
+            name, sentence = ", ".join(self._names), str(failure)
+            self.failures[engine.state.iteration] = sentence if name in sentence else f"{name}: {sentence}"
+        engine.state.batch = []
+        return []
+
+    def _out_of_memory(self, error: Exception, batchdata: Any) -> InputError | None:
+        """What to tell the user if lack of memory is the reason of an error; else None."""
+        if not is_out_of_memory(error):
+            return None
+        size = "x".join(map(str, batchdata["image"].shape[1:])) if isinstance(batchdata, Mapping) else "unknown"
+        windows = getattr(self.inferer, "sw_batch_size", None)
+        setting = f"inferer#sw_batch_size below {windows}" if windows else "a smaller image or crop"
+        where = "a computer with more memory" if self.state.device.type == "cpu" else "--device cpu"
+        return InputError(
+            f"{', '.join(self._names)}: image of size {size} does not fit into the memory of {self.state.device}, "
+            f"expected {setting}, or {where}"
+        )
+
+    def _case_completed(self, engine: Engine) -> None:
+        seconds, self._case_start = time.monotonic() - self._case_start, time.monotonic()
+        number, total = engine.state.iteration, engine.state.epoch_length
+        if number in self.failures:
+            logger.error("case %s of %s failed: %s", number, total, self.failures[number])
+        elif self.progress:
+            logger.info("case %s of %s done in %.1f s: %s", number, total, seconds, ", ".join(self._names))
+        self._bar.update()
+
+
+class AutocastInferer(Inferer):
+    """Run the network under autocast, on the device of its input, and give its output back as float32.
+
+    MONAI's ``amp`` knows CUDA only. The inferer around the network, blending of windows for instance, stays in float32.
+
+    Args:
+        inferer: any inferer that calls the network on tensors.
+        dtype: the default of the device if None: bfloat16 on CPU, float16 on CUDA.
+        enabled: False runs the inferer as it is, so that a config can switch by a value.
+    """
+
+    def __init__(self, inferer: Inferer, dtype: torch.dtype | None = None, enabled: bool = True) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.dtype = dtype
+        self.enabled = enabled
+
+    @property
+    def sw_batch_size(self) -> int | None:
+        return getattr(self.inferer, "sw_batch_size", None)
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.inferer(inputs, partial(self._forward, network), *args, **kwargs)
+
+    def _forward(self, network: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.enabled):
+            outputs = network(inputs, *args, **kwargs)
+        return outputs.float()
+
+
+def prepare_reconstruction(
+    batchdata: Mapping[str, torch.Tensor],
+    device: torch.device | str | None = None,
+    non_blocking: bool = False,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``prepare_batch`` of an auto-encoder: the image is the input and the target.
+
+    Args:
+        batchdata: batch with "image", (B, C, *spatial).
+        device: where the image goes.
+        non_blocking: as for ``torch.Tensor.to``, likewise ``kwargs``.
+    """
+    image, _ = default_prepare_batch({"image": batchdata["image"]}, device, non_blocking, **kwargs)
+    return image, image
+
+
+def case_names(batchdata: Any) -> list[str]:
+    """What the cases of a batch are called: their ``name``, else the files of their images, else nothing."""
+    if not isinstance(batchdata, Mapping):
+        return []
+    names = batchdata.get("name")
+    if names is None:
+        names = getattr(batchdata.get("image"), "meta", {}).get("filename_or_obj", [])
+    return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, is lack of memory: of a GPU, NumPy, or PyTorch on the CPU."""
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # PyTorch has no class for it
+            return True
+        error = error.__cause__ or error.__context__
+    return False

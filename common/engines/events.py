@@ -1,0 +1,42 @@
+"""What the handlers share: order of calls, ranks, progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+def run_last(engine: Engine, handler: Callable[[Engine], None]) -> None:
+    """Call a handler when an epoch is completed, behind all others: validation, schedules, trackers.
+
+    Ignite calls handlers in the order of registration, so it is registered only when the run starts.
+    """
+
+    def register(engine: Engine) -> None:
+        if not engine.has_event_handler(handler, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, handler)
+
+    engine.add_event_handler(Events.STARTED, register)
+
+
+def rank(engine: Engine) -> int:
+    """The rank of this process among those that train together; 0 alone."""
+    return getattr(engine.state, "rank", 0)
+
+
+@contextmanager
+def progress_bar(**options: Any) -> Iterator[tqdm]:
+    """A tqdm bar with time left, on terminals only; log lines are written above it. Options are those of tqdm."""
+    bar = tqdm(**{"disable": None, "dynamic_ncols": True, **options})
+    with bar, nullcontext() if bar.disable else logging_redirect_tqdm():
+        yield bar
+
+
+def words(value: Any) -> str:
+    """A value in a sentence: lists without brackets and quotes."""
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

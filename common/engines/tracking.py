@@ -1,0 +1,194 @@
+"""Pictures of validation cases, and what else goes to MLflow beside the metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import decollate_batch
+from monai.handlers import MLFlowHandler
+
+from ..errors import InputError
+from .checkpoints import replacing
+from .events import rank, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
+
+# apart for every colour vision, on grey images too (palette of Okabe and Ito)
+REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
+
+
+class ValidationPictures:
+    """Draw the first cases of each validation into one PNG, and log it to MLflow where an MLFlowHandler is attached.
+
+    For the handlers of the evaluator. A case is drawn in the axial slice (the last axis) with most of the reference in
+    it, or of the prediction, or of the image; anterior is up if the volumes are in RAS. A tracking server that fails is
+    warned about once and left alone.
+
+    Args:
+        output_dir: folder of the pictures, ``epoch_0001.png`` and so on.
+        max_cases: number of cases in a picture.
+        image_key: image, (C, *spatial) with two or three spatial dimensions; its first channel is shown.
+        label_key: reference labels, (1, *spatial), or a channel per class, background first; may be missing.
+        pred_key: prediction, likewise.
+        contours: True draws label and prediction as contours on the image. False puts the prediction below the image,
+            on the same grey scale: for reconstructions and maps.
+
+    Raises:
+        InputError: if the items have no image or prediction, or the picture cannot be written.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        max_cases: int = 4,
+        image_key: str = "image",
+        label_key: str = "label",
+        pred_key: str = "pred",
+        contours: bool = True,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.max_cases = max_cases
+        self.image_key = image_key
+        self.label_key = label_key
+        self.pred_key = pred_key
+        self.contours = contours
+        self._slices: list[dict[str, np.ndarray]] = []
+        self._track = tracked_by_mlflow()
+
+    def attach(self, engine: Engine) -> None:
+        if rank(engine) > 0:
+            return
+        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _forget(self, engine: Engine) -> None:
+        self._slices = []
+
+    def _collect(self, engine: Engine) -> None:
+        if len(self._slices) == self.max_cases:
+            return
+        outputs = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
+        for item in outputs[: self.max_cases - len(self._slices)]:
+            lacking = {self.image_key, self.pred_key} - item.keys()
+            if lacking:
+                raise InputError(f"ValidationPictures: no {words(sorted(lacking))} in the output of the evaluator")
+            keys = {"image": self.image_key, "label": self.label_key, "pred": self.pred_key}
+            masks = ("label", "pred") if self.contours else ("label",)
+            maps = {role: _array(item[key], role in masks) for role, key in keys.items() if item.get(key) is not None}
+            self._slices.append(fullest_slice(maps, masks))
+
+    def _draw(self, engine: Engine) -> None:
+        if not self._slices:
+            return
+        from matplotlib.figure import Figure  # slow to import, and inference does not need it
+        from matplotlib.lines import Line2D
+
+        rows, columns = 1 if self.contours else 2, len(self._slices)
+        figure = Figure(figsize=(3 * columns, 3 * rows + 0.7), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for column, maps in enumerate(self._slices):
+            scale = {"cmap": "gray", "vmin": float(maps["image"].min()), "vmax": float(maps["image"].max())}
+            axes[0, column].imshow(maps["image"], **scale)
+            if self.contours:
+                _contour(axes[0, column], maps.get("label"), REFERENCE_COLOR)
+                _contour(axes[0, column], maps["pred"], PREDICTION_COLOR)
+            else:
+                axes[1, column].imshow(maps["pred"], **scale)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        if self.contours:
+            names = {"reference": REFERENCE_COLOR, "prediction": PREDICTION_COLOR}
+            lines = [Line2D([], [], color=color, label=name) for name, color in names.items()]
+            figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.suptitle(f"epoch {engine.state.epoch}", fontsize=10)
+        path = self.output_dir / f"epoch_{engine.state.epoch:04d}.png"
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=100)
+        self._track(engine, lambda client, run_id: client.log_artifact(run_id, str(path), "validation"))
+
+
+class TrackedParameters:
+    """Log the settings of a training to MLflow where an MLFlowHandler is attached to the engine.
+
+    MONAI's handler logs ``max_epochs`` and the whole config as a file; named here, settings can be compared in tables.
+
+    Args:
+        parameters: name to value; the value is logged as text.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = dict(parameters)
+        self._track = tracked_by_mlflow()
+
+    def attach(self, engine: Engine) -> None:
+        # not at STARTED: the MLFlowHandler of --tracking comes last in the list and opens its run there
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if self.parameters:
+            parameters, self.parameters = self.parameters, {}
+            for name, value in parameters.items():
+                self._track(engine, lambda client, run, name=name, value=value: client.log_param(run, name, str(value)))
+
+
+def tracked_by_mlflow() -> Callable[[Engine, Callable[[Any, str], None]], None]:
+    """Make a function that calls ``action(client, run_id)`` for each MLFlowHandler attached to an engine.
+
+    After the first failure it warns and does nothing more: a tracking server that is down must not stop a training,
+    nor delay it at each step by its time-out.
+    """
+    alive = True
+
+    def track(engine: Engine, action: Callable[[Any, str], None]) -> None:
+        nonlocal alive
+        for handler, *_ in engine._event_handlers[Events.STARTED]:  # ignite has no public way to list them
+            owner = getattr(handler, "__self__", None)
+            if not alive or not isinstance(owner, MLFlowHandler) or owner.cur_run is None:
+                continue
+            try:
+                action(owner.client, owner.cur_run.info.run_id)
+            except Exception as error:  # a client of a remote service raises whatever its transport raises
+                alive = False
+                logger.warning("MLflow does not answer, going on without (%s: %s)", type(error).__name__, error)
+
+    return track
+
+
+def fullest_slice(maps: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """Cut the slice along the last axis with most of the first map that is not empty, ``labels`` before ``image``.
+
+    Args:
+        maps: "image" and others, all (H, W) or (H, W, D) of one shape.
+        labels: names of the maps to look at first; those that are missing are passed over.
+
+    Returns:
+        each map as (W, H), rotated so that the second axis points up.
+    """
+    if maps["image"].ndim == 3:
+        wanted = next((maps[name] for name in labels if name in maps and maps[name].any()), maps["image"])
+        index = int(np.abs(wanted).sum(axis=(0, 1)).argmax())
+        maps = {name: values[..., index] for name, values in maps.items()}
+    return {name: np.rot90(values) for name, values in maps.items()}
+
+
+def _array(tensor: torch.Tensor, mask: bool) -> np.ndarray:
+    """(C, *spatial) -> (*spatial): the first channel; of a mask with several channels the index of the largest."""
+    values = tensor.detach().cpu().float().numpy()
+    return values.argmax(axis=0) if mask and len(values) > 1 else values[0]
+
+
+def _contour(axis: Axes, labels: np.ndarray | None, color: str) -> None:
+    for value in np.unique(labels) if labels is not None else ():
+        mask = labels == value
+        if value != 0 and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=color, linewidths=1)

@@ -1,0 +1,789 @@
+"""Engines and handlers, on a network of a few weights and images of 8 x 8 pixels."""
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+from monai.data import DataLoader, Dataset, MetaTensor, ThreadDataLoader
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import LrScheduleHandler, MLFlowHandler, ValidationHandler, from_engine
+from monai.inferers import SimpleInferer, SliceInferer
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
+from torch import nn
+from torch.utils.data import DistributedSampler
+
+from common.engines import (
+    AutocastInferer,
+    BestWeights,
+    EpochSeed,
+    LoadWeights,
+    ScanEvaluator,
+    TimeLimit,
+    TrackedParameters,
+    TrainingProgress,
+    TrainingState,
+    ValidationPictures,
+    prepare_reconstruction,
+)
+from common.engines.checkpoints import save_tensors
+from common.engines.tracking import fullest_slice
+from common.errors import InputError, find_input_error
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A forked process cannot use the threads of its parent."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def value_metric(value):
+    """A metric that is what ``value(engine)`` says, without a prediction."""
+    return SimpleNamespace(
+        attach=lambda engine, name: engine.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda e: e.state.metrics.__setitem__(name, value(e))
+        )
+    )
+
+
+def make_network():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 1, 1))
+
+
+def draw_globally(item):
+    """What a transform should not do, and some do."""
+    item["image"] = item["image"] + 0.1 * random.random() * np.random.rand() * torch.rand(1)  # noqa: NPY002
+    return item
+
+
+def make_training(folder, loader="workers 0", max_epochs=4, scores=(0.2, 0.7, 0.5, 0.6), handlers=(), resume=True):
+    """A training with all that is random: shuffling, transforms, dropout; and with a schedule and a validation."""
+    rng = np.random.default_rng(0)
+    images = [torch.from_numpy(rng.random((1, 10, 10), dtype=np.float32)) for _ in range(6)]
+    data = [{"image": image, "label": image.clone()} for image in images]
+    transforms = [
+        RandSpatialCropd(["image", "label"], roi_size=8, random_size=False),
+        RandFlipd(["image", "label"], prob=0.5, spatial_axis=0),
+        Compose([RandGaussianNoised("image", prob=0.8, std=0.3)]),
+    ]
+    if loader == "thread":
+        loader = ThreadDataLoader(Dataset(data, transforms), batch_size=2, shuffle=True, num_workers=0)
+    else:
+        workers = int(loader.removeprefix("workers "))
+        loader = DataLoader(
+            Dataset(data, [*transforms, draw_globally]), batch_size=2, shuffle=True, num_workers=workers
+        )
+    network = make_network()
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        [{"image": torch.ones(1, 1, 8, 8)}],
+        network,
+        key_val_metric={"score": value_metric(lambda engine: scores[engine.state.epoch - 1])},
+        val_handlers=[BestWeights(folder / "model.pt", network)],
+    )
+    objects = {"network": network, "optimizer": optimizer, "lr_scheduler": scheduler}
+    trainer = SupervisedTrainer(
+        torch.device("cpu"),
+        max_epochs,
+        loader,
+        network,
+        optimizer,
+        nn.MSELoss(),
+        train_handlers=[
+            # before validation and schedule on purpose: the state has to be saved behind them all the same
+            TrainingState(folder / "state.pt", objects, validator=evaluator, resume=resume),
+            EpochSeed(7),
+            LrScheduleHandler(scheduler, print_lr=False),
+            ValidationHandler(1, evaluator),
+            *handlers,
+        ],
+    )
+    return SimpleNamespace(trainer=trainer, evaluator=evaluator, **objects)
+
+
+def losses_of(training):
+    losses = []
+    training.trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output[0]["loss"]))
+    )
+    return losses
+
+
+def killed_training(folder, loader, iteration):
+    """Train in another process that is killed, as by the system, in the middle of a step."""
+
+    def train():
+        torch.manual_seed(os.getpid())
+        training = make_training(folder, loader)
+        training.trainer.add_event_handler(
+            Events.ITERATION_COMPLETED(once=iteration), lambda: os.kill(os.getpid(), signal.SIGKILL)
+        )
+        training.trainer.run()
+
+    process = FORK.Process(target=train)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("loader", ["workers 0", "workers 2", "thread"])
+def test_a_killed_training_resumes_bit_for_bit(tmp_path, loader):
+    straight = make_training(tmp_path / "straight", loader)
+    losses = losses_of(straight)
+    straight.trainer.run()
+
+    killed_training(tmp_path / "killed", loader, iteration=8)  # 3 iterations per epoch: in the third epoch
+    np.random.seed(99)  # noqa: NPY002 - the random state of the new process is another one
+    resumed = make_training(tmp_path / "killed", loader)
+    torch.manual_seed(99)
+    resumed_losses = losses_of(resumed)
+    resumed.trainer.run()
+
+    assert resumed_losses == losses[6:]
+    assert len(set(losses)) == 12
+    for key, value in straight.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[key], value), key
+    moments = [o.state_dict()["state"][0]["exp_avg_sq"] for o in (straight.optimizer, resumed.optimizer)]
+    assert torch.equal(*moments)
+    assert resumed.optimizer.param_groups[0]["lr"] == straight.optimizer.param_groups[0]["lr"]
+    assert resumed.trainer.state.iteration == 12
+
+
+def test_the_best_metric_is_remembered_over_a_kill(tmp_path):
+    killed_training(tmp_path, "workers 0", iteration=7)
+    best = torch.load(tmp_path / "model.pt", weights_only=True)
+    resumed = make_training(tmp_path)
+    resumed.trainer.run()
+    # 0.7 of epoch 2 was before the kill, 0.5 and 0.6 come after it
+    assert (resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch) == (0.7, 2)
+    kept = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert all(torch.equal(kept[key], best[key]) for key in best)
+
+
+def test_epochs_differ_and_ranks_differ_and_the_same_epoch_repeats():
+    drawn = {}
+    for name, epoch, rank in [("a", 1, 0), ("again", 1, 0), ("next", 2, 0), ("other rank", 1, 1)]:
+        transform = RandGaussianNoised("image", prob=1.0)
+        loader = DataLoader(Dataset([{"image": torch.zeros(1, 8, 8)}], transform), num_workers=0)
+        engine = SimpleNamespace(
+            state=SimpleNamespace(dataloader=loader, epoch=epoch, rank=rank), set_data=lambda data: None
+        )
+        EpochSeed(5)(engine)
+        drawn[name] = (torch.rand(1).item(), np.random.rand(), next(iter(loader))["image"].sum().item())  # noqa: NPY002
+    assert drawn["a"] == drawn["again"]
+    for i in range(3):
+        assert len({drawn[name][i] for name in ("a", "next", "other rank")}) == 3
+
+
+def test_an_epoch_shorter_than_the_loader_starts_from_the_first_batch_of_its_own_shuffle(tmp_path):
+    data = [{"image": torch.full((1, 8, 8), float(i))} for i in range(6)]
+    orders = []
+
+    class Step(SupervisedTrainer):
+        def _iteration(self, engine, batch):
+            orders.append((engine.state.epoch, batch["image"].mean().item()))
+            return {}
+
+    for first_epoch in (1, 2):
+        network = nn.Conv2d(1, 1, 1)
+        trainer = Step(
+            torch.device("cpu"),
+            2,
+            DataLoader(Dataset(data), shuffle=True, generator=torch.Generator()),
+            network,
+            torch.optim.SGD(network.parameters(), 0.1),
+            nn.MSELoss(),
+            epoch_length=2,
+            train_handlers=[EpochSeed(1)],
+        )
+        trainer.state.epoch, trainer.state.iteration = first_epoch - 1, 2 * (first_epoch - 1)
+        trainer.run()
+    assert [order for order in orders[:4] if order[0] == 2] == orders[4:]
+
+
+def test_workers_that_cannot_be_seeded_are_refused():
+    loader = DataLoader(Dataset([{"image": torch.zeros(1)}]), num_workers=1, persistent_workers=True)
+    threads = ThreadDataLoader(Dataset([{"image": torch.zeros(1)}]), num_workers=1, use_thread_workers=True)
+    for refused, match in [(loader, "persistent_workers.*True, expected False"), (threads, "use_thread_workers")]:
+        engine = SimpleNamespace(state=SimpleNamespace(dataloader=refused, epoch=1, rank=0))
+        with pytest.raises(InputError, match=match):
+            EpochSeed(0)(engine)
+
+
+def test_a_finished_training_starts_anew_and_goes_on_with_more_epochs(tmp_path, caplog):
+    make_training(tmp_path, max_epochs=2).trainer.run()
+    again = make_training(tmp_path, max_epochs=2)
+    losses = losses_of(again)
+    again.trainer.run()
+    assert len(losses) == 6
+    assert "finished training of 2 epochs: starting anew" in caplog.text
+
+    longer = make_training(tmp_path, max_epochs=3)
+    losses = losses_of(longer)
+    longer.trainer.run()
+    assert len(losses) == 3
+
+
+def test_resume_false_starts_anew(tmp_path):
+    killed_training(tmp_path, "workers 0", iteration=4)
+    training = make_training(tmp_path, resume=False)
+    losses = losses_of(training)
+    training.trainer.run()
+    assert len(losses) == 12
+
+
+def test_the_state_of_another_training_is_refused(tmp_path):
+    killed_training(tmp_path, "workers 0", iteration=7)
+    training = make_training(tmp_path)
+    state = tmp_path / "state.pt"
+    validator = training.evaluator
+
+    def start(objects, epoch_length=3, max_epochs=4):
+        engine = SimpleNamespace(
+            state=SimpleNamespace(rank=0, max_epochs=max_epochs, epoch_length=epoch_length, best_metric=0)
+        )
+        TrainingState(state, objects, validator=validator).restore(engine)
+
+    good = {"network": training.network, "optimizer": training.optimizer, "lr_scheduler": training.lr_scheduler}
+    with pytest.raises(InputError, match=r"state\.pt.*iterations per epoch 3, expected 5"):
+        start(good, epoch_length=5)
+    with pytest.raises(InputError, match="objects lr_scheduler, network, optimizer, expected network"):
+        start({"network": training.network})
+    with pytest.raises(InputError, match=r"found 0\.weight of shape \(4, 1, 3, 3\), expected \(2, 1, 1, 1\)"):
+        start({**good, "network": nn.Sequential(nn.Conv2d(1, 2, 1))})
+    with pytest.raises(InputError, match="state of optimizer that does not fit, expected one of a SGD"):
+        start({**good, "optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)})
+    with pytest.raises(InputError, match="stopped after epoch 2 of 4, expected max_epochs above that, not 2"):
+        start(good, max_epochs=2)
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"state\.pt: cannot be read"):
+        start(good)
+    torch.save({"weight": torch.zeros(1)}, state)
+    with pytest.raises(InputError, match="found no training state"):
+        start(good)
+
+
+def test_a_state_that_could_not_be_loaded_again_is_known_after_the_first_epoch(tmp_path):
+    class Unusual:
+        def state_dict(self):
+            return {"settings": SimpleNamespace()}
+
+    save = TrainingState(tmp_path / "state.pt", {"unusual": Unusual()}).save
+    engine = SimpleNamespace(state=SimpleNamespace(rank=0, epoch=1, max_epochs=2, epoch_length=3))
+    with pytest.raises(TypeError, match="more than tensors"):
+        save(engine)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_numbers_in_a_state_are_loaded_back(tmp_path):
+    best = {"value": np.float64(0.25)}
+    schedule = SimpleNamespace(state_dict=lambda: {"best": best["value"]}, load_state_dict=best.update)
+    engine = SimpleNamespace(state=SimpleNamespace(rank=0, epoch=1, max_epochs=2, epoch_length=3, iteration=0))
+    handler = TrainingState(tmp_path / "state.pt", {"schedule": schedule})
+    handler.save(engine)
+    handler.restore(engine)
+    assert best["best"] == 0.25
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "state.pt"
+    save_tensors({"epoch": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(InputError, match=r"state\.pt: cannot be written"):
+            save_tensors({"epoch": 2, "weights": torch.zeros(100_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_folder_that_cannot_be_made_stops_the_training_before_its_first_step(tmp_path):
+    (tmp_path / "file").write_text("")
+    training = make_training(tmp_path / "file")
+    losses = losses_of(training)
+    with pytest.raises(InputError, match="file: cannot be made"):
+        training.trainer.run()
+    assert losses == []
+
+
+def run_validation(handlers, score, epochs=(1,)):
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        [{"image": torch.ones(1, 1, 8, 8), "label": torch.ones(1, 1, 8, 8)}],
+        nn.Conv2d(1, 1, 1),
+        key_val_metric={"score": value_metric(lambda engine: score[engine.state.epoch - 1])},
+        val_handlers=handlers,
+    )
+    for epoch in epochs:
+        evaluator.run(epoch)
+    return evaluator
+
+
+def test_best_weights_are_flat_plain_tensors_without_the_prefix_of_data_parallel(tmp_path):
+    network = nn.Conv2d(1, 1, 1)
+    run_validation([BestWeights(tmp_path / "models" / "model.pt", nn.DataParallel(network))], [0.5])
+    saved = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert type(saved) is dict
+    assert {key: type(value) for key, value in saved.items()} == {"weight": torch.Tensor, "bias": torch.Tensor}
+    assert torch.equal(saved["weight"], network.weight)
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["model.pt"]
+
+
+def test_a_metric_that_is_no_number_never_is_the_best(tmp_path, caplog):
+    network = nn.Conv2d(1, 1, 1)
+    evaluator = run_validation([BestWeights(tmp_path / "model.pt", network)], [float("nan")])
+    assert not (tmp_path / "model.pt").exists()
+    assert "score is no number at epoch 1" in caplog.text
+    evaluator = run_validation([BestWeights(tmp_path / "model.pt", network)], [float("nan"), 0.1], epochs=(1, 2))
+    assert evaluator.state.best_metric_epoch == 2
+    assert (tmp_path / "model.pt").exists()
+
+
+def test_load_weights_puts_the_tensors_into_the_network(tmp_path):
+    source, target = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    run_validation([LoadWeights(tmp_path / "model.pt", nn.DataParallel(target))], [0.0])
+    assert torch.equal(target.weight, source.weight)
+    assert torch.equal(target.bias, source.bias)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "model.pt: no such file, expected the weights of Conv2d"),
+        (b"PK text, no weights", "model.pt: cannot be read"),
+        ({"bias": torch.zeros(2)}, r"found no weight, expected one of shape \(2, 1, 3, 3\)"),
+        (
+            {"weight": torch.zeros(2, 1, 5, 5), "bias": torch.zeros(2)},
+            r"found weight of shape \(2, 1, 5, 5\), expected \(2, 1, 3, 3\)",
+        ),
+        (nn.Conv2d(1, 2, 3).state_dict() | {"scale": torch.zeros(1)}, "found scale, expected no such parameter"),
+        ({"model": {}, "optimizer": {}}, "found model, optimizer, expected a flat state dict"),
+    ],
+)
+def test_weights_that_are_missing_or_of_another_network_stop_the_run(tmp_path, content, match):
+    path = tmp_path / "model.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=match) as raised:
+        run_validation([LoadWeights(path, nn.Conv2d(1, 2, 3))], [0.0])
+    assert "\n" not in str(raised.value)
+
+
+def test_pickled_code_in_a_weight_file_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    torch.save({"weight": Bomb()}, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="cannot be read"):
+        run_validation([LoadWeights(tmp_path / "model.pt", nn.Conv2d(1, 2, 3))], [0.0])
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_the_time_limit_ends_the_training_before_an_epoch_that_would_not_fit(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("common.engines.training.time", SimpleNamespace(monotonic=lambda: clock.now))
+    training = make_training(tmp_path, max_epochs=4, handlers=[TimeLimit(25)])
+    training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(clock, "now", clock.now + 600))
+    training.trainer.run()
+    # ten minutes each: the third epoch would end after thirty
+    assert training.trainer.state.epoch == 2
+    assert "time limit of 25 min: stopping after epoch 2 of 4" in caplog.text
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["epoch"] == 2
+    with pytest.raises(InputError, match="max_minutes is -1, expected"):
+        TimeLimit(-1)
+
+
+def test_no_time_limit_runs_to_the_end(tmp_path):
+    training = make_training(tmp_path, max_epochs=2, handlers=[TimeLimit(None)])
+    training.trainer.run()
+    assert training.trainer.state.epoch == 2
+
+
+def test_progress_logs_a_line_per_epoch_with_mean_loss_and_metrics(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="common")
+    training = make_training(tmp_path, max_epochs=2, scores=(0.75, 0.5))
+    losses = losses_of(training)
+    TrainingProgress(training.evaluator).attach(training.trainer)
+    training.trainer.run()
+    lines = [record.message for record in caplog.records if record.message.startswith("epoch")]
+    assert len(lines) == 2
+    assert f"epoch 1 of 2: loss {np.mean(losses[:3]):.4g}, score 0.75, best score 0.75 (epoch 1)" in lines[0]
+    assert f"epoch 2 of 2: loss {np.mean(losses[3:]):.4g}, score 0.5, best score 0.75 (epoch 1)" in lines[1]
+    assert lines[1].endswith("0.0 s left")
+
+
+def test_progress_names_a_loss_that_the_step_does_not_give(tmp_path):
+    training = make_training(tmp_path, handlers=[TrainingProgress(keys=["loss", "loss_gdl"])])
+    with pytest.raises(InputError, match=r"found image, label, loss, pred in the output.*expected loss, loss_gdl"):
+        training.trainer.run()
+
+
+def one_case(name="a.nii.gz", value=1.0, **items):
+    return {"name": [name], "image": MetaTensor(torch.full((1, 1, 8, 8, 3), value)), **items}
+
+
+class Doubling(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def fails_on(value, error):
+    def postprocess(item):
+        if item["image"].max() == value:
+            raise error
+        return item
+
+    return Compose([postprocess])
+
+
+def test_keep_going_finishes_the_other_cases_and_then_names_those_that_failed(caplog):
+    finished = []
+    cases = [
+        one_case("a.nii.gz", 1),
+        {"name": ["b.nii.gz"], "failure": ["b.nii.gz: found no voxels"]},
+        one_case("c.nii.gz", 3),
+        one_case("d.nii.gz", 4),
+    ]
+    evaluator = ScanEvaluator(
+        "cpu", cases, Doubling(), keep_going=True, postprocessing=fails_on(3, InputError("c.nii.gz: all zero"))
+    )
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda e: finished.extend(e.state.output))
+    with pytest.raises(InputError, match=r"2 of 4 cases failed: b.nii.gz: found no voxels; c.nii.gz: all zero"):
+        evaluator.run()
+    assert [item["pred"].max().item() for item in finished] == [2, 8]
+    assert "case 2 of 4 failed: b.nii.gz: found no voxels" in caplog.text
+
+
+def test_without_keep_going_the_first_failure_ends_the_run():
+    error = InputError("a.nii.gz: all zero")
+    evaluator = ScanEvaluator("cpu", [one_case(value=1)] * 2, Doubling(), postprocessing=fails_on(1, error))
+    with pytest.raises(RuntimeError) as raised:  # MONAI wraps it
+        evaluator.run()
+    assert find_input_error(raised.value) is error
+    assert evaluator.state.iteration == 1
+
+
+def test_an_error_that_is_not_of_the_input_is_never_skipped():
+    evaluator = ScanEvaluator(
+        "cpu", [one_case()], Doubling(), keep_going=True, postprocessing=fails_on(1, KeyError("a bug"))
+    )
+    with pytest.raises(RuntimeError):
+        evaluator.run()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 TiB"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_lack_of_memory_names_the_case_its_size_and_the_setting_to_change(error):
+    class Greedy(nn.Module):
+        def forward(self, x):
+            raise error
+
+    inferer = SliceInferer(roi_size=(8, 8), spatial_dim=2, sw_batch_size=16)
+    evaluator = ScanEvaluator("cpu", [one_case("big.nii.gz")], Greedy(), inferer=inferer)
+    with pytest.raises(
+        InputError, match=r"big.nii.gz: image of size 1x8x8x3 .* cpu, expected .*sw_batch_size below 16"
+    ):
+        evaluator.run()
+
+
+def test_keep_going_is_refused_with_metrics():
+    with pytest.raises(InputError, match="keep_going is True for an evaluator with metrics"):
+        ScanEvaluator(
+            "cpu", [one_case()], Doubling(), keep_going=True, key_val_metric={"score": value_metric(lambda e: 1)}
+        )
+
+
+def test_each_case_is_logged_with_its_name(caplog):
+    caplog.set_level(logging.INFO, logger="common")
+    file = MetaTensor(torch.ones(1, 1, 8, 8), meta={"filename_or_obj": ["folder/second.nii.gz"]})
+    ScanEvaluator("cpu", [one_case("first"), {"image": file}], Doubling()).run()
+    assert [record.message.split(" s: ")[1] for record in caplog.records] == ["first", "folder/second.nii.gz"]
+    caplog.clear()
+    ScanEvaluator("cpu", [one_case("first")], Doubling(), progress=False).run()
+    assert not caplog.records
+
+
+def test_autocast_computes_in_bfloat16_on_the_cpu_and_gives_float32():
+    seen = []
+
+    class Net(nn.Conv2d):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(y.dtype)
+            return y
+
+    torch.manual_seed(0)
+    network, batch = Net(1, 1, 3, padding=1), {"image": torch.rand(1, 1, 8, 8)}
+    outputs = {}
+    for amp in (False, True):
+        evaluator = ScanEvaluator("cpu", [batch], network, amp=amp)
+        evaluator.run()
+        outputs[amp] = evaluator.state.output[0]["pred"]
+    assert seen == [torch.float32, torch.bfloat16]
+    assert outputs[True].dtype == torch.float32
+    # bfloat16 has 8 bits of mantissa
+    assert 0 < (outputs[True] - outputs[False]).abs().max() < 2**-6
+    assert not outputs[True].requires_grad
+    volume = AutocastInferer(SliceInferer(roi_size=(8, 8), spatial_dim=2))(torch.rand(1, 1, 8, 8, 3), network)
+    assert volume.shape == (1, 1, 8, 8, 3)
+
+
+def test_a_reconstruction_has_its_input_as_target():
+    image = torch.rand(2, 1, 8, 8)
+    inputs, targets = prepare_reconstruction({"image": image, "label": torch.zeros(2)}, "cpu")
+    assert torch.equal(inputs, image)
+    assert targets is inputs
+
+
+def test_the_slice_with_most_of_the_label_is_shown_anterior_up():
+    image = np.zeros((4, 6, 5))
+    image[1, 5, 3] = 7  # far along the second axis: anterior in RAS
+    label = np.zeros((4, 6, 5))
+    label[:2, 0, 3] = 1
+    label[0, 0, 1] = 1
+    shown = fullest_slice({"image": image, "label": label}, ["label"])
+    assert shown["image"].shape == (6, 4)
+    assert shown["image"][0, 1] == 7
+    assert shown["label"].sum() == 2
+    # without a label in it the image decides
+    image[..., 4] = 1
+    assert fullest_slice({"image": image, "label": 0 * label}, ["label"])["image"].sum() == 24
+
+
+class FakeTracking(MLFlowHandler):
+    """An MLFlowHandler with its run open, and no server."""
+
+    def __init__(self, client):
+        self.client = client
+        self.cur_run = SimpleNamespace(info=SimpleNamespace(run_id="run 1"))
+
+    def start(self, engine):
+        pass
+
+    def attach(self, engine):
+        engine.add_event_handler(Events.STARTED, self.start)
+
+
+@pytest.mark.parametrize("contours", [True, False])
+def test_a_picture_of_the_validation_is_written_and_tracked(tmp_path, contours):
+    from matplotlib.image import imread
+
+    logged = []
+    client = SimpleNamespace(log_artifact=lambda *args: logged.append(args))
+    pictures = ValidationPictures(tmp_path, max_cases=2, contours=contours)
+    batch = {"image": torch.rand(3, 1, 16, 16, 4), "label": (torch.rand(3, 1, 16, 16, 4) > 0.5).float()}
+    network = nn.Identity()
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        [batch],
+        network,
+        postprocessing=Compose([lambda item: {**item, "pred": (item["pred"] > 0.7).float()}]) if contours else None,
+        val_handlers=[pictures, FakeTracking(client)],
+    )
+    evaluator.run(3)
+    path = tmp_path / "epoch_0003.png"
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert logged == [("run 1", str(path), "validation")]
+    height, width, _ = imread(path).shape
+    assert (width, height) == (600, 370 if contours else 670)  # two cases of 3 inches at 100 dpi
+    colored = np.ptp(imread(path)[..., :3], axis=-1).max() > 0.3
+    assert colored == contours
+
+
+def test_a_dead_tracking_server_is_warned_about_once_and_stops_nothing(tmp_path, caplog):
+    calls = []
+
+    def refuse(*args):
+        calls.append(args)
+        raise ConnectionError("connection refused")
+
+    client = SimpleNamespace(log_artifact=refuse, log_param=refuse)
+    handlers = [ValidationPictures(tmp_path), FakeTracking(client)]
+    run_validation(handlers, [0.1, 0.2], epochs=(1, 2))
+    assert len(calls) == 1
+    assert caplog.text.count("MLflow does not answer, going on without (ConnectionError: connection refused)") == 1
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_settings_are_tracked_once_as_parameters():
+    logged = []
+    client = SimpleNamespace(log_param=lambda *args: logged.append(args))
+    run_validation([TrackedParameters({"lr": 0.01, "roi": [64, 64]}), FakeTracking(client)], [0.1, 0.2], epochs=(1, 2))
+    assert logged == [("run 1", "lr", "0.01"), ("run 1", "roi", "[64, 64]")]
+
+
+def test_pictures_need_a_prediction(tmp_path):
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        [{"image": torch.ones(1, 1, 8, 8)}],
+        nn.Identity(),
+        inferer=SimpleInferer(),
+        val_handlers=[ValidationPictures(tmp_path, pred_key="reconstruction")],
+    )
+    with pytest.raises(InputError, match="no reconstruction in the output"):
+        evaluator.run()
+
+
+def test_all_handlers_are_made_by_a_config(tmp_path):
+    config = {
+        "folder": str(tmp_path),
+        "max_minutes": None,
+        "network": {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 1, "kernel_size": 1},
+        "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.01},
+        "data": [{"image": "$torch.ones(1, 1, 8, 8)", "label": "$torch.ones(1, 1, 8, 8)"}],
+        "train": {
+            "handlers": [
+                {"_target_": "ValidationHandler", "validator": "@validate#evaluator", "interval": 1},
+                {
+                    "_target_": "common.engines.TrainingState",
+                    "path": "$@folder + '/state.pt'",
+                    "objects": {"network": "@network", "optimizer": "@optimizer"},
+                    "validator": "@validate#evaluator",
+                },
+                {"_target_": "common.engines.EpochSeed", "seed": 0},
+                {"_target_": "common.engines.TimeLimit", "max_minutes": "@max_minutes"},
+                {"_target_": "common.engines.TrainingProgress", "validator": "@validate#evaluator"},
+                {"_target_": "common.engines.TrackedParameters", "parameters": {"lr": 0.01}},
+            ],
+            "trainer": {
+                "_target_": "SupervisedTrainer",
+                "device": "$torch.device('cpu')",
+                "max_epochs": 2,
+                "train_data_loader": "@data",
+                "network": "@network",
+                "optimizer": "@optimizer",
+                "loss_function": {"_target_": "torch.nn.MSELoss"},
+                "train_handlers": "@train#handlers",
+            },
+        },
+        "validate": {
+            "handlers": [
+                {
+                    "_target_": "common.engines.BestWeights",
+                    "path": "$@folder + '/model.pt'",
+                    "network": "@network",
+                },
+                {"_target_": "common.engines.ValidationPictures", "output_dir": "$@folder + '/pictures'"},
+            ],
+            "evaluator": {
+                "_target_": "common.engines.ScanEvaluator",
+                "device": "$torch.device('cpu')",
+                "val_data_loader": "@data",
+                "network": "@network",
+                "progress": False,
+                "key_val_metric": {
+                    "val_mse": {
+                        "_target_": "MeanSquaredError",
+                        "output_transform": "$monai.handlers.from_engine(['pred', 'label'])",
+                    }
+                },
+                "val_handlers": "@validate#handlers",
+            },
+        },
+    }
+    json.dumps(config)  # nothing in it but JSON
+    parser = ConfigParser(config)
+    parser.get_parsed_content("train#trainer").run()
+    assert {file.name for file in tmp_path.iterdir()} == {"state.pt", "model.pt", "pictures"}
+    assert [file.name for file in sorted((tmp_path / "pictures").iterdir())] == ["epoch_0001.png", "epoch_0002.png"]
+
+
+def train_on_two_ranks(rank, folder):
+    """One of two processes; each has half of the data."""
+    logging.disable(logging.CRITICAL)
+    import ignite.distributed as idist
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    idist.sync()
+    network = nn.parallel.DistributedDataParallel(make_network())
+    data = Dataset([{"image": torch.full((1, 8, 8), i / 4), "label": torch.ones(1, 8, 8)} for i in range(4)])
+    loader = DataLoader(data, sampler=DistributedSampler(data, 2, rank))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    evaluator = SupervisedEvaluator(
+        torch.device("cpu"),
+        [{"image": torch.ones(1, 1, 8, 8), "label": torch.ones(1, 1, 8, 8)}],
+        network,
+        key_val_metric={"score": value_metric(lambda engine: engine.state.epoch)},
+        val_handlers=[
+            BestWeights(folder / f"best_{rank}" / "model.pt", network),
+            ValidationPictures(folder / f"pictures_{rank}"),
+        ],
+    )
+    SupervisedTrainer(
+        torch.device("cpu"),
+        4,
+        loader,
+        network,
+        optimizer,
+        nn.MSELoss(),
+        train_handlers=[
+            ValidationHandler(1, evaluator),
+            # rank 0 reads and writes "state"; the others read it and write nothing
+            TrainingState(folder / "state.pt", {"network": network, "optimizer": optimizer}, validator=evaluator),
+            EpochSeed(0),
+            # rank 1 alone would never stop
+            TimeLimit(1e-6 if rank == 0 else 60),
+            TrainingProgress(evaluator),
+        ],
+    ).run()
+    torch.save({"epoch": evaluator.state.epoch, "state": network.module.state_dict()}, folder / f"end_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_stop_and_resume_together_and_only_the_first_writes(tmp_path):
+    for epoch in (1, 2):  # the limit lets one epoch pass each time
+        (tmp_path / "ranks").unlink(missing_ok=True)
+        processes = [FORK.Process(target=train_on_two_ranks, args=(rank, tmp_path)) for rank in (0, 1)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0, 0]
+        ends = [torch.load(tmp_path / f"end_{rank}.pt", weights_only=True) for rank in (0, 1)]
+        assert [end["epoch"] for end in ends] == [epoch, epoch]
+        assert torch.equal(ends[0]["state"]["0.weight"], ends[1]["state"]["0.weight"])
+    assert not [file.name for file in tmp_path.iterdir() if file.name.endswith("_1")]
+    assert {"0.weight", "3.bias"} <= torch.load(tmp_path / "best_0" / "model.pt", weights_only=True).keys()
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["objects"]["network"].keys() == ends[0]["state"].keys()
+
+
+def test_metrics_of_monai_run_in_the_scan_evaluator():
+    from monai.handlers import MeanSquaredError
+
+    metric = MeanSquaredError(output_transform=from_engine(["pred", "label"]))
+    batch = {"image": torch.ones(1, 1, 8, 8), "label": torch.full((1, 1, 8, 8), 5.0)}
+    evaluator = ScanEvaluator("cpu", [batch], Doubling(), key_val_metric={"mse": metric}, progress=False)
+    evaluator.run()
+    assert evaluator.state.metrics["mse"] == pytest.approx(9)  # (2 - 5) ** 2
