@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 
 # what a printed traceback says of an InputError, whatever package the class lives in
 _PRINTED = re.compile(r"^(?:\w+\.)*InputError: (.+)$", re.MULTILINE)
-# these log a caught exception, often with all of its traceback, before they raise it again
-_NOISY = ("ignite", "monai", "DataStats", "StatsHandler")
+# their engines and transforms log an exception that they catch and raise again
+_REPEATING = ("ignite.", "monai.", "DataStats")
 
 
 class InputError(ValueError):
@@ -57,19 +57,13 @@ def find_input_error(exception: BaseException | None) -> InputError | None:
 def install_error_hook() -> None:
     """Let the process end with ``error: <sentence>`` on stderr and exit code 1 when an InputError is the reason.
 
-    The full traceback is logged at level DEBUG. Any other exception is reported as before. The log lines in which MONAI
-    and ignite repeat such an exception on its way up are left out, unless the root logger is at DEBUG. Calling it
-    again changes nothing. Meant as the first expression of ``run`` in a config.
+    The full traceback is logged at level DEBUG. Any other exception is reported as before. Log records in which MONAI
+    and ignite repeat an InputError on its way up, some with all of its traceback, are left out unless the root logger
+    is at DEBUG. Calling it again changes nothing. Meant as the first expression of ``run`` in a config.
     """
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_news)
-    # ignite's loggers may have handlers of their own
-    for name, other in list(logging.Logger.manager.loggerDict.items()):
-        if isinstance(other, logging.Logger) and name.startswith(_NOISY):
-            for handler in other.handlers:
-                handler.addFilter(_is_news)
     if getattr(sys.excepthook, "input_error", None) is InputError:
         return
+    _filter_loggers()
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:
@@ -78,10 +72,24 @@ def install_error_hook() -> None:
             previous(kind, exception, trace)
             return
         logger.debug("the whole traceback:", exc_info=(kind, exception, trace))
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # the last line a user sees, with or without logging
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # not logged: a user must see it at any log level
 
     hook.input_error = InputError
     sys.excepthook = hook
+
+
+def _filter_loggers() -> None:
+    """Put :func:`_is_news` on every logger, also on those made later: engines and handlers make theirs when built."""
+
+    class FilteredLogger(logging.getLoggerClass()):
+        def __init__(self, name: str, level: int = logging.NOTSET) -> None:
+            super().__init__(name, level)
+            self.addFilter(_is_news)
+
+    logging.setLoggerClass(FilteredLogger)
+    for item in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        if isinstance(item, logging.Logger):
+            item.addFilter(_is_news)
 
 
 def _printed_sentence(text: str) -> str | None:
@@ -94,8 +102,7 @@ def _printed_sentence(text: str) -> str | None:
 
 def _is_news(record: logging.LogRecord) -> bool:
     """False for an error record in which a library repeats an InputError that is on its way up."""
-    if record.levelno < logging.ERROR or logging.getLogger().isEnabledFor(logging.DEBUG):
-        return True
-    if not (record.exc_info or record.name.startswith(_NOISY)):
+    repeats = record.levelno >= logging.ERROR and (record.exc_info or record.name.startswith(_REPEATING))
+    if not repeats or logging.getLogger().isEnabledFor(logging.DEBUG):
         return True
     return find_input_error(sys.exc_info()[1]) is None
