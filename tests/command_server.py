@@ -7,6 +7,7 @@ of MONAI is shared.
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ import sys
 # what every command imports; nothing of the repository
 for name in ("monai.bundle", "monai.engines", "monai.handlers", "nibabel", "scipy.ndimage"):
     importlib.import_module(name)
+inspect.stack()  # fire does the same in every command; here it fills the caches of inspect once
 
 for line in sys.stdin:
     job = json.loads(line)

@@ -1,85 +1,23 @@
-"""What several test files use: the bundles' import paths, a small head on disk, scripts as modules, command lines."""
+"""Fixtures of several test files, and the import paths of every bundle."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import NamedTuple
 
-import nibabel as nib
-import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from bundle_tools import BUNDLES, ROOT, SMALL, Finished, make_head, save_case, save_nifti
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
-for _bundle in BUNDLES:
-    sys.path.append(str(_bundle))
-
-# 8 degrees about the first axis and -6 about the third, 1.3 x 1.1 x 1.6 mm, first axis to the left, origin off zero
-_TILT = np.array([[1, 0, 0], [0, np.cos(0.14), -np.sin(0.14)], [0, np.sin(0.14), np.cos(0.14)]])
-_TURN = np.array([[np.cos(0.1), np.sin(0.1), 0], [-np.sin(0.1), np.cos(0.1), 0], [0, 0, 1]])
-OBLIQUE = np.eye(4)
-OBLIQUE[:3, :3] = _TURN @ _TILT @ np.diag([-1.3, 1.1, 1.6])
-OBLIQUE[:3, 3] = [37.0, -22.5, -11.0]
+sys.path += [str(path) for path in BUNDLES]
 
 
-class Head(NamedTuple):
-    """A skull-stripped head without symmetry: image float32, lesions and brain uint8, of one shape; affine in mm."""
-
-    image: np.ndarray
-    label: np.ndarray
-    brain: np.ndarray
-    affine: np.ndarray
-
-
-def make_head(seed: int = 0, shape: tuple[int, int, int] = (48, 56, 40), affine: np.ndarray = OBLIQUE) -> Head:
-    """A textured ellipsoid of FLAIR-like values around 100 with a bright ball off its centre."""
-    position = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    radius = np.sqrt(((position / np.array([0.85, 0.9, 0.8]).reshape(3, 1, 1, 1)) ** 2).sum(0))
-    brain = radius < 1
-    texture = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
-    tissue = 100 + 12 * texture / texture.std() + 20 * (radius > 0.8) - 60 * (radius < 0.25)
-    centre = np.array([0.35, 0.2, -0.25]).reshape(3, 1, 1, 1)
-    lesion = ((position - centre) ** 2).sum(0) < 0.2**2
-    image = np.where(brain, np.clip(tissue + 70 * lesion, 1, None), 0)
-    return Head(image.astype(np.float32), lesion.astype(np.uint8), brain.astype(np.uint8), affine)
-
-
-def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
-    """Write a NIfTI file, with its folder, whose qform and sform agree."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    nib.save(image, path)
-    return path
-
-
-def load_script(name: str) -> ModuleType:
-    """``scripts/<name>.py`` as a module: the folder is no package, so that no bundle can find it."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class Finished(NamedTuple):
-    """A command that ended: its exit code, and all that it printed."""
-
-    code: int
-    output: str
-
-    @property
-    def errors(self) -> list[str]:
-        """Lines that tell a user what is wrong."""
-        return [line for line in self.output.splitlines() if line.startswith("error: ")]
+@pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """Folder of one bundle in the repository."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +40,34 @@ def monai_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield run
     server.stdin.close()
     server.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def infer(bundle, monai_bundle) -> Callable[..., Finished]:
+    """Runs ``inference.json`` of the bundle, from the root of the repository, on the CPU."""
+
+    def run(output_dir: Path, bundle_root: Path | None = None, **options: object) -> Finished:
+        root = bundle_root or bundle.relative_to(ROOT)
+        options = {"bundle_root": root, "output_dir": output_dir, "device": "cpu", **options}
+        flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+        return monai_bundle("run", "--config_file", f"bundles/{bundle.name}/configs/inference.json", *flags)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def cohort(bundle, tmp_path_factory) -> Path:
+    """Datalist of six labelled subjects in three sections."""
+    folder = tmp_path_factory.mktemp("cohort")
+    cases = []
+    for i in range(6):
+        made = make_head(i, shape=SMALL)
+        image = save_case(bundle, folder / f"sub-{i}_FLAIR.nii.gz", seed=i, shape=SMALL)
+        case = {"image": image, "subject": f"sub-{i}"}
+        for key in ("label", "brain_mask"):
+            array = made.label if key == "label" else made.brain
+            case[key] = str(save_nifti(folder / f"sub-{i}_{key}.nii.gz", array, made.affine))
+        cases.append(case)
+    sections = {"training": cases[:2], "validation": cases[2:4], "test": cases[4:]}
+    (folder / "cohort.json").write_text(json.dumps(sections))
+    return folder / "cohort.json"

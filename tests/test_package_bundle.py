@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, load_script
+from bundle_tools import ROOT, load_script
 
 from common.errors import InputError
 

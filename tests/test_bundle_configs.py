@@ -1,0 +1,160 @@
+"""What the configs of every bundle promise, seen without running them."""
+
+from __future__ import annotations
+
+import inspect
+import pydoc
+import re
+
+import pytest
+from bundle_tools import config_files, described, nodes, parsed, read_json, stacks, texts
+from monai.bundle import ConfigParser
+from monai.bundle.config_item import ConfigComponent
+from monai.bundle.reference_resolver import ReferenceResolver
+
+# read by MONAI, by MONAI Label or by tracking, so nothing in the config needs to refer to them
+READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment_name", "finalize", "imports"}
+READ_FROM_OUTSIDE |= {"initialize", "is_not_rank0", "run", "run_name", "save_execute_config", "tracking_uri"}
+# differ between training and inference by nature: more keys, one interpolation per key, cropping instead of padding
+MAY_DIFFER = {"keys", "mode", "padding_mode", "allow_missing_keys", "_desc_"}
+
+
+def test_no_config_repeats_a_key(bundle):
+    for path in (bundle / "configs").glob("*.json"):
+        read_json(path)
+
+
+FORBIDDEN_TEXT = {
+    "a lambda": re.compile(r"\blambda\b"),
+    "a comprehension": re.compile(r"^\$.*\bfor\b.*\bin\b"),
+    "a position in a list": re.compile(r"^[$@%].*(#|::)\d"),
+    "a boolean as text": re.compile(r"^(true|false|yes|no)$", re.IGNORECASE),
+    "a value out of another file": re.compile(r"^[%$@].*\.(json|ya?ml)\b"),
+    "a backslash path or a personal one": re.compile(r"^\$?['\"]?(/|~|[A-Za-z]:\\)"),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN_TEXT)
+def test_no_config_holds(bundle, what):
+    found = [
+        (path.name, key, text)
+        for path in config_files(bundle)
+        for key, text in texts(read_json(path))
+        if not key.endswith("_desc_") and FORBIDDEN_TEXT[what].search(text)
+    ]
+    assert found == []
+
+
+def test_a_layer_names_no_position_in_a_list(bundle):
+    keys = [(path.name, key) for path in config_files(bundle) for key in read_json(path)]
+    assert [(file, key) for file, key in keys if re.search(r"(#|::)\d", key)] == []
+
+
+def test_descriptions_are_not_evaluated(bundle):
+    found = [text for path in config_files(bundle) for key, text in texts(read_json(path)) if key.endswith("_desc_")]
+    assert [text for text in found if text.startswith(("@", "$", "%"))] == []
+
+
+def test_imports_and_initialize_need_nothing_of_the_repository(bundle):
+    """They are evaluated before ``run`` puts the bundle on the import path."""
+    for path in config_files(bundle):
+        for key, text in texts(read_json(path)):
+            if key.split("::")[0] in ("imports", "initialize"):
+                assert not re.search(rf"\b(common|{bundle.name})\b", text), f"{path.name}: {text}"
+
+
+def test_every_id_that_a_config_names_exists(bundle):
+    for files in stacks(bundle):
+        parser = parsed(files)
+        known = parser.ref_resolver.items
+        for key, text in texts(parser.get()):
+            missing = [ref for ref in ReferenceResolver.match_refs_pattern(text) if ref not in known]
+            assert missing == [], f"{described(files)}: {key} names {missing}"
+
+
+def test_every_id_in_a_config_is_read(bundle):
+    """A metric, a handler list or a setting that nothing refers to is silently without effect."""
+    for files in stacks(bundle):
+        parser = parsed(files)
+        config = {key: value for key, value in parser.get().items() if key != "_meta_"}
+        ids = [key for key in config if key not in {*READ_FROM_OUTSIDE, "train", "validate"}]
+        ids += [f"{part}::{key}" for part in ("train", "validate") for key in config.get(part, {}) if key != "_desc_"]
+        named = {ref for _, text in texts(config) for ref in ReferenceResolver.match_refs_pattern(text)}
+        # where a value comes from is for the reader
+        ids = [i for i in ids if i.removesuffix("_source") not in config or i.removesuffix("_source") == i]
+        unread = [i for i in ids if not any(ref == i or ref.startswith(f"{i}::") for ref in named)]
+        assert unread == [], f"{described(files)}: nothing refers to {unread}"
+
+
+def test_every_metric_that_is_named_is_computed(bundle):
+    """Who asks an engine for a metric of another name waits for ever: no best weights, no early stop, no message."""
+    for files in stacks(bundle):
+        config = parsed(files).get()
+        computed, asked = set(), {}
+        for key, value in nodes(config):
+            last = key.rsplit("::", 1)[-1]
+            if last in ("key_metric", "additional_metrics", "key_val_metric", "key_train_metric", "metrics"):
+                computed |= set(value) if isinstance(value, dict) and "_target_" not in value else set()
+            if last in ("metric_name", "metric_names", "key_metric_name", "monitor") and value is not None:
+                asked.update(dict.fromkeys(value if isinstance(value, list) else [value], key))
+            if isinstance(value, str):
+                asked.update(dict.fromkeys(re.findall(r"\bmetrics\[['\"](\w+)['\"]\]", value), key))
+        resolved = {config.get(name[1:], name) if name.startswith("@") else name: key for name, key in asked.items()}
+        assert {name: key for name, key in resolved.items() if name not in computed} == {}, described(files)
+
+
+def test_every_target_exists_and_takes_the_arguments_it_is_given(bundle):
+    for files in stacks(bundle):
+        parser = parsed(files)
+        for key, value in nodes({k: v for k, v in parser.get().items() if k != "_meta_"}):
+            if not ConfigComponent.is_instantiable(value) or value["_target_"].startswith(("$", "@")):
+                continue
+            name = ConfigComponent(config=value, id=key, locator=parser.locator).resolve_module_name()
+            target = pydoc.locate(name)
+            assert target is not None, f"{described(files)}: {key} has the target {name}, which does not exist"
+            arguments = {k: None for k in value if k not in ConfigComponent.non_arg_keys}
+            bind = inspect.signature(target).bind_partial if "_mode_" in value else inspect.signature(target).bind
+            try:
+                bind(**arguments)
+            except TypeError as e:
+                pytest.fail(f"{described(files)}: {key} ({name}) {e}")
+
+
+def test_training_and_inference_have_the_same_network(bundle):
+    train, inference = (parsed([bundle / "configs" / f"{name}.json"]) for name in ("train", "inference"))
+    assert looked_up(train, "network_def") == looked_up(inference, "network_def")
+
+
+def test_training_prepares_an_image_like_inference(bundle):
+    """Every transform of inference but padding stands in training too, in that order, with the same settings."""
+    train, inference = (parsed([bundle / "configs" / f"{name}.json"]) for name in ("train", "inference"))
+    wanted = prepared(inference, "preprocessing")
+    for key in ("train::preprocessing", "validate::preprocessing"):
+        if key in train:
+            given = iter(prepared(train, key))
+            missing = [step for step in wanted if "Pad" not in step["_target_"] and step not in given]
+            assert missing == [], f"{key} lacks these steps of inference.json, in this order"
+
+
+def looked_up(parser: ConfigParser, key: str) -> object:
+    """A part of a config with the plain references in it replaced by what they refer to."""
+
+    def replace(value: object) -> object:
+        if isinstance(value, dict):
+            return {k: replace(v) for k, v in value.items() if k != "_desc_"}
+        if isinstance(value, list):
+            return [replace(v) for v in value]
+        if isinstance(value, str) and value.startswith("@") and value[1:] in parser:
+            return replace(parser[value[1:]])
+        return value
+
+    return replace(parser[key])
+
+
+def prepared(parser: ConfigParser, key: str) -> list[dict]:
+    """Transforms of a Compose, nested ones in line, without what may differ."""
+    steps = []
+    for step in looked_up(parser, key)["transforms"]:
+        inner = step.get("transforms")
+        steps += [step] if inner is None else inner
+    return [{k: v for k, v in step.items() if k not in MAY_DIFFER} for step in steps]

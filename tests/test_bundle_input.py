@@ -1,0 +1,161 @@
+"""Bad input on the command line of every bundle: one sentence, an exit code, and no file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_tools import (
+    NOT_COPIED,
+    OBLIQUE,
+    SMALL,
+    Finished,
+    make_head,
+    save_case,
+    save_datalist,
+    save_nifti,
+    sequences,
+    weights,
+)
+
+
+def refused(done: Finished, output_dir: Path, *mentioned: str) -> None:
+    """One sentence that mentions the given words, an exit code, and no file."""
+    assert done.code != 0, done.output[-3000:]
+    assert len(done.errors) == 1, done.output[-3000:]
+    assert "Traceback" not in done.output, done.output[-6000:]
+    assert done.output.rstrip().splitlines()[-1] == done.errors[0]
+    assert [word for word in mentioned if word not in done.errors[0]] == [], done.errors[0]
+    assert [p for p in output_dir.rglob("*") if p.is_file()] == []
+
+
+@pytest.fixture
+def root_with(bundle, tmp_path) -> Callable[[dict | None], Path]:
+    """A copy of the bundle with other weights, or with none."""
+
+    def copy(state: dict | None) -> Path:
+        root = tmp_path / "root"
+        shutil.copytree(bundle, root, ignore=NOT_COPIED)
+        (root / "models" / "model.pt").unlink(missing_ok=True)
+        if state is not None:
+            torch.save(state, root / "models" / "model.pt")
+        return root
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def scans(bundle, tmp_path_factory) -> Path:
+    """Datalist of one good case."""
+    folder = tmp_path_factory.mktemp("scans")
+    return save_datalist(folder, [save_case(bundle, folder / "scan.nii.gz", shape=SMALL)])
+
+
+def test_missing_weights_stop_the_run(infer, root_with, scans, tmp_path):
+    done = infer(tmp_path / "out", bundle_root=root_with(None), datalist_file=scans)
+    refused(done, tmp_path / "out", "model.pt")
+
+
+def test_weights_of_another_shape_stop_the_run(bundle, infer, root_with, scans, tmp_path):
+    state = weights(bundle)
+    key = next(k for k, v in state.items() if v.ndim > 1)
+    done = infer(tmp_path / "out", bundle_root=root_with({**state, key: state[key][:, :0]}), datalist_file=scans)
+    refused(done, tmp_path / "out", "model.pt", key)
+
+
+def test_weights_of_another_network_stop_the_run(infer, root_with, scans, tmp_path):
+    done = infer(tmp_path / "out", bundle_root=root_with({"other.weight": torch.ones(3)}), datalist_file=scans)
+    refused(done, tmp_path / "out", "model.pt")
+
+
+def test_weights_that_are_no_tensors_stop_the_run(infer, root_with, scans, tmp_path):
+    root = root_with({})
+    (root / "models" / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    done = infer(tmp_path / "out", bundle_root=root, datalist_file=scans)
+    refused(done, tmp_path / "out", "model.pt")
+
+
+@pytest.mark.parametrize("content", [[], ["notes.txt"]])
+def test_a_folder_without_nifti_is_named(infer, tmp_path, content):
+    (tmp_path / "empty").mkdir()
+    for name in content:
+        (tmp_path / "empty" / name).write_text("no image")
+    refused(infer(tmp_path / "out", dataset_dir=tmp_path / "empty"), tmp_path / "out", str(tmp_path / "empty"))
+
+
+def test_a_missing_folder_and_a_missing_datalist_are_named(infer, tmp_path):
+    refused(infer(tmp_path / "out", dataset_dir=tmp_path / "nowhere"), tmp_path / "out", "nowhere")
+    refused(infer(tmp_path / "out", datalist_file=tmp_path / "nothing.json"), tmp_path / "out", "nothing.json")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rewritten(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Changes the voxels of a file."""
+
+    def rewrite(path: Path) -> None:
+        image = nib.load(path)
+        save_nifti(path, change(np.asarray(image.dataobj).copy()), image.affine)
+
+    return rewrite
+
+
+def with_nan(array: np.ndarray) -> np.ndarray:
+    array[10:12, 10, 10] = np.nan
+    return array
+
+
+BAD_FILES = {
+    "a file that is missing": (Path.unlink, []),
+    "a truncated file": (truncated, []),
+    "a text file with the name of an image": (lambda path: path.write_text("not an image"), []),
+    "a 2-D image": (rewritten(lambda a: a[..., 0]), []),
+    "several volumes in one file": (rewritten(lambda a: np.stack([a, a], -1)), ["2"]),
+    "nothing but zeros": (rewritten(np.zeros_like), []),
+    "NaN": (rewritten(with_nan), ["2"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_bad_file_is_named_and_nothing_is_written(bundle, infer, tmp_path, what):
+    damage, mentioned = BAD_FILES[what]
+    case = save_case(bundle, tmp_path / "bad.nii.gz", shape=SMALL)
+    datalist = save_datalist(tmp_path, [case])
+    damage(tmp_path / "bad.nii.gz")
+    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "bad.nii.gz", *mentioned)
+
+
+def test_a_case_with_one_image_too_many_is_refused(bundle, infer, tmp_path):
+    case = save_case(bundle, tmp_path / "scan.nii.gz", shape=SMALL)
+    extra = save_nifti(tmp_path / "extra.nii.gz", make_head(5, shape=SMALL).image, OBLIQUE)
+    datalist = save_datalist(tmp_path, [[*(case if isinstance(case, list) else [case]), str(extra)]])
+    n = sequences(bundle)
+    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "scan.nii.gz", str(n), str(n + 1))
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(infer, scans, tmp_path):
+    (tmp_path / "taken").write_text("a file, no folder")
+    done = infer(tmp_path / "taken", datalist_file=scans)
+    refused(done, tmp_path / "nothing", "taken")
+
+
+def test_keep_going_finishes_the_other_cases_and_still_fails(bundle, infer, tmp_path):
+    names = ["first", "bad", "last"]
+    cases = [save_case(bundle, tmp_path / f"{name}.nii.gz", seed=i, shape=SMALL) for i, name in enumerate(names)]
+    datalist = save_datalist(tmp_path, cases)
+    truncated(tmp_path / "bad.nii.gz")
+    done = infer(tmp_path / "out", datalist_file=datalist, keep_going=True)
+    assert done.code != 0
+    assert len(done.errors) == 1, done.output[-3000:]
+    assert "Traceback" not in done.output
+    assert "1 of 3" in done.errors[0]
+    assert "bad.nii.gz" in done.errors[0]
+    assert {p.name.rsplit("_", 1)[0] for p in (tmp_path / "out").rglob("*.nii.gz")} == {"first", "last"}
+    assert all(nib.load(p).shape == SMALL for p in (tmp_path / "out").rglob("*.nii.gz"))
