@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import zlib
@@ -86,7 +87,12 @@ class _ScanReader(NibabelReader):
 
     def read(self, data: Sequence[str] | str, **kwargs: Any) -> nib.Nifti1Image:
         self.filenames = ensure_tuple(data)
-        return open_scan(self.filenames[0])
+        path = Path(self.filenames[0])
+        image = open_scan(path)
+        if path.suffix != ".gz":
+            return image
+        # at once and to the end, where the checksum is; voxel data alone would be read without a look at it
+        return type(image).from_bytes(gzip.decompress(path.read_bytes()))
 
 
 class LoadScand(LoadImaged):
@@ -128,7 +134,7 @@ class LoadScand(LoadImaged):
         channels = [self._load(path, allow_empty) for path in ensure_tuple(paths)]
         first = channels[0]
         for other in channels[1:]:
-            difference = grid_difference(first.shape[1:], first.affine, other.shape[1:], other.affine)
+            difference = grid_difference(other.shape[1:], other.affine, first.shape[1:], first.affine)
             if difference:
                 raise InputError(
                     f"{file_of(other)} and {file_of(first)} have {difference}, expected one grid for all sequences"

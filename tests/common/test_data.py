@@ -1,0 +1,433 @@
+"""From a folder or a datalist to checked cases."""
+
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.transforms import Compose
+
+from common.data import (
+    ScanDataset,
+    check_splits,
+    collate_cases,
+    list_cases,
+    split_by_subject,
+    subject_of,
+    write_datalist,
+)
+from common.errors import InputError
+from common.transforms import LoadScand
+
+AFFINE = np.array([[-1.5, 0, 0, 30], [0, -1.0, 0, 40], [0, 0, 2.0, -25], [0, 0, 0, 1]])
+
+
+def save(path, shape=(4, 5, 6), affine=AFFINE, value=1.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.full(shape, value, dtype=np.float32), affine), path)
+    return path
+
+
+def save_json(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def names(cases):
+    return [case["name"] for case in cases]
+
+
+# folders
+
+
+def test_files_of_the_sequence_are_taken_whatever_their_case_and_others_left(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    for file in ("a_FLAIR.nii.gz", "b_flair.nii", "b_T1.nii.gz", "b_FLAIR_seg.nii.gz", ".a_FLAIR.nii.gz"):
+        save(tmp_path / file)
+    cases = list_cases(tmp_path)
+    assert cases == [
+        {"image": str(tmp_path / "a_FLAIR.nii.gz"), "subject": "a", "name": "a_FLAIR"},
+        {"image": str(tmp_path / "b_flair.nii"), "subject": "b", "name": "b_flair"},
+    ]
+    assert "2 other NIfTI files left alone: b_FLAIR_seg.nii.gz, b_T1.nii.gz" in caplog.text
+
+
+def test_without_a_named_sequence_every_image_but_masks_and_maps_is_taken(tmp_path):
+    for file in ("x.nii.gz", "y.nii", "x_seg.nii.gz", "x_prob.nii.gz", "y_brainmask.nii", "y_lesion.nii", "y_dseg.nii"):
+        save(tmp_path / file)
+    assert names(list_cases(tmp_path)) == ["x", "y"]
+
+
+def test_mask_and_label_beside_an_image_belong_to_its_case(tmp_path):
+    for file in ("p1_FLAIR.nii.gz", "p1_brainmask.nii.gz", "p1_lesion.nii.gz", "p2_FLAIR.nii.gz"):
+        save(tmp_path / file)
+    first, second = list_cases(tmp_path)
+    assert first["brain_mask"] == str(tmp_path / "p1_brainmask.nii.gz")
+    assert first["label"] == str(tmp_path / "p1_lesion.nii.gz")
+    assert second.keys() == {"image", "subject", "name"}
+
+
+def test_a_bids_tree_gives_sessions_masks_and_subjects(tmp_path):
+    first = tmp_path / "sub-01" / "anat"
+    second = tmp_path / "sub-02" / "ses-1" / "anat"
+    save(first / "sub-01_FLAIR.nii.gz")
+    save(first / "sub-01_desc-brain_mask.nii.gz")
+    save(first / "sub-01_label-lesion_mask.nii.gz")
+    save(second / "sub-02_ses-1_FLAIR.nii.gz")
+    save(tmp_path / "derivatives" / "sub-01" / "anat" / "sub-01_FLAIR.nii.gz")
+    cases = list_cases(tmp_path)
+    assert names(cases) == ["sub-01_FLAIR", "sub-02_ses-1_FLAIR"]
+    assert [case["subject"] for case in cases] == ["sub-01", "sub-02"]
+    assert cases[0]["brain_mask"] == str(first / "sub-01_desc-brain_mask.nii.gz")
+    assert cases[0]["label"] == str(first / "sub-01_label-lesion_mask.nii.gz")
+
+
+def test_several_sequences_come_in_the_order_asked_for_and_t1w_is_t1(tmp_path):
+    save(tmp_path / "s_FLAIR.nii.gz")
+    save(tmp_path / "s_T1w.nii.gz")
+    (case,) = list_cases(tmp_path, sequences=("T1", "FLAIR"))
+    assert case["image"] == [str(tmp_path / "s_T1w.nii.gz"), str(tmp_path / "s_FLAIR.nii.gz")]
+    assert case["name"] == "s_T1w"
+
+
+def test_a_missing_sequence_of_one_case_is_named(tmp_path):
+    for file in ("s_FLAIR.nii.gz", "s_T1w.nii.gz", "r_FLAIR.nii.gz"):
+        save(tmp_path / file)
+    with pytest.raises(InputError, match=r"r_T1\.nii\.gz does not exist, expected FLAIR, T1 of every case"):
+        list_cases(tmp_path, sequences=("FLAIR", "T1"))
+
+
+def test_two_files_of_one_sequence_and_case_are_refused(tmp_path):
+    save(tmp_path / "s_T1.nii.gz")
+    save(tmp_path / "s_T1w.nii.gz")
+    with pytest.raises(InputError, match=r"s_T1w\.nii\.gz and .*s_T1\.nii\.gz are both T1 of one case"):
+        list_cases(tmp_path, sequences="T1")
+
+
+def test_a_folder_without_nifti_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"holds no \.nii or \.nii\.gz file"):
+        list_cases(tmp_path)
+
+
+def test_a_folder_with_other_nifti_only_is_refused(tmp_path):
+    save(tmp_path / "a_seg.nii.gz")
+    with pytest.raises(InputError, match=r"holds no image among its 1 NIfTI files, expected names that end in _FLAIR"):
+        list_cases(tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="nowhere is no folder"):
+        list_cases(tmp_path / "nowhere")
+
+
+def test_one_source_is_needed_and_two_must_agree(tmp_path):
+    with pytest.raises(InputError, match="neither dataset_dir nor datalist_file is given"):
+        list_cases()
+    save(tmp_path / "in" / "a.nii.gz")
+    file = save_json(tmp_path / "in" / "datalist.json", [{"image": "a.nii.gz"}])
+    assert names(list_cases(tmp_path / "in", file)) == ["a"]
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="does not lie in dataset_dir"):
+        list_cases(tmp_path / "other", file)
+
+
+# names
+
+
+def test_images_of_one_name_get_the_path_below_their_common_folder_as_name(tmp_path):
+    items = []
+    for folder in ("a/x", "b/x"):
+        items.append({"image": str(save(tmp_path / folder / "FLAIR.nii.gz"))})
+    items.append({"image": str(save(tmp_path / "a/x/other.nii.gz"))})
+    cases = list_cases(datalist_file=save_json(tmp_path / "cases.json", items))
+    assert names(cases) == ["a/x/FLAIR", "b/x/FLAIR", "other"]
+
+
+def test_links_into_a_store_keep_their_own_names(tmp_path):
+    store = save(tmp_path / "store" / "MD5E-123.nii.gz")
+    for subject in ("sub-1", "sub-2"):
+        (tmp_path / "bids" / subject / "anat").mkdir(parents=True)
+        (tmp_path / "bids" / subject / "anat" / "FLAIR.nii.gz").symlink_to(store)
+    assert names(list_cases(tmp_path / "bids")) == ["sub-1/anat/FLAIR", "sub-2/anat/FLAIR"]
+
+
+def test_a_case_listed_twice_is_refused(tmp_path):
+    save(tmp_path / "a.nii.gz")
+    file = save_json(tmp_path / "cases.json", [{"image": "a.nii.gz"}, {"image": "./a.nii.gz"}])
+    with pytest.raises(InputError, match=r"a\.nii\.gz is listed twice"):
+        list_cases(datalist_file=file)
+
+
+# datalists
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    for number in range(4):
+        save(tmp_path / "scans" / f"s{number}_FLAIR.nii.gz")
+        save(tmp_path / "scans" / f"s{number}_mask.nii.gz")
+    items = [
+        {"image": f"scans/s{i}_FLAIR.nii.gz", "mask": f"scans/s{i}_mask.nii.gz", "subject": f"s{i // 2}", "age": 20 + i}
+        for i in range(4)
+    ]
+    content = {
+        "name": "toy",
+        "notes": [{"text": "not a case"}],
+        "training": items[:2],
+        "validation": [],
+        "test": items[2:],
+    }
+    return save_json(tmp_path / "datalist.json", content)
+
+
+def test_a_section_of_a_datalist_is_read_with_paths_relative_to_it(datalist):
+    cases = list_cases(datalist_file=datalist, section="training", mask_key="mask")
+    assert cases[1] == {
+        "image": str(datalist.parent / "scans" / "s1_FLAIR.nii.gz"),
+        "brain_mask": str(datalist.parent / "scans" / "s1_mask.nii.gz"),
+        "subject": "s0",
+        "age": 21,
+        "name": "s1_FLAIR",
+    }
+
+
+def test_without_a_section_all_are_joined(datalist):
+    assert names(list_cases(datalist_file=datalist)) == ["s0_FLAIR", "s1_FLAIR", "s2_FLAIR", "s3_FLAIR"]
+
+
+def test_paths_of_a_datalist_do_not_depend_on_the_current_folder(datalist, monkeypatch):
+    monkeypatch.chdir(datalist.parent / "scans")
+    (case, *_) = list_cases(datalist_file="../datalist.json")
+    monkeypatch.chdir("/")
+    assert nib.load(case["image"]).shape == (4, 5, 6)
+
+
+def test_an_empty_or_unknown_section_is_refused(datalist):
+    with pytest.raises(InputError, match="lists no case under validation"):
+        list_cases(datalist_file=datalist, section="validation")
+    with pytest.raises(InputError, match="has no list 'train', expected one of training, test"):
+        list_cases(datalist_file=datalist, section="train")
+
+
+def test_bare_paths_in_a_datalist_are_images(tmp_path):
+    save(tmp_path / "a.nii.gz")
+    file = save_json(tmp_path / "list.json", {"test": ["a.nii.gz"]})
+    assert names(list_cases(datalist_file=file)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[", "is no valid JSON"),
+        ('"a.nii"', "holds str, expected a list of cases"),
+        ("[]", "lists no case"),
+        ("[{}]", r"item 0 of .* is \{\}, expected"),
+        ('[{"image": 3}]', "has an image 3, expected a path"),
+        ('[{"image": "gone.nii"}]', r"gone\.nii does not exist"),
+    ],
+)
+def test_a_malformed_datalist_is_refused(tmp_path, text, sentence):
+    file = tmp_path / "cases.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=sentence):
+        list_cases(datalist_file=file)
+
+
+def test_a_missing_datalist_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"cases\.json cannot be read \(No such file"):
+        list_cases(datalist_file=tmp_path / "cases.json")
+
+
+def test_a_required_key_that_is_missing_is_named(datalist):
+    with pytest.raises(InputError, match=r"the case of .*s0_FLAIR\.nii\.gz in .* has no label"):
+        list_cases(datalist_file=datalist, require=("label",))
+
+
+def test_a_wrong_number_of_images_is_refused(tmp_path):
+    save(tmp_path / "a_FLAIR.nii.gz")
+    save(tmp_path / "a_T1.nii.gz")
+    file = save_json(tmp_path / "cases.json", [{"image": ["a_FLAIR.nii.gz", "a_T1.nii.gz"]}])
+    with pytest.raises(InputError, match=r"a_FLAIR\.nii\.gz has 2 images, expected 1 \(FLAIR\)"):
+        list_cases(datalist_file=file)
+    assert len(list_cases(datalist_file=file, sequences=("FLAIR", "T1"))[0]["image"]) == 2
+
+
+# headers
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((8, 9), r"has shape \(8, 9\), expected a 3-D image"),
+        ((8, 9, 1), r"has shape \(8, 9, 1\), expected a 3-D image"),
+        ((4, 5, 6, 3), r"has shape \(4, 5, 6, 3\), so several volumes"),
+    ],
+)
+def test_what_is_no_single_volume_is_refused(tmp_path, shape, sentence):
+    save(tmp_path / "a.nii.gz", shape)
+    with pytest.raises(InputError, match=sentence):
+        list_cases(tmp_path)
+
+
+def test_a_4d_file_with_one_volume_is_taken(tmp_path):
+    save(tmp_path / "a.nii.gz", (4, 5, 6, 1))
+    assert names(list_cases(tmp_path)) == ["a"]
+
+
+def test_text_and_nothing_named_nii_gz_are_refused(tmp_path):
+    (tmp_path / "a.nii.gz").write_text("hello")
+    with pytest.raises(InputError, match=r"a\.nii\.gz cannot be read as NIfTI"):
+        list_cases(tmp_path)
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.nii\.gz cannot be read as NIfTI"):
+        list_cases(tmp_path)
+
+
+def test_an_affine_without_inverse_is_refused(tmp_path):
+    image = nib.Nifti1Image(np.ones((4, 5, 6), dtype=np.float32), None)
+    image.header.set_sform(np.diag([1.0, 0, 1, 1]), code=1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError, match="expected a finite one that can be inverted"):
+        list_cases(tmp_path)
+
+
+def test_a_file_without_orientation_is_warned_of(tmp_path, caplog):
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 6), dtype=np.float32), None), tmp_path / "a.nii.gz")
+    list_cases(tmp_path)
+    assert "does not say how it is oriented" in caplog.text
+
+
+@pytest.mark.parametrize("companion", ["a_brainmask.nii.gz", "a_lesion.nii.gz"])
+def test_image_and_mask_on_different_grids_are_refused(tmp_path, companion):
+    save(tmp_path / "a_FLAIR.nii.gz")
+    save(tmp_path / companion, shape=(4, 5, 7))
+    with pytest.raises(InputError, match=r"have shape \(4, 5, 7\) against \(4, 5, 6\), expected one grid"):
+        list_cases(tmp_path)
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 2
+    save(tmp_path / companion, affine=shifted)
+    with pytest.raises(InputError, match="have affines that differ by up to 2 mm"):
+        list_cases(tmp_path)
+
+
+def test_a_required_map_is_checked_too(tmp_path):
+    save(tmp_path / "a.nii.gz")
+    save(tmp_path / "t.nii.gz", shape=(3, 3, 3))
+    file = save_json(tmp_path / "cases.json", [{"image": "a.nii.gz", "tissues": "t.nii.gz"}])
+    assert len(list_cases(datalist_file=file)) == 1
+    with pytest.raises(InputError, match=r"t\.nii\.gz and .* expected one grid"):
+        list_cases(datalist_file=file, require=("tissues",))
+
+
+# splits
+
+
+def scans(subjects, per_subject=2):
+    return [{"image": f"/d/{s}_{i}.nii.gz", "subject": s} for s in subjects for i in range(per_subject)]
+
+
+def test_a_split_keeps_subjects_together_and_follows_the_fractions():
+    cases = scans([f"s{i:02d}" for i in range(10)], per_subject=3)
+    parts = split_by_subject(cases, {"training": 0.7, "validation": 0.2, "test": 0.1}, seed=0)
+    assert {part: len(items) for part, items in parts.items()} == {"training": 21, "validation": 6, "test": 3}
+    check_splits(**parts)
+    assert sorted(case["image"] for items in parts.values() for case in items) == [case["image"] for case in cases]
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_cases():
+    cases = scans([f"s{i:02d}" for i in range(10)])
+    parts = split_by_subject(cases, {"a": 0.5, "b": 0.5}, seed=3)
+    again = split_by_subject(cases[::-1], {"a": 0.5, "b": 0.5}, seed=3)
+    assert {subject_of(c) for c in parts["a"]} == {subject_of(c) for c in again["a"]}
+    assert parts != split_by_subject(cases, {"a": 0.5, "b": 0.5}, seed=4)
+
+
+def test_every_part_of_a_split_gets_a_subject_if_there_are_enough():
+    # 0.9, 0.05 and 0.05 of 3 subjects: one each
+    parts = split_by_subject(scans("abc"), {"training": 0.9, "validation": 0.05, "test": 0.05}, seed=0)
+    assert [len(items) for items in parts.values()] == [2, 2, 2]
+    with pytest.raises(InputError, match="2 subjects cannot fill training, validation, test"):
+        split_by_subject(scans("ab"), {"training": 0.9, "validation": 0.05, "test": 0.05}, seed=0)
+
+
+def test_fractions_that_do_not_add_up_are_refused():
+    with pytest.raises(ValueError, match="sum 1"):
+        split_by_subject(scans("ab"), {"training": 0.7, "validation": 0.2}, seed=0)
+
+
+def test_a_subject_in_two_parts_is_refused():
+    with pytest.raises(InputError, match="subject b is in the training and in the test set"):
+        check_splits(training=scans("ab"), test=scans("bc"))
+
+
+def test_one_file_under_two_subjects_in_two_parts_is_refused(tmp_path):
+    file = save(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to(file)
+    training = [{"image": str(file), "subject": "a"}]
+    test = [{"image": str(tmp_path / "b.nii.gz"), "subject": "b"}]
+    with pytest.raises(InputError, match=r"file .*a\.nii\.gz is in the training and in the test set"):
+        check_splits(training=training, test=test)
+
+
+def test_an_empty_validation_set_is_refused():
+    with pytest.raises(InputError, match="the validation set is empty"):
+        check_splits(training=scans("ab"), validation=[])
+
+
+def test_a_written_datalist_is_read_back_and_may_be_moved_with_its_scans(tmp_path):
+    for name in "abcd":
+        save(tmp_path / "study" / "scans" / f"{name}_FLAIR.nii.gz")
+        save(tmp_path / "study" / "scans" / f"{name}_lesion.nii.gz")
+    cases = list_cases(tmp_path / "study" / "scans")
+    write_datalist(tmp_path / "study" / "splits.json", {"training": cases[:3], "validation": cases[3:]})
+    assert list_cases(datalist_file=tmp_path / "study" / "splits.json", section="training") == cases[:3]
+    (tmp_path / "study").rename(tmp_path / "moved")
+    (case,) = list_cases(datalist_file=tmp_path / "moved" / "splits.json", section="validation")
+    assert case["label"] == str(tmp_path / "moved" / "scans" / "d_lesion.nii.gz")
+    assert not list((tmp_path / "moved").glob(".*"))  # the temporary file is gone
+
+
+# datasets
+
+
+@pytest.fixture
+def good_and_bad(tmp_path):
+    save(tmp_path / "good.nii.gz")
+    save(tmp_path / "zero.nii.gz", value=0)
+    return [{"image": str(tmp_path / f"{name}.nii.gz"), "name": name} for name in ("zero", "good")]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_with_keep_going_a_failure_takes_the_place_of_its_case(good_and_bad, num_workers):
+    dataset = ScanDataset(good_and_bad, Compose([LoadScand("image")]), keep_going=True)
+    first, second = DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate_cases)
+    assert first == {
+        "failure": [f"{good_and_bad[0]['image']} is zero everywhere, expected a voxel of another value"],
+        "name": ["zero"],
+    }
+    assert second["image"].shape == (1, 1, 4, 5, 6)
+    assert second["name"] == ["good"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_without_keep_going_the_sentence_is_raised(good_and_bad, num_workers):
+    dataset = ScanDataset(good_and_bad, Compose([LoadScand("image")]))
+    with pytest.raises(InputError) as caught:
+        list(DataLoader(dataset, batch_size=1, num_workers=num_workers))
+    assert str(caught.value) == f"{good_and_bad[0]['image']} is zero everywhere, expected a voxel of another value"
+
+
+def test_keep_going_does_not_hide_an_error_of_the_program(good_and_bad):
+    dataset = ScanDataset(good_and_bad, lambda item: item["no such key"], keep_going=True)
+    with pytest.raises(RuntimeError) as caught:
+        dataset[0]
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_failure_does_not_fit_in_a_batch_with_others():
+    with pytest.raises(ValueError, match="expected batch_size 1 with keep_going"):
+        collate_cases([{"failure": "a is b", "name": "a"}, {"image": torch.zeros(1, 2, 2, 2), "name": "b"}])
