@@ -83,7 +83,7 @@ class ScanEvaluator(SupervisedEvaluator):
         self._case_start = time.monotonic()
         # closed on errors too, so that the message stands below the bar
         options = {} if self.progress else {"disable": True}
-        with progress_bar(desc="cases", unit="case", total=self.state.epoch_length, **options) as self._bar:
+        with progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options) as self._bar:
             super().run(global_epoch)
         if self.failures:
             listed = "; ".join(self.failures.values())

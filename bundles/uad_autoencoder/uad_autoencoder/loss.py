@@ -33,7 +33,7 @@ class ReconstructionLoss(nn.Module):
     only their ratio is the paper's.
 
     Args:
-        gdl_weight: the paper's lambda, 100 once the schedule has switched it on; see :class:`GradientDifferenceSchedule`.
+        gdl_weight: the paper's lambda; :class:`GradientDifferenceSchedule` sets it during a training.
 
     Reference:
         Baur et al., MIDL 2019.

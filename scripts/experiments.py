@@ -1,0 +1,315 @@
+"""Small-scale check of a method's claims: ``python scripts/experiments.py uad_autoencoder``.
+
+Every arm is trained and applied through the bundle's own configs, on phantoms of two scanners. Threshold and
+checkpoint are chosen on validation subjects; test subjects are only scored. An arm that is done is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import fire
+import nibabel as nib
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common.cohort import make_cohort
+from common.data import list_cases, write_datalist
+from common.errors import InputError, install_error_hook
+from common.metrics import average_precision, best_dice, dice, lesion_detection, pooled_dice
+
+logger = logging.getLogger("experiments")
+
+# "A" is the scanner that matters, "B" the foreign one whose scans are labelled
+ARMS = {
+    "threshold": "plain FLAIR threshold",
+    "UAD": "auto-encoder's residual",
+    "A_S": "U-Net on pseudo-labels of A",
+    "A_YL": "plain U-Net on a few labels of A",
+    "A_YL+S": "U-Net on a few labels and pseudo-labels of A",
+    "B_YL": "plain U-Net on labels of B",
+    "B_YL+S": "U-Net on labels of B and pseudo-labels of A",
+    "B_YL+YU": "U-Net on labels of B and true labels of A (upper bound)",
+}
+CLAIMS = {
+    "A1": ("A_S", "UAD", "A", "the student beats its teacher"),
+    "A3": ("B_YL+S", "B_YL", "A", "pseudo-labels repair the change of scanner"),
+    "A4": ("B_YL+S", "B_YL", "B", "pseudo-labels help on the foreign scanner too"),
+    "A5": ("B_YL+YU", "B_YL+S", "A", "true labels still win"),
+    "A6a": ("A_YL", "A_YL+S", "A", "with labels of A, pseudo-labels hurt"),
+    "A6b": ("A_YL+S", "A_S", "A", "labels of A help beside pseudo-labels"),
+    "A7": ("B_YL+S", "A_S", "A", "foreign labels add something to pseudo-labels (not so in the paper)"),
+}
+SPACING = [2.0, 2.0, 2.0]
+AUTOENCODER = {"network_def#channels": [16, 32, 64], "network_def#latent_channels": 16}
+UNET = {"network_def#features": [16, 16, 32, 64, 128, 16]}
+
+
+def main(bundle: str = "uad_autoencoder", output_dir: str = "experiments", seeds: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Run the experiment and write ``results.json`` and ``results.md``.
+
+    Args:
+        bundle: whose claims; so far uad_autoencoder.
+        output_dir: everything goes to ``output_dir/bundle``.
+        seeds: each makes its own subjects and its own trainings.
+    """
+    install_error_hook()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logger.setLevel(logging.INFO)
+    if bundle != "uad_autoencoder":
+        raise InputError(f"bundle is {bundle!r}, expected uad_autoencoder")
+    folder = Path(output_dir) / bundle
+    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    results = {}
+    for seed in seeds:
+        start = time.monotonic()
+        results[seed] = _Seed(folder / f"seed{seed}", seed).run()
+        logger.info("seed %d took %.0f s", seed, time.monotonic() - start)
+    summary = summarize(results)
+    (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "results.md").write_text(to_markdown(summary))
+    logger.info("\n%s", to_markdown(summary))
+
+
+class _Seed:
+    """All arms of one seed."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.data = folder / "data"
+
+    def run(self) -> dict[str, dict]:
+        """Arm -> scores."""
+        done = self.folder / "scores.json"
+        if done.is_file():
+            return json.loads(done.read_text())
+        self._make_data()
+        scores = {"threshold": self._score_threshold()}
+        self._train_autoencoder()
+        scores["UAD"], threshold = self._predict("UAD", layers=["inference_residual.json"], weights="autoencoder.pt")
+        pseudo = self._pseudo_label(threshold)
+        few = {"datalist_file": str(self.data / "few.json")}
+        foreign = {"datalist_file": str(self.data / "foreign.json")}
+        foreign_and_true = {"datalist_file": str(self.data / "foreign_and_true.json")}
+        for arm, options in {
+            "A_S": {**few, "use_labels": False, "pseudo_datalist_file": pseudo},
+            "A_YL": few,
+            "A_YL+S": {**few, "pseudo_datalist_file": pseudo},
+            "B_YL": foreign,
+            "B_YL+S": {**foreign, "pseudo_datalist_file": pseudo},
+            "B_YL+YU": foreign_and_true,
+        }.items():
+            self._train_unet(arm, options)
+            scores[arm], _ = self._predict(arm, overrides=UNET)
+        done.write_text(json.dumps(scores, indent=2) + "\n")
+        return scores
+
+    def _make_data(self) -> None:
+        """Four cohorts, and the lists of who is used for what. Validation is always on scanner A, as in the paper."""
+        if (self.data / "evaluation.json").is_file():
+            return
+        options = {"spacing": 2.0, "sequences": ("FLAIR",), "seed": 1000 + self.seed}
+        for name, scanner, groups in (
+            ("healthy", "A", {"healthy": (16, 4, 0)}),
+            ("patients", "A", {"ms": (14, 4, 10)}),
+            ("foreign", "B", {"ms": (4, 0, 6)}),
+        ):
+            if not (self.data / name / "datalist.json").is_file():
+                make_cohort(self.data / name, groups, scanner=scanner, prefix=f"{name}{self.seed}", **options)
+
+        def cases(name: str, section: str) -> list[dict]:
+            return list_cases(datalist_file=self.data / name / "datalist.json", section=section)
+
+        of_a, validation = cases("patients", "training"), cases("patients", "validation")
+        few, unlabelled = of_a[:4], of_a[4:]
+        foreign = cases("foreign", "training")
+        for name, training in (
+            ("few", few),
+            ("foreign", foreign),
+            ("foreign_and_true", foreign + unlabelled),
+            ("unlabelled", unlabelled),
+        ):
+            write_datalist(self.data / f"{name}.json", {"training": training, "validation": validation})
+        test = {"validation": validation, "test_A": cases("patients", "test"), "test_B": cases("foreign", "test")}
+        write_datalist(self.data / "evaluation.json", {"all": [c for part in test.values() for c in part]})
+        for part, members in test.items():
+            write_datalist(self.data / f"{part}.json", {"all": members})
+
+    def _run(self, configs: list[str], **overrides) -> None:
+        from monai.bundle import ConfigWorkflow
+
+        bundle = ROOT / "bundles" / "uad_autoencoder"
+        files = [str(bundle / "configs" / name) for name in configs]
+        workflow = ConfigWorkflow(
+            files,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=False,
+            bundle_root=str(bundle),
+            spacing=SPACING,
+            amp=True,
+            **overrides,
+        )
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+
+    def _train_autoencoder(self) -> None:
+        logger.info("seed %d: training the auto-encoder", self.seed)
+        self._run(
+            ["train_autoencoder.json"],
+            datalist_file=str(self.data / "healthy" / "datalist.json"),
+            output_dir=str(self.folder / "UAD" / "train"),
+            ckpt_dir=str(self.folder / "UAD" / "models"),
+            seed=self.seed,
+            slice_size=[80, 96],
+            max_epochs=10,
+            val_interval=2,
+            gdl_first_epoch=3,
+            **AUTOENCODER,
+        )
+
+    def _pseudo_label(self, threshold: float) -> str:
+        logger.info("seed %d: pseudo-labels at %.4f", self.seed, threshold)
+        output_dir = self.folder / "pseudo_labels"
+        self._run(
+            ["inference.json", "inference_residual.json", "pseudo_label.json"],
+            datalist_file=str(self.data / "unlabelled.json"),
+            section="training",
+            output_dir=str(output_dir),
+            threshold=threshold,
+            threshold_source="best pooled Dice on 4 validation subjects",
+            **{"handlers": self._weights("UAD", "autoencoder.pt"), **AUTOENCODER},
+        )
+        return str(output_dir / "datalist.json")
+
+    def _weights(self, arm: str, file: str) -> list[dict]:
+        path = str(self.folder / arm / "models" / file)
+        return [{"_target_": "common.engines.LoadWeights", "path": path, "network": "@network"}]
+
+    def _train_unet(self, arm: str, options: dict) -> None:
+        logger.info("seed %d: training %s, %s", self.seed, arm, ARMS[arm])
+        self._run(
+            ["train.json"],
+            output_dir=str(self.folder / arm / "train"),
+            ckpt_dir=str(self.folder / arm / "models"),
+            seed=self.seed,
+            patch_size=[64, 64],
+            volumes_per_epoch=60,
+            max_epochs=20,
+            val_interval=2,
+            **UNET,
+            **options,
+        )
+
+    def _predict(self, arm: str, layers: list[str] = (), weights: str = "model.pt", overrides: dict | None = None):
+        """Scores of an arm, and the threshold that was best on the validation subjects."""
+        output_dir = self.folder / arm / "maps"
+        self._run(
+            ["inference.json", *layers],
+            datalist_file=str(self.data / "evaluation.json"),
+            output_dir=str(output_dir),
+            **{"handlers": self._weights(arm, weights), **(overrides or AUTOENCODER)},
+        )
+
+        def maps(part: str) -> list[np.ndarray]:
+            return [_read(output_dir / f"{case['name']}_prob.nii.gz") for case in self._cases(part)]
+
+        return self._score(maps)
+
+    def _score_threshold(self) -> dict:
+        def maps(part: str) -> list[np.ndarray]:
+            scans = [_read(case["image"]) for case in self._cases(part)]
+            return [scan / (2 * np.median(scan[scan > 0])) for scan in scans]
+
+        return self._score(maps)[0]
+
+    def _cases(self, part: str) -> list[dict]:
+        return list_cases(datalist_file=self.data / f"{part}.json", require=["label"])
+
+    def _score(self, maps) -> tuple[dict, float]:
+        """Pooled and mean Dice, AUPRC and lesion F1 on both test sets at the threshold of the validation set."""
+        truth = {
+            part: [_read(case["label"]) > 0 for case in self._cases(part)]
+            for part in ("validation", "test_A", "test_B")
+        }
+        _, threshold = best_dice(maps("validation"), truth["validation"])
+        scores = {"threshold": float(threshold)}
+        for part in ("test_A", "test_B"):
+            found = maps(part)
+            masks = [scan >= threshold for scan in found]
+            scores[part[-1]] = {
+                "dice": float(pooled_dice(masks, truth[part])),
+                "dice_per_subject": [float(dice(m, t)) for m, t in zip(masks, truth[part], strict=True)],
+                "auprc": float(average_precision(found, truth[part])),
+                "oracle_dice": float(best_dice(found, truth[part])[0]),
+                "lesion_f1": float(
+                    np.nanmean([lesion_detection(m, t).f1 for m, t in zip(masks, truth[part], strict=True)])
+                ),
+            }
+        return scores, float(threshold)
+
+
+def _read(path: str | Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+
+
+def summarize(results: dict[int, dict]) -> dict:
+    """Means and ranges over seeds, and what became of each claim."""
+    seeds = list(results)
+
+    def values(arm: str, scanner: str, score: str) -> list[float]:
+        return [results[seed][arm][scanner][score] for seed in seeds]
+
+    arms = {
+        arm: {
+            scanner: {score: values(arm, scanner, score) for score in ("dice", "auprc", "oracle_dice", "lesion_f1")}
+            for scanner in "AB"
+        }
+        for arm in ARMS
+    }
+    claims = {}
+    for name, (better, worse, scanner, text) in CLAIMS.items():
+        gaps = np.subtract(values(better, scanner, "dice"), values(worse, scanner, "dice"))
+        area = np.subtract(values(better, scanner, "auprc"), values(worse, scanner, "auprc"))
+        held = bool(gaps.mean() > 0 and (gaps > 0).sum() * 3 >= 2 * len(gaps))
+        claims[name] = {
+            "claim": text,
+            "gap_dice": gaps.round(4).tolist(),
+            "gap_auprc": area.round(4).tolist(),
+            "held": held,
+        }
+    return {"seeds": seeds, "arms": arms, "claims": claims}
+
+
+def to_markdown(summary: dict) -> str:
+    """The two tables, means over seeds with the range in brackets."""
+
+    def cell(numbers: list[float]) -> str:
+        return f"{np.mean(numbers):.3f} ({min(numbers):.3f} to {max(numbers):.3f})"
+
+    lines = [
+        f"Seeds {', '.join(map(str, summary['seeds']))}; pooled Dice at the validation threshold, mean over seeds (range).",
+        "",
+        "| arm | what | Dice, A | AUPRC, A | lesion F1, A | Dice, B |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, scores in summary["arms"].items():
+        a, b = scores["A"], scores["B"]
+        cells = [cell(a["dice"]), cell(a["auprc"]), cell(a["lesion_f1"]), cell(b["dice"])]
+        lines.append(f"| {arm} | {ARMS[arm]} | {' | '.join(cells)} |")
+    lines += ["", "| claim | | gap in Dice per seed | held |", "| --- | --- | --- | --- |"]
+    for name, claim in summary["claims"].items():
+        gaps = ", ".join(f"{gap:+.3f}" for gap in claim["gap_dice"])
+        lines.append(f"| {name} | {claim['claim']} | {gaps} | {'yes' if claim['held'] else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
