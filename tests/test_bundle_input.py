@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,6 +139,14 @@ def test_a_case_with_one_image_too_many_is_refused(bundle, infer, tmp_path):
     datalist = save_datalist(tmp_path, [[*(case if isinstance(case, list) else [case]), str(extra)]])
     n = sequences(bundle)
     refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "scan.nii.gz", str(n), str(n + 1))
+
+
+def test_a_brain_mask_on_another_grid_is_refused(bundle, infer, tmp_path):
+    case = save_case(bundle, tmp_path / "scan.nii.gz", shape=SMALL)
+    datalist = save_datalist(tmp_path, [case])
+    save_nifti(tmp_path / "mask.nii.gz", make_head(shape=SMALL).brain, OBLIQUE @ np.diag([1.0, 1.0, 1.1, 1.0]))
+    datalist.write_text(json.dumps([item | {"brain_mask": "mask.nii.gz"} for item in json.loads(datalist.read_text())]))
+    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "mask.nii.gz")
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(infer, scans, tmp_path):

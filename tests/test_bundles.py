@@ -30,6 +30,7 @@ from bundle_tools import (
     weights,
 )
 from monai.bundle import ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.bundle.scripts import _get_fake_spatial_shape
 
 package_bundle = load_script("package_bundle").package_bundle
 
@@ -152,7 +153,7 @@ def test_torchscript_equals_the_eager_network(bundle, tmp_path):
     """By script, or by trace where the model card says so."""
     use_trace = "--use_trace" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
     image = metadata(bundle)["network_data_format"]["inputs"]["image"]
-    shape = [1, image["num_channels"], *([64, 64] if len(image["spatial_shape"]) == 2 else [32, 32, 32])]
+    shape = [1, image["num_channels"], *_get_fake_spatial_shape(image["spatial_shape"], p=4, n=2, any=32)]
     ckpt_export(
         net_id="network_def",
         filepath=str(tmp_path / "model.ts"),
@@ -275,6 +276,21 @@ def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(predicted)
     for a, b in zip(outputs(out, "a/scan").items(), outputs(out, "b/scan").items(), strict=True):
         if a[0] == "prob":
             assert not np.array_equal(np.asarray(a[1].dataobj), np.asarray(b[1].dataobj))
+
+
+def test_evaluate_json_scores_the_written_files(bundle, monai_bundle, cohort, tmp_path):
+    sections = json.loads(cohort.read_text())
+    datalist = cohort.with_name("labelled.json")
+    datalist.write_text(json.dumps({"test": sections["test"]}))
+    configs = [f"bundles/{bundle.name}/configs/{name}.json" for name in ("inference", "evaluate")]
+    options = {"bundle_root": bundle, "datalist_file": datalist, "output_dir": tmp_path / "out", "device": "cpu"}
+    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    done = monai_bundle("run", "--config_file", str(configs), *flags)
+    assert done.code == 0, done.output[-3000:]
+    rows = (tmp_path / "out" / "metrics.csv").read_text().splitlines()
+    assert all(any(case["subject"] in row for row in rows) for case in sections["test"])
+    json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (tmp_path / "out" / "report.html").stat().st_size > 0
 
 
 # a process that fails as soon as it opens or lists anything of the repository; an environment in it is no part of it
