@@ -76,15 +76,34 @@ def median_filter(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     if len(size) != image.ndim - 1 or any(n < 1 or n % 2 == 0 for n in size):
         raise ValueError(f"size is {tuple(size)}, expected {image.ndim - 1} odd numbers")
-    out = torch.zeros_like(image)
-    for channel, result in zip(image, out, strict=True):
-        # outside the box around what is not 0 the median is 0: a third of the time for a brain
-        nonzero = ndimage.find_objects((channel != 0).cpu().numpy().astype(np.uint8))
-        if nonzero:
-            box = tuple(slice(max(s.start - n // 2, 0), s.stop + n // 2) for s, n in zip(nonzero[0], size, strict=True))
-            filtered = ndimage.median_filter(channel[box].cpu().numpy(), size=tuple(size), mode="constant")
-            result[box] = torch.as_tensor(filtered, device=image.device)
+    channels = [_median_filter(channel, tuple(size)) for channel in _plain(image).detach().cpu().numpy()]
+    return torch.as_tensor(np.stack(channels), device=image.device)
+
+
+def _median_filter(array: np.ndarray, size: tuple[int, ...], chunk: int = 1 << 15) -> np.ndarray:
+    """Same as ``scipy.ndimage.median_filter(array, size, mode="constant")``, several times as fast on a brain."""
+    rank = int(np.prod(size)) // 2
+    # the median is 0 unless most of the box is positive, or most of it negative
+    needed = (_box_count(array > 0, size) > rank) | (_box_count(array < 0, size) > rank)
+    padded = np.pad(array, [(n // 2, n // 2) for n in size])
+    neighbors = np.ravel_multi_index(np.indices(size).reshape(len(size), -1), padded.shape)
+    corners = np.ravel_multi_index(np.nonzero(needed), padded.shape)
+    medians = np.empty(len(corners), dtype=array.dtype)
+    for start in range(0, len(corners), chunk):
+        boxes = padded.ravel()[corners[start : start + chunk, None] + neighbors]
+        boxes.partition(rank, axis=1)
+        medians[start : start + chunk] = boxes[:, rank]
+    out = np.zeros_like(array)
+    out[needed] = medians
     return out
+
+
+def _box_count(array: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Number of true voxels in the box around each voxel."""
+    count = array.astype(np.int32)
+    for axis, n in enumerate(size):
+        count = ndimage.correlate1d(count, np.ones(n, dtype=np.int32), axis, mode="constant")
+    return count
 
 
 class MedianFilterd(MapTransform):
@@ -119,9 +138,11 @@ def erode_mask(mask: torch.Tensor, radius_mm: float, spacing: Sequence[float]) -
     """
     if len(mask) != 1 or radius_mm < 0:
         raise ValueError(f"mask {tuple(mask.shape)} and radius {radius_mm} mm, expected one channel and 0 mm or more")
-    inside = np.pad(mask[0].cpu().numpy() != 0, 1)
-    distance = ndimage.distance_transform_edt(inside, sampling=spacing)
-    eroded = (distance > radius_mm)[(slice(1, -1),) * inside.ndim]
+    inside = _plain(mask)[0].cpu().numpy() != 0
+    eroded = np.zeros_like(inside)
+    for box in ndimage.find_objects(inside.astype(np.uint8)):  # one box, around all that is inside
+        distance = ndimage.distance_transform_edt(np.pad(inside[box], 1), sampling=spacing)
+        eroded[box] = distance[(slice(1, -1),) * inside.ndim] > radius_mm
     return torch.as_tensor(eroded[None], device=mask.device).to(mask.dtype)
 
 
@@ -189,7 +210,7 @@ def remove_small_components(
     if connectivity not in (6, 18, 26):
         raise ValueError(f"connectivity is {connectivity}, expected 6, 18 or 26")
     structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
-    array = label[0].cpu().numpy()
+    array = _plain(label)[0].cpu().numpy()
     out = np.zeros_like(array)
     # 1e-6: three voxels of 0.1 mm3 are 0.3 mm3, also in floating point
     min_voxels = min_volume_mm3 / voxel_volume_mm3 * (1 - 1e-6)
