@@ -1,0 +1,450 @@
+"""Score the files that inference wrote: a row per case and label, means with intervals, pooled values; CSV and JSON."""
+
+import csv
+import json
+import logging
+import math
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor
+from nibabel.affines import voxel_sizes
+from tqdm import tqdm
+
+from .data import subject_of
+from .errors import InputError
+from .metrics import (
+    LesionDetection,
+    PrecisionRecall,
+    Summary,
+    bootstrap_interval,
+    false_positive_volume_ml,
+    lesion_detection,
+    precision_recall,
+    summarize,
+    surface_distances,
+    volume_ml,
+    voxel_overlap,
+)
+from .transforms.io import LoadScand, grid_difference, write_atomically
+
+logger = logging.getLogger(__name__)
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables: its key in the files, its name on the page, and what it means."""
+
+    key: str
+    title: str
+    digits: int
+    meaning: str = ""
+
+
+METRICS = (
+    Column("dice", "Dice", 3, "2 TP / (2 TP + FP + FN) over voxels; undefined where the reference is empty."),
+    Column("precision", "precision", 3, "Share of the predicted voxels that are in the reference."),
+    Column("recall", "recall", 3, "Share of the reference voxels that were found."),
+    Column("average_precision", "AUPRC", 3, "Area under the precision-recall curve of the map, over voxels."),
+    Column(
+        "hd95_mm",
+        "HD95, mm",
+        1,
+        "95th percentile of the distances between the surfaces, the larger of both directions. Infinite where nothing "
+        "was found: such cases count in the median and are left out of the mean.",
+    ),
+    Column("assd_mm", "ASSD, mm", 2, "Mean distance between the surfaces, both directions; empty masks as for HD95."),
+    Column("lesion_recall", "lesion recall", 3, "Share of the reference lesions that were hit."),
+    Column("lesion_precision", "lesion precision", 3, "Share of the predicted lesions that hit a reference lesion."),
+    Column("lesion_f1", "lesion F1", 3, "Harmonic mean of lesion-wise recall and precision."),
+    Column("reference_ml", "reference, ml", 2, "Volume of the reference."),
+    Column("prediction_ml", "prediction, ml", 2, "Volume of the prediction."),
+    Column("volume_difference_ml", "difference, ml", 2, "Predicted minus reference volume."),
+    Column("false_positive_ml", "false positive, ml", 2, "Volume that was predicted outside the reference."),
+)
+COLUMN = {metric.key: metric for metric in METRICS}
+_COUNTS = ("reference_lesions", "detected_lesions", "predicted_lesions", "true_predictions")
+_COLUMNS = ("name", "subject", "label", "label_name", "reference_empty", *COLUMN, *_COUNTS)
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The files of one case, on one grid."""
+
+    image: np.ndarray
+    affine: np.ndarray
+    prediction: np.ndarray
+    reference: np.ndarray | None
+    scores: np.ndarray | None
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size in mm along each axis."""
+        return voxel_sizes(self.affine)
+
+
+class Evaluation:
+    """Compare ``<name>_seg.nii.gz`` and ``<name>_prob.nii.gz`` in a folder with the references of the cases.
+
+    Everything is read from disk, one case at a time and when it is first asked for, so what is scored is what a user
+    gets.
+
+    Args:
+        cases: items with ``image`` and ``name``, as from ``common.data.list_cases``. Those with a reference are scored;
+            those with ``healthy`` true and no reference have an empty one; the others get volumes only.
+        output_dir: where inference wrote.
+        label_names: value in the masks -> name; JSON keys may be text. A mask with another value but 0 is refused.
+        title: of what is evaluated.
+        threshold: operating point of the map; None if the mask comes from no threshold.
+        reference_key: item that holds the path of the reference.
+        image_key: item that holds the path of the image, of the first if there are several.
+        lesion_labels: labels that are counted lesion by lesion. None: the only label, or none of several.
+        map_label: label that the map scores. None: the only label; with several, a map is then left alone.
+        connectivity: neighbors that join voxels to one lesion.
+        min_overlap: share of a lesion that must be covered, see :func:`common.metrics.lesion_detection`.
+        settings: further settings to state in the files, such as the source of the threshold.
+
+    Raises:
+        ValueError: if there is no case, or a label in ``lesion_labels`` or ``map_label`` has no name.
+        InputError: by any property, if a file is missing, unreadable or on another grid than its image.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        output_dir: str | Path,
+        label_names: Mapping[int | str, str] | None = None,
+        title: str = "Evaluation",
+        threshold: float | None = None,
+        reference_key: str = "label",
+        image_key: str = "image",
+        lesion_labels: Sequence[int] | None = None,
+        map_label: int | None = None,
+        connectivity: int = 26,
+        min_overlap: float = 0.0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.cases = list(cases)
+        self.output_dir = Path(output_dir)
+        names = {1: "lesion"} if label_names is None else label_names
+        self.label_names = {int(value): str(name) for value, name in names.items() if int(value) != 0}
+        self.title = title
+        self.threshold = threshold
+        self.reference_key = reference_key
+        self.image_key = image_key
+        only = list(self.label_names) if len(self.label_names) == 1 else []
+        self.lesion_labels = only if lesion_labels is None else list(lesion_labels)
+        self.map_label = only[0] if map_label is None and only else map_label
+        self.connectivity = connectivity
+        self.min_overlap = min_overlap
+        self.settings = dict(settings or {})
+        if not self.cases:
+            raise ValueError("there is no case to evaluate")
+        unnamed = {*self.lesion_labels, self.map_label} - {*self.label_names, None}
+        if unnamed or not self.label_names:
+            raise ValueError(f"labels {sorted(unnamed)} have no name, expected one of {list(self.label_names)}")
+
+    def save(self) -> None:
+        """Write ``metrics.csv`` and ``metrics.json`` to ``output_dir``; InputError if that cannot be done."""
+        text = json.dumps(_for_json(self.as_dict()), indent=2, allow_nan=False) + "\n"  # computed before any writing
+        write_atomically(self.output_dir / "metrics.csv", lambda part: _write_csv(part, self.rows))
+        write_atomically(self.output_dir / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
+        for name, metrics in self.summary.items():
+            dice = metrics["dice"]
+            logger.info("Dice of %s: %.3f, mean of %d cases", name, dice.mean, dice.cases)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything that is written, as ``metrics.json`` has it; nan and inf become null there."""
+        return {
+            "title": self.title,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "settings": self.all_settings(),
+            "versions": versions(),
+            "summary": {
+                label: {key: summary.as_dict() for key, summary in metrics.items()}
+                for label, metrics in self.summary.items()
+            },
+            "healthy": {label: summary.as_dict() for label, summary in self.healthy.items()},
+            "pooled": self.pooled,
+            "cases": self.rows,
+        }
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per case and label, in the order of the cases."""
+        return [
+            row
+            for case in tqdm(self.cases, desc="scoring", unit="case", disable=len(self.cases) < 2)
+            for row in self._score(case)
+        ]
+
+    @cached_property
+    def summary(self) -> dict[str, dict[str, Summary]]:
+        """Label name -> metric -> mean and interval over the cases whose reference is not empty."""
+        return {
+            name: {key: self._summarize(rows, key) for key in COLUMN if any(row[key] is not None for row in rows)}
+            for name, rows in self.rows_by_label(reference_empty=False).items()
+            if rows
+        }
+
+    @cached_property
+    def healthy(self) -> dict[str, Summary]:
+        """Label name -> false-positive volume in ml over the cases whose reference is empty."""
+        return {
+            name: self._summarize(rows, "false_positive_ml")
+            for name, rows in self.rows_by_label(reference_empty=True).items()
+            if rows
+        }
+
+    @cached_property
+    def pooled(self) -> dict[str, dict[str, float]]:
+        """Label name -> metrics over the voxels, or lesions, of all cases with a reference, healthy ones included."""
+        out = {name: self._pool(rows) for name, rows in self.rows_by_label().items()}
+        if self.curve is not None:
+            best, threshold = self.curve.best_dice
+            out[self.label_names[self.map_label]] |= {
+                "average_precision": self.curve.average_precision,
+                "best_dice_any_threshold": best,
+                "best_threshold_on_these_cases": threshold,
+            }
+        return out
+
+    @cached_property
+    def curve(self) -> PrecisionRecall | None:
+        """Pooled precision-recall curve of the maps; None without maps, references or lesions."""
+        maps, references = self.maps_on_disk()
+        curve = precision_recall(maps, references) if len(maps) else None
+        return curve if curve is not None and curve.positives else None
+
+    # one case
+
+    def _path(self, case: Mapping[str, Any], postfix: str) -> Path:
+        return self.output_dir / f"{case['name']}_{postfix}.nii.gz"
+
+    def has_reference(self, case: Mapping[str, Any]) -> bool:
+        """Whether the truth of a case is known, be it that it is healthy."""
+        return case.get(self.reference_key) is not None or bool(case.get("healthy"))
+
+    @cached_property
+    def _has_maps(self) -> bool:
+        missing = [case["name"] for case in self.cases if not self._path(case, "prob").is_file()]
+        if self.map_label is None or len(missing) == len(self.cases):
+            return False
+        if missing:
+            raise InputError(
+                f"{missing[0]}_prob.nii.gz does not exist in {self.output_dir}, expected a map of every case or of none"
+            )
+        return True
+
+    def load(self, case: Mapping[str, Any]) -> Scans:
+        """Read the files of a case, checked to lie on one grid."""
+        image = case[self.image_key]
+        paths = {"image": image if isinstance(image, str | Path) else image[0], "prediction": self._path(case, "seg")}
+        if case.get(self.reference_key) is not None:
+            paths["reference"] = case[self.reference_key]
+        if self._has_maps:
+            paths["scores"] = self._path(case, "prob")
+        scans = {key: _read(path) for key, path in paths.items()}
+        for key, scan in scans.items():
+            _check_grid(scan, paths[key], scans["image"], paths["image"])
+        arrays = {key: scan.numpy() for key, scan in scans.items()}
+        for key in {"prediction", "reference"} & arrays.keys():
+            arrays[key] = self._as_labels(arrays[key], paths[key])
+        if "reference" not in arrays and self.has_reference(case):
+            arrays["reference"] = np.zeros_like(arrays["prediction"])
+        affine = np.asarray(scans["image"].affine, dtype=float)
+        return Scans(arrays["image"], affine, arrays["prediction"], arrays.get("reference"), arrays.get("scores"))
+
+    def _as_labels(self, array: np.ndarray, path: str | Path) -> np.ndarray:
+        unknown = set(np.unique(array).tolist()) - {0, *self.label_names}
+        if unknown:
+            found = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
+            raise InputError(f"{path} has the values {found}, expected 0, {', '.join(map(str, self.label_names))} only")
+        return array.astype(np.int32)
+
+    def _score(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
+        scans = self.load(case)
+        rows = []
+        for value, name in self.label_names.items():
+            row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+            row |= {"name": case["name"], "subject": subject_of(dict(case)), "label": value, "label_name": name}
+            row["prediction_ml"] = volume_ml(scans.prediction == value, scans.spacing)
+            if scans.reference is not None:
+                row |= self._compare(scans, value)
+            rows.append(row)
+        return rows
+
+    def _compare(self, scans: Scans, value: int) -> dict[str, Any]:
+        prediction, reference = scans.prediction == value, scans.reference == value
+        overlap = voxel_overlap(prediction, reference)
+        surfaces = surface_distances(prediction, reference, scans.spacing)
+        reference_ml = volume_ml(reference, scans.spacing)
+        out: dict[str, Any] = {
+            "reference_empty": not bool(reference.any()),
+            "dice": overlap.dice,
+            "precision": overlap.precision,
+            "recall": overlap.recall,
+            "hd95_mm": surfaces.hd95,
+            "assd_mm": surfaces.assd,
+            "reference_ml": reference_ml,
+            "volume_difference_ml": volume_ml(prediction, scans.spacing) - reference_ml,
+            "false_positive_ml": false_positive_volume_ml(prediction, scans.spacing, reference),
+        }
+        if value in self.lesion_labels:
+            found = lesion_detection(prediction, reference, self.connectivity, self.min_overlap)
+            out |= {key: getattr(found, key) for key in _COUNTS}
+            out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}
+        if value == self.map_label and scans.scores is not None:
+            out["average_precision"] = precision_recall(scans.scores, reference).average_precision
+        return out
+
+    # all cases
+
+    def rows_by_label(self, reference_empty: bool | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Rows with a reference, by label name; only those with, or without, an empty one."""
+        return {
+            name: [
+                row
+                for row in self.rows
+                if row["label"] == value
+                and row["reference_empty"] is not None
+                and reference_empty in (None, row["reference_empty"])
+            ]
+            for value, name in self.label_names.items()
+        }
+
+    def _summarize(self, rows: Sequence[Mapping[str, Any]], key: str) -> Summary:
+        return summarize([NAN if row[key] is None else row[key] for row in rows], [row["subject"] for row in rows])
+
+    def _pool(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        if not rows:
+            return {}
+        reference, prediction, false = (
+            np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml", "false_positive_ml")
+        )
+        agreed, both = 2 * (prediction - false), reference + prediction
+        low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
+        out = {"cases": len(rows), "dice": agreed.sum() / both.sum() if reference.any() else NAN}
+        out |= {"dice_low": low, "dice_high": high}
+        if rows[0]["reference_lesions"] is not None:
+            found = LesionDetection(*(sum(row[key] for row in rows) for key in _COUNTS))
+            out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}
+        return out
+
+    def maps_on_disk(self) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+        """Maps and references of the cases that have a reference, each read when it is asked for."""
+        cases = [case for case in self.cases if self._has_maps and self.has_reference(case)]
+        scored = _FromDisk(cases, lambda case: _read(self._path(case, "prob")).numpy())
+        references = _FromDisk(cases, lambda case: self.load(case).reference == self.map_label)
+        return scored, references
+
+    def all_settings(self) -> dict[str, Any]:
+        """How the cases were scored, and the settings that were handed over."""
+        own = {
+            "labels": ", ".join(f"{value} {name}" for value, name in self.label_names.items()),
+            "threshold": self.threshold,
+            "connectivity of lesions": self.connectivity,
+            "least overlap of a detected lesion": self.min_overlap,
+        }
+        return own | {name: shown(value) for name, value in self.settings.items()}
+
+    def rows_of(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The rows of one case, one per label."""
+        return self._rows_by_case[case["name"]]
+
+    @cached_property
+    def _rows_by_case(self) -> dict[str, list[dict[str, Any]]]:
+        out: dict[str, list[dict[str, Any]]] = {}
+        for row in self.rows:
+            out.setdefault(row["name"], []).append(row)
+        return out
+
+    def ranked(self) -> list[Mapping[str, Any]]:
+        """Lowest Dice first, then healthy cases with most false positives first, then cases without reference."""
+
+        def rank(case: Mapping[str, Any]) -> tuple[int, float, str]:
+            rows = self.rows_of(case)
+            dice = mean_dice(rows)
+            if not math.isnan(dice):
+                return 0, dice, case["name"]
+            if rows[0]["reference_empty"] is None:
+                return 2, 0.0, case["name"]
+            return 1, -sum(row["false_positive_ml"] for row in rows), case["name"]
+
+        return sorted(self.cases, key=rank)
+
+
+class _FromDisk(Sequence):
+    """Arrays that are read each time they are asked for."""
+
+    def __init__(self, cases: Sequence[Any], read: Callable[[Any], np.ndarray]) -> None:
+        self.cases, self.read = cases, read
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.read(self.cases[index])
+
+
+def _read(path: str | Path) -> MetaTensor:
+    """A NIfTI volume (X, Y, Z) with its affine; InputError if it is missing or broken."""
+    return LoadScand("scan", may_be_empty="scan")({"scan": path})["scan"][0]
+
+
+def _check_grid(scan: MetaTensor, path: str | Path, other: MetaTensor, other_path: str | Path) -> None:
+    difference = grid_difference(scan.shape, scan.affine, other.shape, other.affine)
+    if difference:
+        raise InputError(f"{path} and {other_path} have {difference}, expected one grid")
+
+
+def mean_dice(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Mean over the rows of a case where it is defined; nan if nowhere."""
+    values = [row["dice"] for row in rows if row["dice"] is not None and not math.isnan(row["dice"])]
+    return sum(values) / len(values) if values else NAN
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows({key: _for_csv(value) for key, value in row.items()} for row in rows)
+
+
+def _for_csv(value: Any) -> Any:
+    """Empty where undefined; six digits are more than any of these numbers is good for."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shown(value: Any) -> Any:
+    """What a page may show: of an absolute path the last part only, it tells nothing of people and machines."""
+    if isinstance(value, PurePath) or (isinstance(value, str) and PurePath(value).is_absolute()):
+        return PurePath(value).name
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    packages = ("monai", "torch", "numpy", "scipy", "nibabel")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

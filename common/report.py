@@ -1,0 +1,276 @@
+"""The report: what :mod:`common.evaluation` measured, as an HTML page with pictures beside CSV and JSON."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .evaluation import COLUMN, METRICS, Column, Evaluation, mean_dice, shown, versions
+from .metrics import Summary, dice_over_thresholds, summarize
+from .page import CaseView, Section, Table, Tile, write_html_report
+from .pictures import (
+    Picture,
+    case_pictures,
+    label_chart,
+    load_chart,
+    precision_recall_chart,
+    threshold_chart,
+    volume_chart,
+)
+
+__all__ = ["Report", "write_html_report"]
+
+logger = logging.getLogger(__name__)
+
+_INTERVAL_NOTES = (
+    (
+        "95 % interval",
+        "Bootstrap over subjects (5000 draws, percentiles) of the mean or of the pooled value: how far it would move "
+        "with other subjects like these. Too narrow for fewer than about ten.",
+    ),
+    (
+        "pooled",
+        "Computed from the volumes, voxels or lesions of all cases together, healthy ones included, so that large "
+        "loads weigh more.",
+    ),
+    ("empty references", "Leave Dice, recall and distances undefined; such cases are judged by false positives."),
+)
+
+
+class Report(Evaluation):
+    """An evaluation that writes itself down as a page.
+
+    Several go on one page by ``write_html_report(path, title, [report.section for report in reports])``.
+
+    Args:
+        cases, output_dir: see :class:`common.evaluation.Evaluation`; the report goes to ``output_dir``.
+        max_pictures: number of cases with pictures, worst first.
+        kwargs: further arguments of Evaluation.
+    """
+
+    def __init__(
+        self, cases: Sequence[Mapping[str, Any]], output_dir: str | Path, *, max_pictures: int = 40, **kwargs: Any
+    ) -> None:
+        super().__init__(cases, output_dir, **kwargs)
+        self.max_pictures = max_pictures
+
+    def write(self) -> Path:
+        """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
+
+        Raises:
+            InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written.
+        """
+        section = self.section  # all is computed before the first file is written
+        self.save()
+        path = write_html_report(self.output_dir / "report.html", self.title, [section])
+        logger.info("report: %s", path)
+        return path
+
+    @cached_property
+    def section(self) -> Section:
+        """The report as a section of a page, for :func:`write_html_report`."""
+        return Section(
+            title=self.title,
+            lead=self._lead(),
+            tiles=self._tiles(),
+            charts=self._charts(),
+            tables=[*self._summary_tables(), self._case_table()],
+            cases=self._case_views(),
+            cases_note="Lowest Dice first. R and L are the patient's sides, A and P front and back.",
+            details=[(name, shown(value)) for name, value in (self.all_settings() | versions()).items()],
+            definitions=[(metric.title, metric.meaning) for metric in self._used_metrics()] + [*_INTERVAL_NOTES],
+        )
+
+    @property
+    def _only_label(self) -> str | None:
+        """Name of the label if there is one; with several, numbers are given for each of them."""
+        return next(iter(self.label_names.values())) if len(self.label_names) == 1 else None
+
+    def _used_metrics(self) -> list[Column]:
+        return [metric for metric in METRICS if any(row[metric.key] is not None for row in self.rows)]
+
+    def _lead(self) -> str:
+        subjects = len({row["subject"] for row in self.rows})
+        empty = [self.rows_of(case)[0]["reference_empty"] for case in self.cases]
+        counts = {"without a reference, of which only volumes are known": empty.count(None)}
+        if self._only_label:
+            found = {f"with {self._only_label}": empty.count(False), f"without {self._only_label}": empty.count(True)}
+        else:
+            found = {"with a reference": len(empty) - empty.count(None)}
+        parts = ", ".join(f"{count} {what}" for what, count in (found | counts).items() if count)
+        return f"{_count(len(self.cases), 'case')} of {_count(subjects, 'subject')}: {parts}."
+
+    def _tiles(self) -> list[Tile]:
+        tiles = [self._dice_tile()] if self.summary else []
+        if self._only_label in self.summary:
+            tiles += self._overlap_tiles(self.summary[self._only_label], self.pooled[self._only_label])
+        if self.curve is not None:
+            pooled = self.pooled[self.label_names[self.map_label]]
+            tiles.append(Tile("AUPRC, pooled", _number(pooled["average_precision"], 3), "of the map, over voxels"))
+            note = f"of the map at {pooled['best_threshold_on_these_cases']:.4g}: chosen on these cases, an upper bound"
+            tiles.append(Tile("Best Dice", _number(pooled["best_dice_any_threshold"], 3), note))
+        for name in (self.label_names[label] for label in self.lesion_labels):
+            tiles += self._lesion_tiles(name)
+        if not tiles:
+            tiles = [self._volume_tile(name) for name in self.label_names.values()]
+        return tiles
+
+    def _overlap_tiles(self, summary: Mapping[str, Summary], pooled: Mapping[str, float]) -> list[Tile]:
+        note = f"all voxels together, {_interval(pooled['dice_low'], pooled['dice_high'], 2)}"
+        missed = summary["hd95_mm"].infinite
+        found = f"{_count(missed, 'case')} with nothing found" if missed else "every case has a prediction"
+        return [
+            Tile("Dice, pooled", _number(pooled["dice"], 3), note),
+            Tile("HD95, median", f"{_number(summary['hd95_mm'].median, 1)} mm", found),
+        ]
+
+    def _lesion_tiles(self, name: str) -> list[Tile]:
+        tiles = []
+        if name in self.summary:
+            recall, precision = (_number(self.pooled[name][key], 2) for key in ("lesion_recall", "lesion_precision"))
+            note = f"mean; recall {recall}, precision {precision} of all lesions together"
+            tiles.append(Tile("Lesion-wise F1", _number(self.summary[name]["lesion_f1"].mean, 3), note))
+        if name in self.healthy:
+            healthy = self.healthy[name]
+            note = f"{_count(healthy.cases, 'scan')} without {name}, {_interval(healthy.low, healthy.high, 2)}"
+            tiles.append(Tile("False positives", f"{_number(healthy.mean, 2)} ml", note))
+        return tiles
+
+    def _volume_tile(self, name: str) -> Tile:
+        volume = summarize([row["prediction_ml"] for row in self.rows if row["label_name"] == name])
+        note = f"mean volume per case, {_interval(volume.low, volume.high, 2)}"
+        return Tile(f"Predicted {name}", f"{_number(volume.mean, 2)} ml", note)
+
+    def _dice_tile(self) -> Tile:
+        """Mean over cases; with several labels the mean over the labels of each case comes first."""
+        means = {case["name"]: mean_dice(self.rows_of(case)) for case in self.cases}
+        subjects = {row["name"]: row["subject"] for row in self.rows}
+        overall = summarize(list(means.values()), [subjects[name] for name in means])
+        what = "Dice, mean" if self._only_label else f"Dice, mean of {len(self.label_names)} labels"
+        note = f"{_count(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
+        return Tile(what, _number(overall.mean, 3), note)
+
+    def _charts(self) -> list[Picture]:
+        charts: list[Picture] = []
+        rows = [row for row in self.rows if row["reference_empty"] is not None]
+        present = [row for row in rows if not row["reference_empty"]]
+        if self.curve is not None:
+            top = max(self._score_max, min(1.2 * self.curve.best_dice[1], self.curve.thresholds[0]))
+            thresholds = np.linspace(0, top, 101)
+            cases = dice_over_thresholds(*self.maps_on_disk(), thresholds)
+            charts += [
+                threshold_chart(thresholds, cases, self.curve, self.threshold),
+                precision_recall_chart(self.curve, self.threshold),
+            ]
+        if not self._only_label and present:
+            by_label = self.rows_by_label(reference_empty=False)
+            charts.append(label_chart({n: np.array([row["dice"] for row in r]) for n, r in by_label.items()}))
+        elif len(present) > 1:
+            charts.append(load_chart(*(np.array([row[key] for row in present]) for key in ("reference_ml", "dice"))))
+        if rows:
+            volumes = (np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml"))
+            charts.append(volume_chart(*volumes))
+        return charts
+
+    def _summary_tables(self) -> list[Table]:
+        columns = ["mean", "95 % interval", "sd", "median", "cases"]
+        if self._only_label:
+            entries = [
+                (COLUMN[key].title, COLUMN[key], summary)
+                for metrics in self.summary.values()
+                for key, summary in metrics.items()
+            ]
+            caption = f"Over the cases with {self._only_label}"
+            return [Table(caption, ["metric", *columns], [_summary_row(*e) for e in entries])] if entries else []
+        tables = []
+        for key in ("dice", "hd95_mm"):
+            metric = COLUMN[key]
+            rows = [_summary_row(name, metric, metrics[key]) for name, metrics in self.summary.items()]
+            bars = [1] if key == "dice" else []
+            if rows:
+                tables.append(Table(f"{metric.title} by label", ["label", *columns], rows, bars))
+        return tables
+
+    def _case_table(self) -> Table:
+        several = self._only_label is None
+        metrics = self._used_metrics()
+        columns = ["case", *(["label"] if several else []), *(metric.title for metric in metrics)]
+        rows = [
+            [
+                row["name"],
+                *([row["label_name"]] if several else []),
+                *(_number(row[metric.key], metric.digits) for metric in metrics),
+            ]
+            for case in self.ranked()
+            for row in self.rows_of(case)
+        ]
+        bars = [i for i, title in enumerate(columns) if title == "Dice"]
+        return Table("Every case, lowest Dice first", columns, rows, bars)
+
+    def _case_views(self) -> list[CaseView]:
+        worst = self.ranked()[: self.max_pictures]
+        return [
+            CaseView(case["name"], self._facts(case), self._pictures(case))
+            for case in tqdm(worst, desc="drawing", unit="case", disable=len(worst) < 2)
+        ]
+
+    def _pictures(self, case: Mapping[str, Any]) -> list[Picture]:
+        scans = self.load(case)
+        return case_pictures(
+            scans.image, scans.affine, scans.prediction, scans.reference, scans.scores, self._score_max
+        )
+
+    def _facts(self, case: Mapping[str, Any]) -> list[tuple[str, str]]:
+        rows = self.rows_of(case)
+        if len(rows) > 1:
+            return [(row["label_name"], _number(row["dice"], 3)) for row in rows if row["dice"] is not None]
+        row = rows[0]
+        if row["reference_empty"]:
+            return [("no", f"{row['label_name']} in the reference"), _fact(row, "false_positive_ml")]
+        facts = [_fact(row, key) for key in ("dice", "lesion_f1", "hd95_mm") if row[key] is not None]
+        return [*facts, *(_fact(row, key) for key in ("reference_ml", "prediction_ml") if row[key] is not None)]
+
+    @property
+    def _score_max(self) -> float:
+        """End of the scale of scores: the threshold is in its middle, whatever the unit of the map."""
+        if self.threshold is not None and self.threshold > 0:
+            return 2 * self.threshold if self.threshold > 1 else min(2 * self.threshold, 1.0)  # probabilities end at 1
+        highest = 0.0 if self.curve is None else float(self.curve.thresholds[0])
+        return highest if highest > 0 else 1.0
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    if math.isnan(low):
+        return "no interval"
+    return f"95 % interval {_number(low, digits)} to {_number(high, digits)}"
+
+
+def _summary_row(name: str, metric: Column, summary: Summary) -> list[str]:
+    low, high = _number(summary.low, metric.digits), _number(summary.high, metric.digits)
+    return [
+        name,
+        _number(summary.mean, metric.digits),
+        "–" if math.isnan(summary.low) else f"{low} to {high}",
+        _number(summary.sd, metric.digits),
+        _number(summary.median, metric.digits),
+        str(summary.cases) + (f" + {summary.infinite} infinite" if summary.infinite else ""),
+    ]
+
+
+def _fact(row: Mapping[str, Any], key: str) -> tuple[str, str]:
+    return COLUMN[key].title, _number(row[key], COLUMN[key].digits)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,0 +1,421 @@
+"""The report, from files on disk to CSV, JSON and one HTML page."""
+
+import csv
+import html
+import io
+import json
+import re
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser
+from PIL import Image
+
+from common.errors import InputError
+from common.evaluation import Evaluation
+from common.metrics import average_precision, best_dice, dice, hd95_mm, lesion_detection, pooled_dice, summarize
+from common.page import CaseView, Section, Table, Tile
+from common.pictures import PREDICTION_COLOR, REFERENCE_COLOR, case_pictures
+from common.report import Report, write_html_report
+
+SHAPE = (20, 24, 18)
+# 2 x 1.5 x 3 mm, stored as LPS: 9 mm^3 a voxel
+AFFINE = np.array([[-2.0, 0, 0, 20], [0, -1.5, 0, 18], [0, 0, 3.0, -27], [0, 0, 0, 1]])
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return str(path)
+
+
+def boxes(*corners, size=4, value=1):
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    for i, j, k in corners:
+        mask[i : i + size, j : j + size, k : k + size] = value
+    return mask
+
+
+def add_case(folder, name, prediction, reference=None, scores=None):
+    """Write the files of a case, as inference and a user would, and give its item."""
+    rng = np.random.default_rng(0)
+    brain = np.zeros(SHAPE, dtype=np.float32)
+    brain[2:-2, 2:-2, 2:-2] = 100 + rng.normal(0, 5, (16, 20, 14))
+    item = {"image": save(folder / "scans" / f"{name}.nii.gz", brain), "name": name}
+    if reference is not None:
+        item["label"] = save(folder / "scans" / f"{name}_lesion.nii.gz", reference)
+    save(folder / "out" / f"{name}_seg.nii.gz", prediction)
+    if scores is not None:
+        save(folder / "out" / f"{name}_prob.nii.gz", scores.astype(np.float32))
+    return item
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Four cases with maps: good, poor, nothing found, and healthy with a false positive."""
+    rng = np.random.default_rng(1)
+    masks = {
+        "good": (boxes((4, 4, 4), (12, 12, 10)), boxes((4, 4, 4), (12, 13, 10))),
+        "poor": (boxes((4, 4, 4)), boxes((6, 6, 5), (12, 12, 10))),
+        "missed": (boxes(), boxes((8, 8, 8))),
+        "healthy": (boxes((10, 10, 10), size=2), boxes()),
+    }
+    cases, maps = [], {}
+    for name, (prediction, reference) in masks.items():
+        maps[name] = np.clip(0.5 * prediction + 0.2 * reference + rng.uniform(0, 0.3, SHAPE), 0, 1).astype(np.float32)
+        cases.append(add_case(tmp_path, name, prediction, reference, maps[name]))
+    return cases, tmp_path / "out", masks, maps
+
+
+def page_of(report):
+    return report.write().read_text(encoding="utf-8")
+
+
+def test_rows_are_the_metrics_of_the_files(cohort):
+    cases, out, masks, maps = cohort
+    rows = {row["name"]: row for row in Evaluation(cases, out).rows}
+    spacing = (2, 1.5, 3)
+    for name, (prediction, reference) in masks.items():
+        row, found = rows[name], lesion_detection(prediction, reference)
+        assert row["dice"] == pytest.approx(dice(prediction, reference), nan_ok=True)
+        assert row["hd95_mm"] == pytest.approx(hd95_mm(prediction, reference, spacing), nan_ok=True)
+        assert row["lesion_f1"] == pytest.approx(found.f1, nan_ok=True)
+        assert row["reference_lesions"] == found.reference_lesions
+        assert row["average_precision"] == pytest.approx(average_precision(maps[name], reference), nan_ok=True)
+
+
+def test_volumes_by_hand(cohort):
+    cases, out, *_ = cohort
+    rows = {row["name"]: row for row in Evaluation(cases, out).rows}
+    voxel_ml = 0.009
+    assert rows["good"]["reference_ml"] == pytest.approx(128 * voxel_ml)
+    assert rows["good"]["false_positive_ml"] == pytest.approx(16 * voxel_ml)  # one layer of the shifted box
+    assert rows["missed"]["volume_difference_ml"] == pytest.approx(-64 * voxel_ml)
+    assert rows["healthy"]["false_positive_ml"] == pytest.approx(8 * voxel_ml)
+    assert [rows[name]["reference_empty"] for name in ("good", "healthy")] == [False, True]
+
+
+def test_means_leave_out_what_is_undefined_and_count_it(cohort):
+    cases, out, masks, _ = cohort
+    evaluation = Evaluation(cases, out)
+    expected = summarize([dice(*masks[name]) for name in ("good", "poor", "missed")])
+    summary = evaluation.summary["lesion"]
+    assert summary["dice"].mean == pytest.approx(expected.mean)
+    assert (summary["dice"].low, summary["dice"].high) == pytest.approx((expected.low, expected.high))
+    assert summary["hd95_mm"].cases == 2
+    assert summary["hd95_mm"].infinite == 1
+    assert evaluation.healthy["lesion"].mean == pytest.approx(8 * 0.009)
+    assert evaluation.healthy["lesion"].cases == 1
+
+
+def test_pooled_values_count_healthy_cases_too(cohort):
+    cases, out, masks, maps = cohort
+    pooled = Evaluation(cases, out).pooled["lesion"]
+    predictions, references = zip(*masks.values(), strict=True)
+    assert pooled["dice"] == pytest.approx(pooled_dice(predictions, references))
+    assert pooled["dice_low"] <= pooled["dice"] <= pooled["dice_high"]
+    assert pooled["average_precision"] == pytest.approx(average_precision(list(maps.values()), references))
+    value, threshold = best_dice(list(maps.values()), references)
+    assert pooled["best_dice_any_threshold"] == pytest.approx(value)
+    assert pooled["best_threshold_on_these_cases"] == pytest.approx(threshold)
+    # lesions: 2 + 2 + 1 wanted; both of "good" and one of "poor" hit; predicted 2 + 1 + 0 + 1, of which 3 are true
+    assert pooled["lesion_recall"] == pytest.approx(3 / 5)
+    assert pooled["lesion_precision"] == pytest.approx(3 / 4)
+
+
+def test_scans_of_one_subject_are_drawn_together(cohort):
+    cases, out, *_ = cohort
+    same = [case | {"subject": "sub-01"} for case in cases]
+    assert np.isnan(Evaluation(same, out).summary["lesion"]["dice"].low)
+
+
+def test_csv_and_json_hold_the_same_rows(cohort):
+    cases, out, *_ = cohort
+    Report(
+        cases, out, title="lesions", threshold=0.5, max_pictures=0, settings={"threshold_source": "validation"}
+    ).write()
+    with (out / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in rows] == [row["name"] for row in content["cases"]] == [c["name"] for c in cases]
+    for text, row in zip(rows, content["cases"], strict=True):
+        if row["dice"] is None:
+            assert text["dice"] == ""
+        else:
+            assert float(text["dice"]) == pytest.approx(row["dice"], rel=1e-5)
+    assert rows[2]["hd95_mm"] == "inf"
+    assert content["cases"][2]["hd95_mm"] is None
+    assert content["settings"]["threshold"] == 0.5
+    assert content["settings"]["threshold_source"] == "validation"
+    assert {"python", "monai", "torch", "numpy"} <= set(content["versions"])
+    assert content["summary"]["lesion"]["dice"]["cases"] == 3
+
+
+def test_page_names_worst_cases_first_and_needs_no_network(cohort):
+    cases, out, *_ = cohort
+    page = page_of(Report(cases, out, title="lesions", threshold=0.5))
+    assert re.findall(r"<h4>(.*?)</h4>", page) == ["missed", "poor", "good", "healthy"]
+    assert re.findall(r'(?:src|href)="(?!data:)[^"]*"', page) == []
+    assert "<script" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+    assert "viewport" in page
+    assert page.count('<img loading="lazy" src="data:image/png;base64,') >= 4 * 5
+    assert page.count('src="data:image/svg+xml;base64,') == 4
+    assert "the threshold in use, 0.5" in page
+
+
+def test_user_text_is_escaped(tmp_path):
+    name = "<script>alert('x')<" + '"&'
+    item = add_case(tmp_path, name, boxes((4, 4, 4)), boxes((4, 4, 5)))
+    report = Report(
+        [item], tmp_path / "out", title="<b>title</b>", label_names={1: "<i>"}, settings={"<u>key": "<u>value"}
+    )
+    page = page_of(report)
+    for tag in ("<script", "<b>title", "<i>", "<u>"):
+        assert tag not in page
+    assert html.escape(name).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
+    assert "&lt;u&gt;value" in page
+
+
+def test_no_path_of_this_machine_gets_out(cohort):
+    cases, out, *_ = cohort
+    settings = {"weights": str(out / "models" / "model.pt"), "data": out, "text": "a sentence"}
+    Report(cases, out, settings=settings).write()
+    for name in ("metrics.csv", "metrics.json", "report.html"):
+        assert str(out.parent) not in (out / name).read_text(encoding="utf-8")
+    settings = json.loads((out / "metrics.json").read_text())["settings"]
+    assert (settings["weights"], settings["text"]) == ("model.pt", "a sentence")
+
+
+def test_names_may_have_folders(tmp_path):
+    item = add_case(tmp_path, "sub-01/anat/FLAIR", boxes((4, 4, 4)), boxes((4, 4, 4)))
+    assert Evaluation([item], tmp_path / "out").rows[0]["dice"] == 1
+
+
+def test_several_sequences_show_the_first(cohort):
+    cases, out, *_ = cohort
+    several = [case | {"image": [case["image"], case["image"]]} for case in cases]
+    assert page_of(Report(several[:1], out)).count("<h4>") == 1
+
+
+def test_without_references_only_volumes_are_reported(cohort):
+    cases, out, *_ = cohort
+    report = Report([{k: v for k, v in case.items() if k != "label"} for case in cases], out, max_pictures=1)
+    assert [row["dice"] for row in report.rows] == [None] * 4
+    assert report.summary == report.healthy == {}
+    page = page_of(report)
+    assert "Predicted lesion" in page
+    assert "of which only volumes are known" in page
+    assert "Dice, mean" not in page
+
+
+def test_healthy_cases_need_no_reference(cohort):
+    cases, out, *_ = cohort
+    healthy = [{"image": cases[0]["image"], "name": "good", "healthy": True}]
+    report = Report(healthy, out)
+    assert report.rows[0]["false_positive_ml"] == pytest.approx(128 * 0.009)
+    assert report.curve is None
+    assert "1 without lesion" in page_of(report)
+
+
+def test_mixed_cases_are_ranked_lesions_then_healthy_then_unknown(cohort):
+    cases, out, *_ = cohort
+    cases[0].pop("label")
+    assert [case["name"] for case in Evaluation(cases, out).ranked()] == ["missed", "poor", "healthy", "good"]
+
+
+def test_pictures_are_drawn_of_the_worst_cases_only(cohort):
+    cases, out, *_ = cohort
+    assert re.findall(r"<h4>(.*?)</h4>", page_of(Report(cases, out, max_pictures=2))) == ["missed", "poor"]
+
+
+def test_several_labels_have_a_row_each_and_no_lesion_counts(tmp_path):
+    reference = boxes((3, 3, 3), value=1) + boxes((12, 12, 10), value=4)
+    prediction = boxes((3, 3, 3), value=1) + boxes((12, 12, 11), value=4)
+    item = add_case(tmp_path, "tissues", prediction, reference, np.zeros(SHAPE))
+    report = Report([item], tmp_path / "out", label_names={"0": "background", "1": "GM", "4": "lesion"})
+    assert [(row["label_name"], row["dice"]) for row in report.rows] == [("GM", 1.0), ("lesion", 0.75)]
+    assert all(row["lesion_f1"] is None and row["average_precision"] is None for row in report.rows)
+    assert "Dice, mean of 2 labels" in page_of(report)
+    counted = Evaluation([item], tmp_path / "out", label_names={1: "GM", 4: "lesion"}, lesion_labels=[4], map_label=4)
+    assert [row["lesion_f1"] for row in counted.rows] == [None, 1.0]
+    assert [row["average_precision"] for row in counted.rows] == [None, pytest.approx(64 / reference.size)]
+
+
+def test_a_missing_prediction_is_one_sentence(cohort):
+    cases, out, *_ = cohort
+    (out / "poor_seg.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"poor_seg\.nii\.gz does not exist"):
+        Report(cases, out).write()
+    assert sorted(p.name for p in out.iterdir() if not p.name.endswith(".nii.gz")) == []
+
+
+def test_maps_of_some_cases_only_are_refused(cohort):
+    cases, out, *_ = cohort
+    (out / "poor_prob.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"poor_prob\.nii\.gz does not exist.*every case or of none"):
+        Report(cases, out).write()
+
+
+def test_without_maps_there_is_no_curve(cohort):
+    cases, out, *_ = cohort
+    for case in cases:
+        (out / f"{case['name']}_prob.nii.gz").unlink()
+    report = Report(cases, out, max_pictures=0)
+    assert report.curve is None
+    assert "AUPRC" not in page_of(report)
+
+
+@pytest.mark.parametrize("postfix", ["seg", "prob"])
+def test_another_grid_is_refused(cohort, postfix):
+    cases, out, masks, _ = cohort
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 1
+    save(out / f"good_{postfix}.nii.gz", masks["good"][0], shifted)
+    with pytest.raises(InputError, match=rf"good_{postfix}\.nii\.gz and .*good\.nii\.gz have affines"):
+        Evaluation(cases, out).rows  # noqa: B018
+
+
+def test_a_reference_on_another_grid_is_refused(cohort):
+    cases, out, *_ = cohort
+    shutil.copy(save(out.parent / "other.nii.gz", np.zeros((20, 24, 19), np.uint8)), cases[1]["label"])
+    with pytest.raises(InputError, match=r"poor_lesion\.nii\.gz and .*shape \(20, 24, 19\) against \(20, 24, 18\)"):
+        Evaluation(cases, out).rows  # noqa: B018
+
+
+@pytest.mark.parametrize("which", ["prediction", "reference"])
+def test_unknown_label_values_are_refused(cohort, which):
+    cases, out, masks, _ = cohort
+    path = out / "good_seg.nii.gz" if which == "prediction" else out.parent / "scans" / "good_lesion.nii.gz"
+    save(path, masks["good"][0] * 255)
+    with pytest.raises(InputError, match=rf"{path.name} has the values 255, expected 0, 1 only"):
+        Evaluation(cases, out).rows  # noqa: B018
+
+
+def test_no_cases_and_nameless_labels_are_refused(cohort):
+    cases, out, *_ = cohort
+    with pytest.raises(ValueError, match="no case"):
+        Evaluation([], out)
+    with pytest.raises(ValueError, match=r"labels \[2\] have no name, expected one of \[1\]"):
+        Evaluation(cases, out, lesion_labels=[2])
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(cohort):
+    cases, out, *_ = cohort
+    (out / "report.html").mkdir()
+    (out / "report.html" / "something").touch()
+    with pytest.raises(InputError, match=r"report\.html cannot be written"):
+        Report(cases, out).write()
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+
+
+def test_a_second_report_replaces_the_first(cohort):
+    cases, out, *_ = cohort
+    assert "<h1>before</h1>" in page_of(Report(cases, out, title="before", max_pictures=0))
+    assert "before" not in page_of(Report(cases[:1], out, title="after", max_pictures=0))
+
+
+def test_report_is_named_in_json(cohort):
+    cases, out, *_ = cohort
+    parser = ConfigParser(
+        {
+            "report": {
+                "_target_": "common.report.Report",
+                "cases": cases,
+                "output_dir": str(out),
+                "label_names": {"1": "lesion"},
+                "threshold": 0.5,
+                "max_pictures": 0,
+            },
+            "run": ["$@report.write()"],
+        }
+    )
+    parser.parse()
+    parser.get_parsed_content("run")
+    assert (out / "report.html").is_file()
+
+
+def test_several_reports_go_on_one_page(cohort, tmp_path):
+    cases, out, *_ = cohort
+    sections = [Report(cases, out, title=title, max_pictures=0).section for title in ("first", "second")]
+    page = write_html_report(tmp_path / "all.html", "Both <&>", sections, lead="Of phantoms.").read_text()
+    assert re.findall(r'<a href="(#section-\d)">(\w+)</a>', page) == [("#section-1", "first"), ("#section-2", "second")]
+    assert page.count('<section id="section-') == 2
+    assert "Both &lt;&amp;&gt;" in page
+    assert "Of phantoms." in page
+
+
+def test_a_page_takes_plain_parts(tmp_path):
+    section = Section(
+        "part",
+        tiles=[Tile("time", "3 s")],
+        tables=[Table("rows", ["name", "Dice"], [["a", "0.25"], ["b", "–"]], bars=[1])],
+        cases=[CaseView("a", [("Dice", "0.25")])],
+    )
+    page = write_html_report(tmp_path / "page.html", "page", [section]).read_text()
+    assert '<td class="bar" style="--w:25%">0.25</td>' in page
+    assert '<td class="bar" style="--w:0%">–</td>' in page
+    assert "<h2>part</h2>" in page
+
+
+class TestPictures:
+    def pixels(self, picture):
+        return np.asarray(Image.open(io.BytesIO(picture.data)).convert("RGB")).astype(int)
+
+    def color(self, picture, color):
+        """Pixels that nearly have a color."""
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        return np.abs(self.pixels(picture) - wanted).max(axis=-1) < 40
+
+    def head(self, affine):
+        """A gray head with a bright spot at the patient's right, front and top, on the given grid."""
+        ras = np.zeros((40, 50, 30), dtype=np.float32)  # 1 mm
+        ras[2:-2, 2:-2, 2:-2] = 50
+        ras[30:36, 40:46, 20:26] = 100
+        lesion = (ras == 100).astype(np.int32)
+        orientation = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.io_orientation(affine))
+        return [nib.apply_orientation(array, orientation) for array in (ras, lesion)]
+
+    @pytest.mark.parametrize(
+        "signs", [(0, 1, 2, 1, 1, 1), (0, 1, 2, -1, -1, 1), (2, 0, 1, 1, 1, -1), (1, 2, 0, -1, 1, 1)]
+    )
+    def test_convention_is_radiological_whatever_the_axes_on_disk(self, signs):
+        affine = np.zeros((4, 4))
+        affine[3, 3] = 1
+        for axis in range(3):
+            affine[signs[axis], axis] = signs[3 + axis]
+        image, lesion = self.head(affine)
+        _, axial, coronal, sagittal = case_pictures(image, affine, lesion)
+        contours = dict(zip(("axial", "coronal", "sagittal"), (axial, coronal, sagittal), strict=True))
+        for view, picture in contours.items():
+            outline = self.color(picture, PREDICTION_COLOR)
+            rows, columns = np.nonzero(outline)
+            assert picture.alt.startswith(view)
+            assert columns.mean() < outline.shape[1] / 2  # right is left, and front is left
+            assert rows.mean() < outline.shape[0] / 2  # front and top are up
+
+    def test_both_outlines_are_drawn(self):
+        image, lesion = self.head(np.eye(4))
+        shifted = np.roll(lesion, -3, axis=1)
+        contours = case_pictures(image, np.eye(4), lesion, shifted)[1]
+        assert self.color(contours, REFERENCE_COLOR).sum() > 50
+        assert self.color(contours, PREDICTION_COLOR).sum() > 50
+
+    def test_slices_have_the_proportions_of_the_head_in_mm(self):
+        image, lesion = self.head(np.eye(4))
+        axial = self.pixels(case_pictures(image, np.diag([1.0, 2.0, 1.0, 1.0]), lesion)[0])
+        # 36 x 46 voxels of head with a margin of 4 mm: (36 + 4) x 2 * (46 + 4) mm, cut at the border of the image
+        assert axial.shape[0] / axial.shape[1] == pytest.approx(100 / 40, rel=0.02)
+
+    def test_empty_masks_show_the_middle_of_the_head(self):
+        image, lesion = self.head(np.eye(4))
+        pictures = case_pictures(image, np.eye(4), lesion * 0, lesion * 0, image / 100)
+        assert len(pictures) == 5
+        assert "score" in pictures[2].caption
+
+    def test_an_image_of_one_value_is_drawn(self):
+        flat = np.ones(SHAPE, dtype=np.float32)
+        assert case_pictures(flat, np.eye(4), flat.astype(int) * 0)[0].mime == "image/png"
