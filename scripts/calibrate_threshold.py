@@ -1,0 +1,264 @@
+"""Find a bundle's threshold on labelled or on healthy scans, and keep it in the bundle with where it came from.
+
+Usage, from the root of the repository:
+
+    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file cases.json --section validation
+    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file healthy.json --section validation \
+        --criterion false_positive_rate --rate 0.01 --write
+
+The bundle writes its maps as for a user; the threshold is found on these files, at voxels of the brain, before small
+components are removed. Scans that a result is to be reported on must not be among the cases.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import numpy as np
+from monai.bundle import ConfigWorkflow
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.data import subject_of
+from common.errors import InputError, install_error_hook
+from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
+from common.transforms import BrainMaskd, CheckLabeld, LoadScand
+from common.transforms.io import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+CRITERIA = ("best_dice", "false_positive_rate")
+DIGITS = 4  # significant ones of the threshold that is kept
+
+Case = dict[str, Any]
+
+
+class Calibration(NamedTuple):
+    """A threshold, and the sentence that says where it came from."""
+
+    threshold: float
+    source: str
+
+
+def check_cases(cases: Sequence[Case], criterion: str) -> None:
+    """Refuse cases that a criterion cannot use, before the network runs on them.
+
+    Raises:
+        InputError: if no label has a lesion, or for ``false_positive_rate`` a case is not healthy.
+    """
+    if criterion == "best_dice":
+        if not any(_label(case).any() for case in cases):
+            raise InputError(
+                f"no label of the {_counted(cases)} has a lesion, expected one to calibrate with best_dice"
+            )
+        return
+    for case in cases:
+        if case.get("healthy") is False or ("label" in case and _label(case).any()):
+            raise InputError(f"{case['name']} has lesions, expected healthy scans to calibrate a false-positive rate")
+
+
+def calibrate(
+    cases: Sequence[Case], output_dir: str | Path, criterion: str, rate: float | None = None, data: str = "these cases"
+) -> Calibration:
+    """Find the threshold of maps on disk.
+
+    Args:
+        cases: items of :func:`common.data.list_cases`, with labels for ``best_dice``, healthy ones for the rate.
+        output_dir: holds ``<name>_prob.nii.gz`` of each case.
+        criterion: ``best_dice``, the threshold of the largest Dice over the brain voxels of all cases together; or
+            ``false_positive_rate``, the smallest threshold that at most a share ``rate`` of the brain voxels reaches.
+        rate: for ``false_positive_rate``, between 0 and 1.
+        data: what the data set is called.
+
+    Returns:
+        The threshold, rounded to four significant digits, and its source with the value that it reaches.
+
+    Raises:
+        InputError: if there is no lesion voxel, or no threshold keeps the rate.
+    """
+    brains = [_brain(case) for case in cases]
+    maps = (_read(Path(output_dir) / f"{case['name']}_prob.nii.gz") for case in cases)
+    scores = [values[brain] for values, brain in zip(maps, brains, strict=True)]  # 6 MB of a head at 1 mm
+    if criterion == "best_dice":
+        labels = [_label(case)[brain] for case, brain in zip(cases, brains, strict=True)]
+        threshold = _rounded(best_dice(scores, labels)[1], up=False)
+        reached = pooled_dice([values >= threshold for values in scores], labels)
+        return Calibration(threshold, f"best pooled Dice over the brain of {_counted(cases)} of {data}: {reached:.3f}")
+    threshold = _rounded(threshold_for_false_positive_rate(scores, rate), up=True)
+    reached = np.concatenate([values >= threshold for values in scores]).mean()
+    return Calibration(
+        threshold,
+        f"false-positive rate {rate:g} over the brain of {_counted(cases, 'healthy scan')} of {data}: {reached:.3g}",
+    )
+
+
+def write_threshold(config: Path, calibration: Calibration) -> None:
+    """Put a threshold and its source in the place of those in a config; every other byte stays.
+
+    Raises:
+        InputError: if the config does not have both, each once and on a line of its own, at its top.
+    """
+    old = config.read_bytes().decode()
+    new = old
+    values = {"threshold": calibration.threshold, "threshold_source": calibration.source}
+    for key, value in values.items():
+        line = re.compile(rf'^(\s*"{key}":\s*)(?:"(?:[^"\\]|\\.)*"|[^",\s]+)(?=,?\s*$)', re.MULTILINE)
+        text = json.dumps(value, ensure_ascii=False)
+        new, count = line.subn(lambda found, text=text: found[1] + text, new)
+        if count != 1:
+            raise InputError(f'{config} has {count} lines of the form "{key}": ..., expected one to replace')
+    if json.loads(new) != {**json.loads(old), **values}:
+        raise InputError(f"{config} has its threshold inside another entry, expected it at the top of the file")
+    write_atomically(config, lambda part: part.write_bytes(new.encode()))
+
+
+def main(
+    bundle: str,
+    datalist_file: str | None = None,
+    dataset_dir: str | None = None,
+    section: str | None = None,
+    criterion: str = "best_dice",
+    rate: float | None = None,
+    layers: str | Sequence[str] = (),
+    output_dir: str | None = None,
+    device: str | None = None,
+    write: bool = False,
+) -> None:
+    """Calibrate the threshold of a bundle.
+
+    Args:
+        bundle: name of a bundle, or its folder.
+        datalist_file: JSON of cases; its section ``test`` is never used, nor a subject that is in it.
+        dataset_dir: folder of cases in its place.
+        section: part of the datalist; needed where it has parts.
+        criterion: best_dice (labelled cases) or false_positive_rate (healthy cases).
+        rate: share of healthy brain voxels that may reach the threshold, as 0.01.
+        layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
+        output_dir: keep the maps there; by default they are removed.
+        device: cpu, cuda:0, ...; by default what the bundle says.
+        write: put the threshold and its source into the config.
+    """
+    if criterion not in CRITERIA:
+        raise InputError(f"criterion is {criterion!r}, expected one of {', '.join(CRITERIA)}")
+    fits = rate is None if criterion == "best_dice" else rate is not None and 0 < rate < 1
+    if not fits:
+        raise InputError(
+            f"criterion is {criterion} and rate {rate}, expected a rate between 0 and 1 for false_positive_rate only"
+        )
+    configs = config_files(bundle, layers)
+    target = next((c for c in reversed(configs) if "threshold" in json.loads(c.read_text(encoding="utf-8"))), None)
+    if target is None:
+        raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
+    _refuse_test_section(datalist_file, section)
+    overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
+    overrides |= {"datalist#section": section, "datalist#require": ["label"] if criterion == "best_dice" else None}
+    with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
+        workflow = ConfigWorkflow(
+            [str(path) for path in configs],
+            workflow_type="inference",
+            bundle_root=str(configs[0].parents[1]),
+            output_dir=str(folder),
+            **{key: value for key, value in overrides.items() if value is not None},
+        )
+        workflow.initialize()
+        cases = workflow.parser.get_parsed_content("datalist")
+        _refuse_test_subjects(cases, datalist_file)
+        check_cases(cases, criterion)
+        workflow.run()
+        workflow.finalize()
+        calibration = calibrate(cases, folder, criterion, rate, _data_name(datalist_file, dataset_dir, section))
+    print(f'"threshold": {calibration.threshold},\n"threshold_source": {json.dumps(calibration.source)}')
+    if write:
+        write_threshold(target, calibration)
+    print(f"{'written to' if write else 'not written; --write puts it into'} {os.path.relpath(target)}")
+
+
+def config_files(bundle: str | Path, layers: str | Sequence[str] = ()) -> list[Path]:
+    """``inference.json`` of a bundle, given by name or folder, and the layers on it."""
+    folder = ROOT / "bundles" / bundle if (ROOT / "bundles" / bundle).is_dir() else Path(bundle)
+    names = ["inference.json", *(layers.split(",") if isinstance(layers, str) else layers)]
+    paths = [folder.resolve() / "configs" / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist, expected a config of the bundle {folder.name}")
+    return paths
+
+
+def _refuse_test_section(datalist_file: str | None, section: str | None) -> None:
+    """Refuse what a result will be reported on: a threshold chosen there makes the result look better than it is."""
+    if section == "test":
+        raise InputError("section is 'test', expected another one: a threshold is never chosen on the test set")
+    content = _content(datalist_file)
+    if isinstance(content, dict) and section is None:
+        parts = [key for key, value in content.items() if key != "test" and isinstance(value, list) and value]
+        raise InputError(f"{datalist_file} has parts and no section is given, expected one of {', '.join(parts)}")
+
+
+def _refuse_test_subjects(cases: Sequence[Case], datalist_file: str | None) -> None:
+    """Refuse a subject of the datalist's own test section."""
+    content = _content(datalist_file)
+    items = content.get("test", []) if isinstance(content, dict) else []
+    tested = {subject_of(item if isinstance(item, dict) else {"image": item}) for item in items}
+    both = sorted(tested & {subject_of(case) for case in cases})
+    if both:
+        raise InputError(f"{both[0]} is also in the test section of {datalist_file}, expected other subjects")
+
+
+def _content(datalist_file: str | None) -> Any:
+    """What a datalist holds; None where :func:`common.data.list_cases` will say what is wrong with it."""
+    try:
+        return json.loads(Path(datalist_file).read_text(encoding="utf-8")) if datalist_file else None
+    except (OSError, ValueError):
+        return None
+
+
+def _data_name(datalist_file: str | None, dataset_dir: str | None, section: str | None) -> str:
+    """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
+    content = _content(datalist_file)
+    description = Path(dataset_dir or Path(datalist_file or ".").parent) / "dataset_description.json"
+    named = [c.get("name") or c.get("Name") for c in (content, _content(str(description))) if isinstance(c, dict)]
+    name = next((name for name in named if name), Path(datalist_file or dataset_dir or "").resolve().name)
+    return f"{name}, {section}" if section else name
+
+
+def _read(path: str | Path) -> np.ndarray:
+    """Voxels of a map or mask, (X, Y, Z); all of them may be zero."""
+    return LoadScand("scan", may_be_empty="scan")({"scan": path})["scan"][0].numpy()
+
+
+def _label(case: Case) -> np.ndarray:
+    return CheckLabeld("label")(LoadScand("label")(case))["label"][0].numpy() > 0
+
+
+def _brain(case: Case) -> np.ndarray:
+    """Where the bundle looks: the brain mask of the case, else where its first image is not 0."""
+    loaded = LoadScand("brain_mask", allow_missing_keys=True)(LoadScand("image")(case))
+    return BrainMaskd("image")(loaded)["brain_mask"][0].numpy() > 0
+
+
+def _rounded(value: float, up: bool) -> float:
+    """Four significant digits, not below the value with ``up``, else not above it, as a float32 map is compared."""
+    if value == 0:
+        return 0.0
+    places = DIGITS - 1 - math.floor(math.log10(abs(value)))
+    rounded = round(float(value), places)
+    beyond = np.float32(rounded) < np.float32(value) if up else np.float32(rounded) > np.float32(value)
+    return round(rounded + (1 if up else -1) * 10.0**-places, places) if beyond else rounded
+
+
+def _counted(cases: Sequence[Case], what: str = "case") -> str:
+    return f"{len(cases)} {what}" + "s" * (len(cases) > 1)
+
+
+if __name__ == "__main__":
+    install_error_hook()
+    fire.Fire(main)
