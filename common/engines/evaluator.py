@@ -137,7 +137,8 @@ class AutocastInferer(Inferer):
 
     Args:
         inferer: any inferer that calls the network on tensors.
-        dtype: the default of the device if None: bfloat16 on CPU, float16 on CUDA.
+        dtype: the default of the device if None: bfloat16 on CPU, float16 on CUDA. In a training take bfloat16, which
+            needs no gradient scaler.
         enabled: False runs the inferer as it is, so that a config can switch by a value.
     """
 
@@ -149,13 +150,15 @@ class AutocastInferer(Inferer):
 
     @property
     def sw_batch_size(self) -> int | None:
+        """Windows per call of the network, of inferers that have it."""
         return getattr(self.inferer, "sw_batch_size", None)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.inferer(inputs, partial(self._forward, network), *args, **kwargs)
+        forward = partial(self._forward, network) if self.enabled else network
+        return self.inferer(inputs, forward, *args, **kwargs)
 
     def _forward(self, network: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with torch.autocast(inputs.device.type, dtype=self.dtype, enabled=self.enabled):
+        with torch.autocast(inputs.device.type, dtype=self.dtype):
             outputs = network(inputs, *args, **kwargs)
         return outputs.float()
 

@@ -27,20 +27,21 @@ REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
 
 
 class ValidationPictures:
-    """Draw the first cases of each validation into one PNG, and log it to MLflow where an MLFlowHandler is attached.
+    """Draw some cases of each validation into one PNG, and log it to MLflow where an MLFlowHandler is attached.
 
-    For the handlers of the evaluator. A case is drawn in the axial slice (the last axis) with most of the reference in
-    it, or of the prediction, or of the image; anterior is up if the volumes are in RAS. A tracking server that fails is
-    warned about once and left alone.
+    For the handlers of the evaluator. The cases are spread over the validation, and the same ones each time. A volume
+    is shown in the axial slice (the last axis) with most of the reference in it, or of the prediction, or of the image;
+    anterior is up if it is in RAS. A tracking server that fails is warned about once and left alone.
 
     Args:
         output_dir: folder of the pictures, ``epoch_0001.png`` and so on.
         max_cases: number of cases in a picture.
         image_key: image, (C, *spatial) with two or three spatial dimensions; its first channel is shown.
         label_key: reference labels, (1, *spatial), or a channel per class, background first; may be missing.
-        pred_key: prediction, likewise.
+        pred_key: prediction, likewise, or a map such as a probability.
         contours: True draws label and prediction as contours on the image. False puts the prediction below the image,
-            on the same grey scale: for reconstructions and maps.
+            on the same grey scale: for reconstructions.
+        threshold: where the contour of a prediction that is no label map is drawn, in its unit.
 
     Raises:
         InputError: if the items have no image or prediction, or the picture cannot be written.
@@ -54,6 +55,7 @@ class ValidationPictures:
         label_key: str = "label",
         pred_key: str = "pred",
         contours: bool = True,
+        threshold: float = 0.5,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.max_cases = max_cases
@@ -61,6 +63,7 @@ class ValidationPictures:
         self.label_key = label_key
         self.pred_key = pred_key
         self.contours = contours
+        self.threshold = threshold
         self._slices: list[dict[str, np.ndarray]] = []
         self._track = tracked_by_mlflow()
 
@@ -75,10 +78,13 @@ class ValidationPictures:
         self._slices = []
 
     def _collect(self, engine: Engine) -> None:
-        if len(self._slices) == self.max_cases:
+        # as many by now as the share of the validation that is done
+        wanted = self.max_cases * engine.state.iteration // (engine.state.epoch_length or 1)
+        wanted = min(wanted, self.max_cases) - len(self._slices)
+        if wanted < 1:
             return
         outputs = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
-        for item in outputs[: self.max_cases - len(self._slices)]:
+        for item in spread(outputs, wanted):
             lacking = {self.image_key, self.pred_key} - item.keys()
             if lacking:
                 raise InputError(f"ValidationPictures: no {words(sorted(lacking))} in the output of the evaluator")
@@ -100,8 +106,9 @@ class ValidationPictures:
             scale = {"cmap": "gray", "vmin": float(maps["image"].min()), "vmax": float(maps["image"].max())}
             axes[0, column].imshow(maps["image"], **scale)
             if self.contours:
-                _contour(axes[0, column], maps.get("label"), REFERENCE_COLOR)
-                _contour(axes[0, column], maps["pred"], PREDICTION_COLOR)
+                for role, color in (("label", REFERENCE_COLOR), ("pred", PREDICTION_COLOR)):
+                    if role in maps:
+                        _contour(axes[0, column], maps[role], self.threshold, color)
             else:
                 axes[1, column].imshow(maps["pred"], **scale)
         for axis in axes.flat:
@@ -164,6 +171,12 @@ def tracked_by_mlflow() -> Callable[[Engine, Callable[[Any, str], None]], None]:
     return track
 
 
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """Items at even distances, ``number`` of them or all; a single one comes from the middle."""
+    number = min(number, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
+
+
 def fullest_slice(maps: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:
     """Cut the slice along the last axis with most of the first map that is not empty, ``labels`` before ``image``.
 
@@ -187,8 +200,10 @@ def _array(tensor: torch.Tensor, mask: bool) -> np.ndarray:
     return values.argmax(axis=0) if mask and len(values) > 1 else values[0]
 
 
-def _contour(axis: Axes, labels: np.ndarray | None, color: str) -> None:
-    for value in np.unique(labels) if labels is not None else ():
-        mask = labels == value
-        if value != 0 and not mask.all():
+def _contour(axis: Axes, values: np.ndarray, threshold: float, color: str) -> None:
+    """Outline each label of a label map, or the region of any other map that reaches the threshold."""
+    is_labels = np.array_equal(values, np.round(values))
+    masks = [values == label for label in np.unique(values) if label != 0] if is_labels else [values >= threshold]
+    for mask in masks:
+        if mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], colors=color, linewidths=1)

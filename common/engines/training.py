@@ -145,7 +145,7 @@ class TrainingProgress:
             self._bar = self._open.enter_context(
                 progress_bar(
                     desc="training",
-                    unit="step",
+                    unit=" step",
                     total=None if length is None else length * engine.state.max_epochs,
                     initial=engine.state.iteration,
                     smoothing=0,  # mean speed since the start: validation comes in bursts

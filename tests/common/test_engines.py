@@ -8,6 +8,7 @@ import random
 import signal
 from types import SimpleNamespace
 
+import ignite.distributed as idist
 import numpy as np
 import pytest
 import torch
@@ -32,10 +33,12 @@ from common.engines import (
     TrainingProgress,
     TrainingState,
     ValidationPictures,
+    checkpoints,
     prepare_reconstruction,
+    tracking,
 )
 from common.engines.checkpoints import save_tensors
-from common.engines.tracking import fullest_slice
+from common.engines.tracking import fullest_slice, spread
 from common.errors import InputError, find_input_error
 
 FORK = multiprocessing.get_context("fork")
@@ -301,6 +304,16 @@ def test_numpy_numbers_in_a_state_are_loaded_back(tmp_path):
     assert best["best"] == 0.25
 
 
+def test_the_gradient_scaler_of_mixed_precision_is_restored(tmp_path):
+    handler = TrainingState(tmp_path / "state.pt", {})
+    state = {"rank": 0, "epoch": 1, "max_epochs": 2, "epoch_length": 3, "iteration": 0}
+    before = SimpleNamespace(state=SimpleNamespace(**state), scaler=torch.amp.GradScaler("cpu", init_scale=32.0))
+    handler.save(before)
+    after = SimpleNamespace(state=SimpleNamespace(**state), scaler=torch.amp.GradScaler("cpu", init_scale=2.0))
+    handler.restore(after)
+    assert after.scaler.get_scale() == 32.0
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     resource = pytest.importorskip("resource")
     path = tmp_path / "state.pt"
@@ -556,6 +569,8 @@ def test_autocast_computes_in_bfloat16_on_the_cpu_and_gives_float32():
     # bfloat16 has 8 bits of mantissa
     assert 0 < (outputs[True] - outputs[False]).abs().max() < 2**-6
     assert not outputs[True].requires_grad
+    disabled = AutocastInferer(SimpleInferer(), enabled=False)
+    assert torch.equal(disabled(batch["image"], network), network(batch["image"]))
     volume = AutocastInferer(SliceInferer(roi_size=(8, 8), spatial_dim=2))(torch.rand(1, 1, 8, 8, 3), network)
     assert volume.shape == (1, 1, 8, 8, 3)
 
@@ -620,6 +635,29 @@ def test_a_picture_of_the_validation_is_written_and_tracked(tmp_path, contours):
     assert (width, height) == (600, 370 if contours else 670)  # two cases of 3 inches at 100 dpi
     colored = np.ptp(imread(path)[..., :3], axis=-1).max() > 0.3
     assert colored == contours
+
+
+@pytest.mark.parametrize(
+    ("batches", "shown"), [([1] * 10, [2, 4, 7, 9]), ([1] * 3, [0, 1, 2]), ([8, 8], [2, 6, 10, 14])]
+)
+def test_the_pictured_cases_are_spread_over_the_validation(tmp_path, batches, shown):
+    images = torch.arange(sum(batches)).float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    pictures = ValidationPictures(tmp_path, max_cases=4, contours=False)
+    loader = [{"image": batch} for batch in images.split(batches)]
+    SupervisedEvaluator(torch.device("cpu"), loader, nn.Identity(), val_handlers=[pictures]).run()
+    assert [maps["image"].mean() for maps in pictures._slices] == shown
+    assert spread("abc", 1) == ["b"]
+    assert spread("abcd", 9) == list("abcd")
+
+
+def test_a_probability_is_outlined_where_it_reaches_the_threshold():
+    drawn = []
+    axis = SimpleNamespace(contour=lambda mask, **options: drawn.append(mask.tolist()))
+    tracking._contour(axis, np.array([[0.1, 0.3], [0.6, 0.9]]), 0.3, "k")
+    tracking._contour(axis, np.array([[0, 1], [0, 2]]), 0.3, "k")
+    assert drawn == [[[False, True], [True, True]], [[False, True], [False, False]], [[False, False], [False, True]]]
+    tracking._contour(axis, np.zeros((2, 2)), 0.3, "k")
+    assert len(drawn) == 3
 
 
 def test_a_dead_tracking_server_is_warned_about_once_and_stops_nothing(tmp_path, caplog):
@@ -723,8 +761,8 @@ def test_all_handlers_are_made_by_a_config(tmp_path):
 def train_on_two_ranks(rank, folder):
     """One of two processes; each has half of the data."""
     logging.disable(logging.CRITICAL)
-    import ignite.distributed as idist
-
+    if rank == 1:
+        checkpoints.save_tensors = None  # whoever calls it fails
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
     idist.sync()
     network = nn.parallel.DistributedDataParallel(make_network())
