@@ -212,7 +212,7 @@ def remove_small_components(
     structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
     array = _plain(label)[0].cpu().numpy()
     out = np.zeros_like(array)
-    # 1e-6: three voxels of 0.1 mm3 are 0.3 mm3, also in floating point
+    # 1e-6: three voxels of 0.7 mm3 are 2.1 mm3, also in floating point
     min_voxels = min_volume_mm3 / voxel_volume_mm3 * (1 - 1e-6)
     for value in np.unique(array[array != 0]):
         components, _ = ndimage.label(array == value, structure)

@@ -152,8 +152,9 @@ class LoadScand(LoadImaged):
             raise InputError(f"{path} cannot be read to its end ({_first_line(e)}), expected a whole NIfTI file") from e
         scan = scan.reshape(1, *scan.shape[:3])
         scan.meta["original_channel_dim"] = 0
-        broken = scan.numel() - int(torch.isfinite(scan).sum())
-        if broken:
+        finite = torch.isfinite(scan)
+        if not finite.all():
+            broken = int((~finite).sum())
             raise InputError(
                 f"{path} has {broken} NaN or infinite voxels of {scan.numel()}, expected finite values only"
             )

@@ -446,11 +446,11 @@ def test_components_below_the_volume_go(connectivity, min_volume_mm3, left):
 
 
 def test_the_volume_counts_and_not_the_voxels():
-    # voxels of 1 x 1 x 3 mm and 0.1 mm3: 3 voxels are 9 mm3, and 0.3 mm3
+    # 3 voxels of 1 x 1 x 3 mm are 9 mm3, of 0.7 mm3 they are 2.1 mm3
     out = RemoveSmallComponentsd("pred", min_volume_mm3=9)({"pred": meta(blobs(), (1, 1, 3))})["pred"]
     assert out.sum() == 3
     assert out.dtype == torch.uint8
-    assert remove_small_components(blobs(), 0.3, 0.1).sum() == 3
+    assert remove_small_components(blobs(), 2.1, 0.7).sum() == 3  # 2.1 / 0.7 is more than 3 in floating point
 
 
 def test_components_of_different_labels_are_apart():
