@@ -74,7 +74,8 @@ class TrainingState:
     while saving leaves the one before.
 
     A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts anew, with a
-    warning, as a second training request in MONAI Label has to. Place this handler behind those that load weights.
+    warning, as a second training request in MONAI Label has to. With more epochs the objects go on as they were saved,
+    a learning-rate schedule with its old length. Place this handler behind those that load weights.
     Under ``torchrun`` it must be there on every rank: all restore, rank 0 saves.
 
     Args:
@@ -106,21 +107,10 @@ class TrainingState:
     def restore(self, engine: Engine) -> None:
         """Put engine and objects where the file says, unless there is none or it holds a finished training."""
         if rank(engine) == 0:
-            check_folder(self.path)  # not only after the first epoch
-        if not self.resume or not self.path.exists():
+            check_folder(self.path)  # now, not after the first epoch
+        saved = self._read(engine) if self.resume and self.path.exists() else None
+        if saved is None:
             return
-        saved = _read_tensors(self.path)
-        if not isinstance(saved, dict) or not {"epoch", "max_epochs", "epoch_length", "objects"} <= saved.keys():
-            raise InputError(f"{self.path}: found no training state, expected a file that TrainingState wrote")
-        if saved["epoch"] >= engine.state.max_epochs:
-            if saved["epoch"] < saved["max_epochs"]:
-                raise InputError(
-                    f"{self.path}: found a training stopped after epoch {saved['epoch']} of {saved['max_epochs']}, "
-                    f"expected max_epochs above that, not {engine.state.max_epochs} (or --resume False to start anew)"
-                )
-            logger.warning("%s holds a finished training of %d epochs: starting anew", self.path, saved["epoch"])
-            return
-        self._check(saved, engine)
         for name, target in self.objects.items():
             self._load(name, target, saved["objects"][name])
         scaler = getattr(engine, "scaler", None)
@@ -157,6 +147,22 @@ class TrainingState:
     def _engines(self, engine: Engine) -> dict[str, Engine]:
         engines = {"trainer": engine, "validator": self.validator}
         return {role: other for role, other in engines.items() if hasattr(getattr(other, "state", None), "best_metric")}
+
+    def _read(self, engine: Engine) -> dict[str, Any] | None:
+        """What the file holds, if it is an unfinished training like this one; None if it is a finished one."""
+        saved = _read_tensors(self.path)
+        if not isinstance(saved, dict) or not {"epoch", "max_epochs", "epoch_length", "objects"} <= saved.keys():
+            raise InputError(f"{self.path}: found no training state, expected a file that TrainingState wrote")
+        if saved["epoch"] < engine.state.max_epochs:
+            self._check(saved, engine)
+            return saved
+        if saved["epoch"] < saved["max_epochs"]:
+            raise InputError(
+                f"{self.path}: found a training stopped after epoch {saved['epoch']} of {saved['max_epochs']}, "
+                f"expected max_epochs above that, not {engine.state.max_epochs} (or --resume False to start anew)"
+            )
+        logger.warning("%s holds a finished training of %d epochs: starting anew", self.path, saved["epoch"])
+        return None
 
     def _check(self, saved: Mapping[str, Any], engine: Engine) -> None:
         expected = {
