@@ -1,0 +1,283 @@
+"""See every bundle at work: ``python scripts/quickstart.py``.
+
+Makes a few synthetic brains, runs each bundle on them with its shipped weights, and joins the reports to one page.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import nibabel as nib
+import numpy as np
+from monai.bundle import ConfigWorkflow
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.cohort import make_cohort
+from common.data import list_cases, write_datalist
+from common.errors import InputError, install_error_hook
+from common.evaluation import Evaluation, mean_dice
+from common.metrics import best_dice
+from common.page import Section, Table
+from common.phantom import SEQUENCES, STRUCTURES, TISSUES
+from common.report import Report, write_html_report
+from common.transforms import LoadScand
+from common.transforms.io import on_grid_of, write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+SEED = 424242  # of no cohort that any weights were trained on
+MARKER = ".quickstart"  # tells a folder that this script made from one that it must not touch
+LABELLINGS = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}
+COLUMNS = ("", "Dice, mean", "Dice, pooled", "AUPRC, pooled", "false positives in a healthy scan, ml", "seconds")
+
+Case = dict[str, Any]
+
+
+class Task(NamedTuple):
+    """What a bundle asks for: its folder, the images of a case in order, and what its label map shows."""
+
+    bundle: Path
+    sequences: tuple[str, ...]
+    labelling: str
+
+
+class Row(NamedTuple):
+    """One line of the summary."""
+
+    title: str
+    evaluation: Evaluation
+    seconds: float
+
+
+def main(
+    output_dir: str = "quickstart",
+    ms: int = 4,
+    healthy: int = 1,
+    spacing: float = 1.0,
+    device: str | None = None,
+    num_workers: int | None = None,
+) -> None:
+    """Run every bundle on a small phantom cohort and write OUTPUT_DIR/report.html.
+
+    Args:
+        output_dir: new folder, or one of an earlier run, whose results are replaced.
+        ms: subjects with white-matter lesions.
+        healthy: subjects without.
+        spacing: voxel size of the scans, mm.
+        device: cpu, cuda:0, ...; by default what the bundles say.
+        num_workers: processes that make the subjects; all cores by default.
+    """
+    bundles = sorted(path.parents[1] for path in ROOT.glob("bundles/*/configs/inference.json"))
+    overrides = {} if device is None else {"device": str(device)}
+    groups = {"ms": (0, 0, ms), "healthy": (0, 0, healthy)}
+    run(Path(output_dir), bundles, groups, spacing, overrides, num_workers)
+
+
+def run(
+    output_dir: Path,
+    bundles: Sequence[Path],
+    groups: dict[str, tuple[int, int, int]],
+    spacing: float,
+    overrides: dict[str, Any],
+    num_workers: int | None = None,
+) -> Path:
+    """Make the cohort, run the bundles on it, write the page and print the summary.
+
+    Args:
+        output_dir: see :func:`main`; gets ``cohort/``, a folder per bundle, and ``report.html``.
+        bundles: folders of bundles.
+        groups: subjects, see :func:`common.cohort.make_cohort`.
+        spacing: voxel size in mm.
+        overrides: entries of the bundles' configs to replace.
+        num_workers: processes that make the subjects.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: if the folder holds anything else, or a bundle wants images or labels that phantoms lack.
+    """
+    start = time.monotonic()
+    tasks = [read_task(bundle) for bundle in bundles]
+    clear(output_dir, ["cohort", "plain_threshold", "report.html", *(task.bundle.name for task in tasks)])
+    sequences = tuple(s for s in SEQUENCES if any(s in task.sequences for task in tasks))
+    print(f"1. Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(sequences)}")
+    cohort = make_cohort(output_dir / "cohort", groups, "A", spacing, sequences, SEED, num_workers=num_workers)
+
+    rows, sections = [], []
+    for number, task in enumerate(tasks, start=2):
+        name = task.bundle.name
+        print(f"{number}. Running {name} with its shipped weights")
+        folder = output_dir / name
+        cases = write_datalist(folder / "cases.json", {"test": cases_for(task, cohort)})
+        begin = time.monotonic()
+        report = run_bundle(task.bundle, cases, folder, **overrides)
+        rows.append(Row(name, report, time.monotonic() - begin))
+        sections.append(report.section)
+        write_picture(report, folder / "picture.png")
+        baseline = output_dir / "plain_threshold"
+        if (task.sequences, task.labelling) == (("FLAIR",), "lesion") and not baseline.exists():
+            rows.append(plain_threshold(report.cases, baseline))
+
+    page = write_html_report(
+        output_dir / "report.html",
+        "Quickstart",
+        [summary_section(rows), *sections],
+        "Synthetic brains made from an average anatomy. They show that everything works, not how well it does on "
+        "patients: that is in each bundle's model card.",
+    )
+    print(f"\n{summary_text(rows)}\n\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")
+    return page
+
+
+def read_task(bundle: Path) -> Task:
+    """What a bundle asks for, from its configs.
+
+    Raises:
+        InputError: if phantoms have no such image or labelling.
+    """
+    config = json.loads((bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    sequences = tuple(config["sequences"])
+    names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    wanted = {int(value): name.lower() for value, name in names.items()}
+    fitting = [k for k, v in LABELLINGS.items() if {value: name.lower() for value, name in v.items()} == wanted]
+    if not fitting or set(sequences) - set(SEQUENCES):
+        raise InputError(
+            f"{bundle.name} makes {', '.join(wanted.values())} of {', '.join(sequences)}, "
+            f"expected images and labels that phantoms have: {', '.join(SEQUENCES)}; {', '.join(LABELLINGS)}"
+        )
+    return Task(bundle, sequences, fitting[0])
+
+
+def clear(output_dir: Path, names: Sequence[str]) -> None:
+    """Make the folder, or remove what an earlier run left in it under these names.
+
+    Raises:
+        InputError: if the folder holds something and no earlier run made it.
+    """
+    marker = output_dir / MARKER
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"{output_dir} is a file, expected a new folder for the results")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not marker.is_file():
+        raise InputError(f"{output_dir} holds files of something else, expected a new folder or one of an earlier run")
+    write_atomically(marker, lambda part: part.write_text("made by scripts/quickstart.py\n", encoding="utf-8"))
+    for path in (output_dir / name for name in names):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def cases_for(task: Task, cohort: Path) -> list[Case]:
+    """The subjects of a cohort as a bundle wants them: its images in its order, its labelling."""
+    return [
+        {
+            "image": [case[sequence] for sequence in task.sequences],
+            "label": case[task.labelling],
+            "brain_mask": case["brain_mask"],
+            "subject": case["subject"],
+            "healthy": case["healthy"],
+        }
+        for case in list_cases(datalist_file=cohort, section="test")
+    ]
+
+
+def run_bundle(bundle: Path, datalist: Path, output_dir: Path, **overrides: Any) -> Report:
+    """Inference and evaluation as ``python -m monai.bundle run`` does them; all results go to ``output_dir``."""
+    workflow = ConfigWorkflow(
+        [str(bundle / "configs" / name) for name in ("inference.json", "evaluate.json")],
+        workflow_type="inference",
+        bundle_root=str(bundle),
+        datalist_file=str(datalist),
+        output_dir=str(output_dir),
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+    return workflow.parser.get_parsed_content("report")
+
+
+def plain_threshold(cases: Sequence[Case], output_dir: Path) -> Row:
+    """The baseline without any learning: FLAIR, divided by its median in the brain, above one threshold.
+
+    The threshold is the best for these very cases, so the baseline is shown better than anybody could have it.
+    """
+    begin = time.monotonic()
+    maps, labels = [], []
+    for case in cases:
+        scans = LoadScand(["image", "label"])(case)
+        image = scans["image"][0].numpy()
+        maps.append(image / np.median(image[image > 0]))
+        labels.append(scans["label"][0].numpy() > 0)
+    _, threshold = best_dice(maps, labels)
+    for case, values in zip(cases, maps, strict=True):
+        for postfix, array in (("prob", values), ("seg", (values >= threshold).astype(np.uint8))):
+            scan = on_grid_of(case["image"], array)
+            write_atomically(
+                output_dir / f"{case['name']}_{postfix}.nii.gz", lambda part, scan=scan: nib.save(scan, part)
+            )
+    title = "plain FLAIR threshold, the best for these cases"
+    return Row(title, Evaluation(cases, output_dir, title=title, threshold=threshold), time.monotonic() - begin)
+
+
+def write_picture(report: Report, path: Path) -> None:
+    """The first three panels of the case with the median Dice, side by side, as one PNG."""
+    views = {view.name: view for view in report.section.cases}
+    scored = [case["name"] for case in report.ranked() if not np.isnan(mean_dice(report.rows_of(case)))]
+    panels = [Image.open(io.BytesIO(p.data)).convert("RGB") for p in views[scored[len(scored) // 2]].pictures[:3]]
+    strip = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)))
+    for i, panel in enumerate(panels):
+        strip.paste(panel, (sum(p.width for p in panels[:i]), 0))
+    strip = strip.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    write_atomically(path, lambda part: strip.save(part, optimize=True))
+
+
+def summary_cells(row: Row) -> list[str]:
+    """A line of the table: means over the cases with something to find, pooled voxels, healthy scans."""
+    dice = [mean_dice(row.evaluation.rows_of(case)) for case in row.evaluation.cases]
+    pooled = list(row.evaluation.pooled.values())
+    healthy = [summary.mean for summary in row.evaluation.healthy.values()]
+    area = [label["average_precision"] for label in pooled if "average_precision" in label]
+    return [
+        row.title,
+        f"{np.nanmean(dice):.3f}",
+        f"{np.mean([label['dice'] for label in pooled]):.3f}",
+        f"{area[0]:.3f}" if area else "–",
+        f"{sum(healthy):.2f}" if healthy else "–",
+        f"{row.seconds:.0f}",
+    ]
+
+
+def summary_section(rows: Sequence[Row]) -> Section:
+    """The table that the page begins with."""
+    cells = [summary_cells(row) for row in rows]
+    return Section(
+        "Summary",
+        "Each bundle on subjects that its weights have not seen. Seconds include loading, scoring and pictures.",
+        tables=[Table("All bundles", COLUMNS, cells, bars=[1, 2, 3])],
+    )
+
+
+def summary_text(rows: Sequence[Row]) -> str:
+    """The same table for a terminal."""
+    lines = [list(COLUMNS), *(summary_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    install_error_hook()
+    fire.Fire(main)
