@@ -13,6 +13,7 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InputError
+from .io import file_of
 
 
 def residual_map(image: torch.Tensor, reconstruction: torch.Tensor, bright_only: bool = False) -> torch.Tensor:
@@ -150,7 +151,7 @@ class ErodeMaskd(MapTransform):
     """Apply :func:`erode_mask`, with the voxel size of each MetaTensor.
 
     Raises:
-        InputError: if nothing of a mask is left.
+        InputError: if nothing of a mask is left; names its file.
     """
 
     def __init__(self, keys: str | Sequence[str], radius_mm: float, allow_missing_keys: bool = False) -> None:
@@ -163,7 +164,10 @@ class ErodeMaskd(MapTransform):
             eroded = erode_mask(_plain(d[key]), self.radius_mm, _spacing(d[key]))
             if not eroded.any():
                 size = int(_plain(d[key]).count_nonzero())
-                raise InputError(f"{key} of {size} voxels is empty after an erosion of {self.radius_mm} mm")
+                raise InputError(
+                    f"{key} of {file_of(d[key])} has {size} voxels and none after an erosion of {self.radius_mm} mm, "
+                    "expected a brain that is larger than this"
+                )
             d[key] = _like(eroded, d[key])
         return d
 

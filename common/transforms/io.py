@@ -260,7 +260,8 @@ class SaveScand(SaveImaged):
         difference = grid_difference(scan.shape[1:], scan.affine, image.shape[:3], image.affine)
         if difference:
             raise InputError(f"{key} and {source} have {difference}, expected the map on the grid of the file")
-        values = scan.detach().cpu().numpy()[0]
+        tensor = scan.as_tensor().detach().cpu()[0]
+        values = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # numpy has no bfloat16
         if not np.isfinite(values).all():
             raise InputError(f"{key} of {source} has NaN or infinite values, expected finite ones only")
         array = values.astype(self.dtype)

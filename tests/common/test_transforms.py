@@ -414,7 +414,9 @@ def test_erosion_is_in_millimetres_along_each_axis():
 
 
 def test_an_erosion_that_leaves_nothing_is_refused():
-    with pytest.raises(InputError, match="brain_mask of 64 voxels is empty after an erosion of 5 mm"):
+    with pytest.raises(
+        InputError, match=r"brain_mask of scan\.nii\.gz has 64 voxels and none after an erosion of 5 mm"
+    ):
         ErodeMaskd("brain_mask", radius_mm=5)({"brain_mask": meta(torch.ones(1, 4, 4, 4))})
 
 
@@ -553,6 +555,12 @@ def test_values_that_the_type_cannot_hold_are_refused(tmp_path, scan):
         SaveScand("pred", tmp_path / "out", "prob")({**item, "pred": broken})
     with pytest.raises(ValueError, match=r"expected a MetaTensor \(1, X, Y, Z\)"):
         SaveScand("pred", tmp_path / "out", "prob")({**item, "pred": item["image"].as_tensor()})
+
+
+def test_a_map_of_half_the_precision_is_written_too(tmp_path, scan):
+    item = LoadScand("image")({"image": scan})
+    saved = SaveScand("pred", tmp_path, "prob")({**item, "pred": (item["image"] > 1000).to(torch.bfloat16)})
+    np.testing.assert_array_equal(nib.load(saved["prob_path"]).get_fdata(), ramp((12, 14, 10), OBLIQUE) > 1000)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, scan):
