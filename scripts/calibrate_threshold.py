@@ -92,13 +92,11 @@ def calibrate(
         labels = [_label(case)[brain] for case, brain in zip(cases, brains, strict=True)]
         threshold = _rounded(best_dice(scores, labels)[1], up=False)
         reached = pooled_dice([values >= threshold for values in scores], labels)
-        return Calibration(threshold, f"best pooled Dice over the brain of {_counted(cases)} of {data}: {reached:.3f}")
+        return Calibration(threshold, f"best pooled Dice, {reached:.3f}, in the brain of {_counted(cases)} ({data})")
     threshold = _rounded(threshold_for_false_positive_rate(scores, rate), up=True)
     reached = np.concatenate([values >= threshold for values in scores]).mean()
-    return Calibration(
-        threshold,
-        f"false-positive rate {rate:g} over the brain of {_counted(cases, 'healthy scan')} of {data}: {reached:.3g}",
-    )
+    sentence = f"false-positive rate {rate:g}, {reached:.3g} reached, in the brain of {_counted(cases, 'healthy scan')}"
+    return Calibration(threshold, f"{sentence} ({data})")
 
 
 def write_threshold(config: Path, calibration: Calibration) -> None:

@@ -114,9 +114,7 @@ def test_threshold_is_that_of_the_largest_dice_over_all_brain_voxels(bundle, tmp
     script.main(str(bundle), datalist_file=str(datalist), section="validation", write=True)
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     assert config["threshold"] == threshold
-    assert config["threshold_source"] == (
-        f"best pooled Dice over the brain of 2 cases of Toy scans, validation: {dice}"
-    )
+    assert config["threshold_source"] == (f"best pooled Dice, {dice}, in the brain of 2 cases (Toy scans, validation)")
     assert config["threshold_source"] in capsys.readouterr().out
 
 
@@ -128,7 +126,9 @@ def test_threshold_keeps_the_rate_on_healthy_scans(bundle, tmp_path):
     script.main(str(bundle), datalist_file=str(datalist), **options)
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     assert config["threshold"] == 0.19
-    assert config["threshold_source"].endswith("of 2 healthy scans of Toy scans, training: 0.1")
+    assert config["threshold_source"] == (
+        "false-positive rate 0.1, 0.1 reached, in the brain of 2 healthy scans (Toy scans, training)"
+    )
 
 
 def test_only_the_two_lines_of_the_threshold_change(bundle, tmp_path):
@@ -172,7 +172,7 @@ def test_kept_threshold_reaches_what_its_source_says(tmp_path):
         save_nifti(Path(path), array.astype(np.float32), AFFINE)
     found = script.calibrate([case], tmp_path, "best_dice")
     dice = voxel_overlap(scores >= found.threshold, label).dice
-    assert found.source.endswith(f"{dice:.3f}")
+    assert found.source.startswith(f"best pooled Dice, {dice:.3f}, ")
     # rounding is down, so that the lesion voxel on the threshold stays in; none of the others lies in between
     assert dice == max(voxel_overlap(scores >= t, label).dice for t in np.unique(scores))
 
