@@ -28,9 +28,9 @@ FORBIDDEN_TEXT = {
     "a lambda": re.compile(r"\blambda\b"),
     "a comprehension": re.compile(r"^\$.*\bfor\b.*\bin\b"),
     "a position in a list": re.compile(r"^[$@%].*(#|::)\d"),
-    "a boolean as text": re.compile(r"^(true|false|yes|no)$", re.IGNORECASE),
-    "a value out of another file": re.compile(r"^[%$@].*\.(json|ya?ml)\b"),
-    "a backslash path or a personal one": re.compile(r"^\$?['\"]?(/|~|[A-Za-z]:\\)"),
+    "a boolean as text": re.compile(r"^(true|false)$", re.IGNORECASE),
+    "a value out of another file": re.compile(r"^%.*\.(json|ya?ml)\b"),
+    "an absolute path": re.compile(r"^\$?['\"]?(/|~|[A-Za-z]:\\)"),
 }
 
 

@@ -189,6 +189,25 @@ def test_no_property_that_monai_asks_for_is_missing(bundle, kind, cohort):
     assert workflow.check_properties() == []
 
 
+@pytest.mark.parametrize("part", ["train", "validate"])
+def test_paths_of_image_and_label_can_take_the_place_of_the_training_data(bundle, part, cohort, tmp_path):
+    """As MONAI Label puts them there: one dataset, whose transform reads the files."""
+    cases = [{key: case[key] for key in ("image", "label")} for case in json.loads(cohort.read_text())["training"]]
+    workflow = ConfigWorkflow(
+        str(bundle / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(bundle),
+        output_dir=str(tmp_path),
+        device=torch.device("cpu"),
+        **{f"{part}#dataset#data": cases},
+    )
+    workflow.initialize()
+    batch = next(iter(workflow.parser.get_parsed_content(f"{part}#dataloader")))
+    assert batch["image"].dtype == torch.float32
+    assert batch["image"].shape[2:] == batch["label"].shape[2:]
+
+
 def reordered(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """The same head stored with its axes in another order and direction."""
     return image.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
