@@ -333,7 +333,7 @@ class Evaluation:
         )
         agreed, both = 2 * (prediction - false), reference + prediction
         low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
-        out = {"cases": len(rows), "dice": agreed.sum() / both.sum() if reference.any() else NAN}
+        out = {"cases": len(rows), "dice": float(agreed.sum() / both.sum()) if reference.any() else NAN}
         out |= {"dice_low": low, "dice_high": high}
         if rows[0]["reference_lesions"] is not None:
             found = LesionDetection(*(sum(row[key] for row in rows) for key in _COUNTS))
@@ -341,11 +341,16 @@ class Evaluation:
         return out
 
     def maps_on_disk(self) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-        """Maps and references of the cases that have a reference, each read when it is asked for."""
+        """Maps, and masks of what they score, of the cases that have a reference; each is read when it is asked for."""
         cases = [case for case in self.cases if self._has_maps and self.has_reference(case)]
-        scored = _FromDisk(cases, lambda case: _read(self._path(case, "prob")).numpy())
-        references = _FromDisk(cases, lambda case: self.load(case).reference == self.map_label)
-        return scored, references
+        maps = _FromDisk(cases, lambda case: _read(self._path(case, "prob")).numpy())
+        return maps, _FromDisk(cases, self._scored_mask)
+
+    def _scored_mask(self, case: Mapping[str, Any]) -> np.ndarray:
+        path = case.get(self.reference_key)
+        if path is None:  # healthy
+            return np.zeros(_read(self._path(case, "prob")).shape, dtype=bool)
+        return _read(path).numpy() == self.map_label
 
     def all_settings(self) -> dict[str, Any]:
         """How the cases were scored, and the settings that were handed over."""

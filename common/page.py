@@ -109,12 +109,12 @@ h3 {{ margin:34px 0 12px; font-size:1.12rem; }}
 .lead {{ margin:0 0 18px; max-width:80ch; color:var(--muted); }}
 .tiles {{ display:grid; gap:12px; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); }}
 .tile, figure.chart, .case, .table {{ background:var(--card); border:1px solid var(--line); border-radius:10px; }}
-.tile {{ padding:14px 16px; }}
+.tile {{ padding:14px 16px; max-width:300px; }}
 .tile span {{ display:block; color:var(--muted); font-size:.86rem; line-height:1.35; }}
 .tile b {{ display:block; font-size:1.75rem; font-weight:650; line-height:1.3; font-variant-numeric:tabular-nums; }}
 .charts {{ display:grid; gap:12px; margin-top:12px; grid-template-columns:repeat(auto-fit,minmax(260px,1fr)); }}
 figure {{ margin:0; }}
-figure.chart {{ padding:14px 14px 12px; }}
+figure.chart {{ padding:14px 14px 12px; max-width:430px; }}
 figure.chart img {{ width:100%; height:auto; display:block; }}
 figcaption {{ color:var(--muted); font-size:.84rem; line-height:1.4; }}
 figure.chart figcaption {{ margin-top:8px; }}
@@ -252,7 +252,7 @@ TEMPLATE = """<!DOCTYPE html>
 {% set notes = {"How to read the numbers": section.definitions, "Settings and versions": section.details} %}
 {% for name, entries in notes.items() %}
 {% if entries %}
-<details open><summary>{{ name }}</summary>
+<details{% if sections | length == 1 %} open{% endif %}><summary>{{ name }}</summary>
 <dl>
 {% for term, text in entries %}
 <dt>{{ term }}</dt><dd>{{ text }}</dd>

@@ -404,9 +404,11 @@ class TestPictures:
         assert self.color(contours, REFERENCE_COLOR).sum() > 50
         assert self.color(contours, PREDICTION_COLOR).sum() > 50
 
-    def test_slices_have_the_proportions_of_the_head_in_mm(self):
-        image, lesion = self.head(np.eye(4))
-        axial = self.pixels(case_pictures(image, np.diag([1.0, 2.0, 1.0, 1.0]), lesion)[0])
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+    def test_slices_have_the_proportions_of_the_head_in_mm(self, order):
+        affine = np.diag([1.0, 2.0, 1.0, 1.0])[:, [*order, 3]]  # 2 mm from back to front, whichever axis that is
+        image, lesion = self.head(affine)
+        axial = self.pixels(case_pictures(image, affine, lesion)[0])
         # 36 x 46 voxels of head with a margin of 4 mm: (36 + 4) x 2 * (46 + 4) mm, cut at the border of the image
         assert axial.shape[0] / axial.shape[1] == pytest.approx(100 / 40, rel=0.02)
 
