@@ -18,6 +18,7 @@ from common.transforms import (
     BrainMaskd,
     CheckLabeld,
     ErodeMaskd,
+    KeepBrightd,
     LoadScand,
     MaskOutsided,
     MedianFilterd,
@@ -27,6 +28,7 @@ from common.transforms import (
     SaveScand,
     ScaleBrainIntensityd,
     erode_mask,
+    keep_bright,
     median_filter,
     remove_small_components,
     residual_map,
@@ -611,3 +613,16 @@ def test_the_components_agree_with_scipy_on_noise():
     components, count = ndimage.label(label[0], np.ones((3, 3, 3)))
     expected = sum((components == i) for i in range(1, count + 1) if (components == i).sum() >= 4)
     np.testing.assert_array_equal(remove_small_components(label, 4, 1.0)[0].numpy(), expected)
+
+
+def test_only_the_brightest_of_the_brain_keep_their_residual():
+    image = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]).reshape(1, 6, 1, 1)  # the 0 is background
+    values = torch.ones(1, 6, 1, 1)
+    # the 0.6-quantile of five brain voxels: three lie below 0.4
+    assert keep_bright(values, image, 0.6).flatten().tolist() == [0, 0, 0, 0, 1, 1]
+    assert keep_bright(values, image, 0.0).flatten().tolist() == [0, 1, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="quantile is 1"):
+        keep_bright(values, image, 1)
+    item = KeepBrightd("pred", quantile=0.6)({"image": image, "pred": MetaTensor(values)})
+    assert isinstance(item["pred"], MetaTensor)
+    assert item["pred"].sum() == 2

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from common.data import list_cases, write_datalist
 from common.errors import InputError
 
@@ -63,9 +65,9 @@ def training_cases(
     cases = list(labelled) if use_labels else []
     if pseudo_datalist_file is not None:
         pseudo = list_cases(datalist_file=pseudo_datalist_file, sequences=sequences, require=["label"])
-        both = {case["image"] for case in cases} & {case["image"] for case in pseudo}
+        both = _files(cases) & _files(pseudo)
         if both:
-            raise InputError(f"{sorted(both)[0]} has a drawn and a pseudo-label, expected one of them")
+            raise InputError(f"{min(both)} has a drawn and a pseudo-label, expected one of them")
         cases += pseudo
     if not cases:
         raise InputError("use_labels is false and no pseudo_datalist_file is given, expected labels to train on")
@@ -73,3 +75,7 @@ def training_cases(
     if visits < len(cases):
         raise InputError(f"volumes_per_epoch is {visits} with {len(cases)} scans, expected {len(cases)} or more")
     return [cases[i % len(cases)] for i in range(visits)]
+
+
+def _files(cases: Sequence[dict[str, Any]]) -> set[Path]:
+    return {Path(path).resolve() for case in cases for path in ensure_tuple(case["image"])}

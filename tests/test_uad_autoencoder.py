@@ -1,0 +1,299 @@
+"""The anomaly bundle: its parts by hand, and the whole way from healthy scans to a lesion mask."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from common.cohort import make_cohort
+from common.data import list_cases, write_datalist
+from common.errors import InputError
+from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, gradient_difference
+from uad_autoencoder.network import SpatialAutoencoder
+from uad_autoencoder.patches import BrainSlices, PatchCentersd, lesion_centers
+from uad_autoencoder.pseudo_label import training_cases, write_pseudo_datalist
+
+BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
+
+
+# --- network ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_widths_give_the_papers_code_and_size():
+    network = SpatialAutoencoder()
+    assert network.encoder(torch.zeros(1, 1, 256, 256)).shape == (1, 64, 16, 16)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(9.20e6, rel=0.001)
+
+
+def test_a_reconstruction_has_the_shape_of_its_image_and_stays_within_one():
+    network = SpatialAutoencoder(channels=(4, 8, 8), latent_channels=4)
+    image = torch.rand(2, 1, 24, 40)
+    reconstruction = network(image)
+    assert reconstruction.shape == image.shape
+    assert reconstruction.abs().max() <= 1
+
+
+def test_the_code_has_no_view_of_far_pixels_so_place_is_kept():
+    network = SpatialAutoencoder(channels=(4, 8), latent_channels=4).eval()
+    image = torch.rand(1, 1, 64, 64)
+    changed = image.clone()
+    changed[..., :4, :4] += 1
+    far = (network(image) - network(changed)).abs()[..., 40:, 40:]
+    assert far.max() == 0
+
+
+def test_one_level_is_refused():
+    with pytest.raises(ValueError, match=r"channels is \(8,\); expected the widths of two levels"):
+        SpatialAutoencoder(channels=(8,))
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_difference_of_a_step_and_a_flat_image():
+    image = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]]])
+    flat = torch.zeros_like(image)
+    # rows do not differ; along the last axis two of four neighbours differ by 1
+    assert gradient_difference(image, flat).item() == pytest.approx(0.5)
+    # a gradient of the other sign is as good: magnitudes are compared
+    assert gradient_difference(image, 1 - image).item() == 0
+
+
+def test_the_loss_is_the_sum_of_its_three_terms():
+    image = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]]])
+    flat = torch.zeros_like(image)
+    # four of six pixels are off by 1: l1 = l2 = 2/3; gradient difference 1/2
+    assert ReconstructionLoss()(flat, image).item() == pytest.approx(4 / 3)
+    assert ReconstructionLoss(gdl_weight=10)(flat, image).item() == pytest.approx(4 / 3 + 5)
+    assert ReconstructionLoss(gdl_weight=10)(image, image).item() == 0
+
+
+def test_a_reconstruction_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        ReconstructionLoss()(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5))
+
+
+def test_the_weight_of_the_gradient_difference_follows_the_epoch():
+    from ignite.engine import Engine
+
+    loss, seen = ReconstructionLoss(), []
+    engine = Engine(lambda engine, batch: seen.append(loss.gdl_weight))
+    GradientDifferenceSchedule(loss, first_epoch=3, weight=7.0).attach(engine)
+    engine.run([0], max_epochs=4)
+    assert seen == [0, 0, 7.0, 7.0]
+
+
+# --- patches ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_component_of_every_slice_has_one_center():
+    mask = np.zeros((9, 9, 3), dtype=np.uint8)
+    mask[1:4, 2:5, 0] = 1  # centre (2, 3), slice 0
+    mask[1:4, 2:5, 1] = 1  # the same lesion in the next slice counts again
+    mask[7, 7, 1] = 1  # a single voxel counts as much
+    centers = np.stack(np.unravel_index(lesion_centers(mask), mask.shape)).T
+    assert sorted(map(tuple, centers.tolist())) == [(2, 3, 0), (2, 3, 1), (7, 7, 1)]
+    assert lesion_centers(np.zeros((4, 4, 4))).size == 0
+
+
+def test_background_centers_lie_in_the_brain_outside_lesions():
+    image, label = torch.zeros(1, 6, 6, 4), torch.zeros(1, 6, 6, 4)
+    image[:, 1:5, 1:5] = 0.5
+    label[:, 2, 2, 1] = 1
+    item = PatchCentersd("label", background=10)({"image": image, "label": label})
+    brain = np.zeros((6, 6, 4), dtype=bool)
+    brain[1:5, 1:5] = True
+    brain[2, 2, 1] = False
+    assert len(item["label_bg_indices"]) == 10
+    assert brain.ravel()[item["label_bg_indices"]].all()
+    assert np.unravel_index(item["label_fg_indices"], (6, 6, 4)) == (2, 2, 1)
+
+
+def test_slices_with_little_brain_are_left_out():
+    volume = torch.zeros(1, 10, 10, 5)
+    volume[:, 2:8, 2:8, 1:4] = 0.5
+    volume[:, 0, 0, 4] = 0.5  # one pixel of a hundred is not more than 1 %
+    slices = BrainSlices([{"image": volume}], min_area=0.01)
+    assert len(slices) == 3
+    assert slices[0]["image"].shape == (1, 10, 10)
+    assert len(BrainSlices([{"image": volume}], every=2)) == 2
+    with pytest.raises(ValueError, match="no slice with more than 1% brain in 1 volumes"):
+        BrainSlices([{"image": torch.zeros(1, 4, 4, 2)}])
+
+
+# --- pseudo-labels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Healthy scans and patients at 4 mm, and where each is used."""
+    folder = tmp_path_factory.mktemp("cohort")
+    options = {"spacing": 4.0, "sequences": ("FLAIR",), "num_workers": 1}
+    make_cohort(folder / "healthy", {"healthy": (2, 1, 0)}, prefix="h", seed=1, **options)
+    patients = make_cohort(folder / "patients", {"ms": (3, 1, 1)}, prefix="p", seed=2, **options)
+    train = list_cases(datalist_file=patients, section="training")
+    val, test = (list_cases(datalist_file=patients, section=s) for s in ("validation", "test"))
+    write_datalist(folder / "labelled.json", {"training": train[:1], "validation": val, "test": test})
+    write_datalist(folder / "unlabelled.json", {"training": train[1:]})
+    return folder
+
+
+def test_pseudo_labelled_and_labelled_scans_are_one_pool(cohort, tmp_path):
+    labelled = list_cases(datalist_file=cohort / "labelled.json", section="training")
+    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
+    for case in unlabelled:
+        empty = nib.load(case["image"])
+        nib.save(
+            nib.Nifti1Image(np.zeros(empty.shape, np.uint8), empty.affine), tmp_path / f"{case['name']}_seg.nii.gz"
+        )
+    datalist = write_pseudo_datalist(unlabelled, tmp_path, "by hand")
+
+    pool = training_cases(labelled, datalist, volumes_per_epoch=6)
+    assert len(pool) == 6
+    assert [Path(c["label"]).parent.name for c in pool[:3]] == ["anat", tmp_path.name, tmp_path.name]
+    only = training_cases(labelled, datalist, use_labels=False)
+    assert {c["subject"] for c in only} == {c["subject"] for c in unlabelled}
+    assert all("lesion" not in c for c in only)  # drawn labels are not carried over
+    with pytest.raises(InputError, match="has a drawn and a pseudo-label"):
+        training_cases(unlabelled, datalist)
+    with pytest.raises(InputError, match="volumes_per_epoch is 2 with 3 scans"):
+        training_cases(labelled, datalist, volumes_per_epoch=2)
+    with pytest.raises(InputError, match="expected labels to train on"):
+        training_cases(labelled, None, use_labels=False)
+
+
+def test_a_missing_pseudo_label_is_named(cohort, tmp_path):
+    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
+    with pytest.raises(InputError, match=f"{unlabelled[0]['name']}_seg.nii.gz: no such file"):
+        write_pseudo_datalist(unlabelled, tmp_path, "by hand")
+    assert not list(tmp_path.iterdir())
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+SPACING = {"spacing": [4.0, 4.0, 4.0], "device": torch.device("cpu")}
+AUTOENCODER = {"network_def#channels": [4, 8], "network_def#latent_channels": 4}
+UNET = {"network_def#features": [4, 4, 8, 8, 8, 4]}
+
+
+def run(configs: list[str], **overrides) -> None:
+    workflow = ConfigWorkflow(
+        [str(BUNDLE / "configs" / name) for name in configs],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        bundle_root=str(BUNDLE),
+        **SPACING,
+        **overrides,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def load(path: Path) -> list[dict]:
+    return [{"_target_": "common.engines.LoadWeights", "path": str(path), "network": "@network"}]
+
+
+@pytest.mark.slow
+def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path):
+    run(
+        ["train_autoencoder.json"],
+        datalist_file=str(cohort / "healthy" / "datalist.json"),
+        output_dir=str(tmp_path / "autoencoder"),
+        ckpt_dir=str(tmp_path / "models"),
+        slice_size=[48, 48],
+        max_epochs=2,
+        val_interval=1,
+        **AUTOENCODER,
+    )
+    teacher = {"handlers": load(tmp_path / "models" / "autoencoder.pt"), **AUTOENCODER}
+    run(
+        ["inference.json", "inference_residual.json", "pseudo_label.json"],
+        datalist_file=str(cohort / "unlabelled.json"),
+        output_dir=str(tmp_path / "pseudo"),
+        min_lesion_mm3=64.0,
+        **teacher,
+    )
+    pseudo = tmp_path / "pseudo" / "datalist.json"
+    assert len(json.loads(pseudo.read_text())["training"]) == 2
+    run(
+        ["train.json"],
+        datalist_file=str(cohort / "labelled.json"),
+        pseudo_datalist_file=str(pseudo),
+        output_dir=str(tmp_path / "unet"),
+        ckpt_dir=str(tmp_path / "models"),
+        patch_size=[32, 32],
+        max_epochs=2,
+        val_interval=1,
+        **UNET,
+    )
+    output = tmp_path / "eval"
+    run(
+        ["inference.json", "evaluate.json"],
+        datalist_file=str(cohort / "labelled.json"),
+        section="test",
+        output_dir=str(output),
+        handlers=load(tmp_path / "models" / "model.pt"),
+        **UNET,
+    )
+    assert (output / "report.html").is_file()
+    (case,) = list_cases(datalist_file=cohort / "labelled.json", section="test")
+    scan, mask, map_ = (
+        nib.load(path)
+        for path in (case["image"], output / f"{case['name']}_seg.nii.gz", output / f"{case['name']}_prob.nii.gz")
+    )
+    assert mask.shape == map_.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine)
+    values = np.asarray(map_.dataobj)
+    assert 0 <= values.min() <= values.max() <= 1
+    assert not values[np.asarray(scan.dataobj) == 0].any()
+
+
+def test_the_teacher_finds_a_bright_spot_that_its_reconstruction_lacks(cohort, tmp_path):
+    # a network that returns a constant grey: all that is brighter is residual
+    (case,) = list_cases(datalist_file=cohort / "healthy" / "datalist.json", section="validation")
+    scan = nib.load(case["image"])
+    data = np.asarray(scan.dataobj).astype(np.float32)
+    spot = np.zeros(data.shape, dtype=bool)
+    spot[18:21, 24:27, 20:23] = True
+    data[spot] = 1.8 * np.median(data[data > 0])
+    nib.save(nib.Nifti1Image(data, scan.affine), tmp_path / "spot.nii.gz")
+    run(
+        ["inference.json", "inference_residual.json"],
+        dataset_dir=str(tmp_path),
+        output_dir=str(tmp_path / "out"),
+        threshold=0.25,
+        median_mm=4.0,
+        handlers=[],
+        network_def={"_target_": "MedianFilter", "spatial_dims": 2, "radius": 4},
+    )
+    found = np.asarray(nib.load(tmp_path / "out" / "spot_seg.nii.gz").dataobj) > 0
+    assert found[spot].mean() > 0.7
+    assert (found & ~spot).sum() < spot.sum()
+
+
+@pytest.mark.parametrize(
+    ("config", "lists", "match"),
+    [
+        ("train.json", {"training": 1, "validation": 0}, "the validation set is empty"),
+        ("train.json", {"training": 1, "validation": 1, "leak": True}, "training.*validation|validation.*training"),
+    ],
+)
+def test_splits_are_checked_before_training(cohort, tmp_path, config, lists, match):
+    train = list_cases(datalist_file=cohort / "labelled.json", section="training")
+    val = train if lists.get("leak") else list_cases(datalist_file=cohort / "labelled.json", section="validation")
+    datalist = write_datalist(
+        tmp_path / "cases.json", {"training": train[: lists["training"]], "validation": val[: lists["validation"]]}
+    )
+    with pytest.raises(Exception, match="") as caught:
+        run([config], datalist_file=str(datalist), output_dir=str(tmp_path / "o"), ckpt_dir=str(tmp_path / "m"))
+    import re
+
+    from common.errors import find_input_error
+
+    assert re.search(match, str(find_input_error(caught.value)))
+    assert not (tmp_path / "m").exists()
