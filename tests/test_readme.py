@@ -1,0 +1,79 @@
+"""The commands of the README: every file, script and option in them exists; a run takes unknown keys in silence."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from bundle_tools import BUNDLES, ROOT, load_script, read_json
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# of monai.bundle run itself, and of its tracking
+RUN_OPTIONS = {"config_file", "bundle_root", "tracking", "experiment_name", "run_name"}
+
+
+def commands() -> list[list[str]]:
+    """Words of every command line in the README, with its variables filled in."""
+    found, variables = [], {}
+    for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+        for line in re.split(r"\n|&&", re.sub(r"\\\n|&&\n", " ", block)):
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            words = shlex.split(line, comments=True)
+            if len(words) == 1 and "=" in words[0]:
+                name, variables[name] = words[0].split("=")
+            elif words:
+                found.append(words)
+    return found
+
+
+def options(words: list[str]) -> dict[str, str]:
+    """Option -> value; "True" for one without."""
+    following = [*words[1:], "--"]
+    return {
+        word[2:]: "True" if after.startswith("--") else after
+        for word, after in zip(words, following, strict=True)
+        if word.startswith("--")
+    }
+
+
+def shown(words: list[str]) -> str:
+    return " ".join(words)[:100]
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if "monai.bundle" in w], ids=shown)
+def test_options_of_a_run_are_keys_of_its_configs(words):
+    given = options(words)
+    files = given["config_file"]
+    files = ast.literal_eval(files) if files.startswith("[") else [files]
+    known = set().union(*(read_json(ROOT / file) for file in files))
+    assert set(given) - known - RUN_OPTIONS == set()
+
+
+@pytest.mark.parametrize("words", [w for w in commands() if w[1:2] and w[1].startswith("scripts/")], ids=shown)
+def test_options_of_a_script_are_parameters_of_its_main(words):
+    main = load_script(Path(words[1]).stem).main
+    positional = words[2:3] if not "".join(words[2:3]).startswith("--") else []
+    bound = inspect.signature(main).bind(*positional, **options(words))  # raises TypeError where they do not fit
+    assert set(options(words)) <= set(bound.arguments)
+
+
+def test_readme_has_the_two_commands_that_ci_takes_from_it():
+    first, second = (re.search(rf"<!-- command {n} -->\n```bash\n(.*?)```", README, re.DOTALL)[1] for n in (1, 2))
+    assert first.rstrip().endswith("python scripts/quickstart.py")
+    assert second.rstrip().endswith("python -m pytest")
+
+
+def test_links_of_the_readme_and_of_the_cards_lead_to_files():
+    pages = [ROOT / "README.md", *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))]
+    assert len(links) >= len(BUNDLES)
+    assert [f"{page}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_every_bundle_has_a_heading_and_the_planned_ones_have_none():
+    assert re.findall(r"^### `(\w+)`", README, re.MULTILINE) == [bundle.name for bundle in BUNDLES]
