@@ -31,6 +31,7 @@ def make_cohort(
     label: str = "lesion",
     scalp: bool = False,
     displacement: bool = False,
+    fine_mm: float = 1.0,
     num_workers: int | None = None,
 ) -> Path:
     """Make subjects in parallel processes and write them.
@@ -46,6 +47,7 @@ def make_cohort(
         label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
+        fine_mm: see :func:`common.phantom.make_subject`; 2 is quicker and coarser.
         num_workers: processes; as many as cores by default.
 
     Returns:
@@ -83,6 +85,7 @@ def make_cohort(
         "prefix": prefix,
         "scalp": scalp,
         "displacement": displacement,
+        "fine_mm": fine_mm,
     }
     output_dir.mkdir(parents=True, exist_ok=True)
     sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
@@ -129,6 +132,7 @@ def _make_and_write(job: tuple[int, str, str], settings: dict) -> dict:
         grid=Grid.axial(settings["spacing"]),
         sequences=settings["sequences"],
         scalp=settings["scalp"],
+        fine_mm=settings["fine_mm"],
     )
     name = f"sub-{settings['prefix']}{number + 1:03d}"
     files = write_subject(subject, settings["output_dir"], name, settings["displacement"])

@@ -59,6 +59,22 @@ PATCHES = {
     "FLAIR": [0.0, 0.45, 0.40, 0.055, 0.04, 0.04, 0.04, 0.03, 0.05, 0.04, 0.04],
 }
 GRAIN = {"T1w": 0.03, "T2w": 0.05, "FLAIR": 0.045}
+# Healthy structures that are bright on FLAIR, by eye: largest gain on white matter = 1, and ellipsoids in the template
+# (centre and radii in mm, mirrored left to right).
+CHOROID_PLEXUS = 5
+ACCENTS = {
+    1: (0.25, [((27, -20, -16), (9, 20, 9)), ((38, 4, 0), (7, 22, 15)), ((5, 20, 28), (5, 26, 10))]),  # limbic cortex
+    2: (0.15, [((24, -18, 14), (4, 6, 16))]),  # corticospinal tract
+    3: (
+        0.45,
+        [((0, 8, 10), (2.5, 26, 12)), ((0, -33, 6), (6, 8, 8)), ((0, -30, -8), (4, 6, 8))],
+    ),  # septum, fornix, tectum
+    4: (
+        0.40,
+        [((17, 36, 6), (7, 8, 10)), ((28, -66, 8), (6, 10, 8)), ((30, -38, -4), (5, 10, 6))],
+    ),  # caps of the horns
+    CHOROID_PLEXUS: (0.0, [((22, -40, 8), (6, 10, 7)), ((4, 2, 10), (3, 6, 4)), ((1, -12, 16), (3, 12, 3))]),
+}
 # Lesion intensity from the mildest to the most severe: small lesions are faint, large ones marked.
 LESION_RANGE = {"T1w": (0.90, 0.58), "T2w": (1.28, 2.15), "FLAIR": (1.26, 1.53)}
 
@@ -181,12 +197,14 @@ class Anatomy:
         tissue: (3, X, Y, Z) probabilities of CSF, GM, WM; all 0 outside the brain.
         regions: (1, X, Y, Z); 0 none, 1 cerebrum, 2 cerebellum, 3 brain stem, 4 ventricles, 5 caudate, 6 putamen,
             7 thalamus.
+        accents: (1, X, Y, Z) places that look a little like lesions in healthy people, see :data:`ACCENTS`; else 0.
         ventricle_distance: (1, X, Y, Z) mm to the ventricles.
         affine: voxel to world.
     """
 
     tissue: torch.Tensor
     regions: torch.Tensor
+    accents: torch.Tensor
     ventricle_distance: torch.Tensor
     affine: np.ndarray
 
@@ -233,6 +251,11 @@ def load_anatomy() -> Anatomy:
     caudate = head_or_body & (gm > 0.4) & ~ventricles & ~thalamus
     putamen = ellipsoid((26, 2, 1), (8.5, 21, 13)) & (gm > 0.4) & (x < 32.5) & ~caudate
 
+    accents = np.zeros(t1.shape, dtype=np.float32)
+    for value, (_, places) in ACCENTS.items():
+        for center, radii in places:
+            accents[ellipsoid(center, radii) & brain] = value
+
     half = (slice(None, None, 2),) * 3  # 2 mm is enough for the clefts
     x2, y2, z2 = x[half], y[half], z[half]
     tissue2 = (gm + wm)[half]
@@ -257,6 +280,7 @@ def load_anatomy() -> Anatomy:
     return Anatomy(
         tissue=to_tensor(np.stack([csf, gm * brain, wm * brain]).astype(np.float32)),
         regions=to_tensor(regions)[None],
+        accents=to_tensor(accents)[None],
         ventricle_distance=to_tensor(distance)[None],
         affine=affine,
     )
@@ -311,14 +335,15 @@ def make_subject(
     shift = deformation.displacement_mm(voxel_grid(coarse.shape, coarse.affine))
     points = world + F.interpolate(shift[None], size=fine.shape, mode="trilinear", align_corners=False)[0]
 
-    classes, brain, distance = _decide_tissue(anatomy, points, fine, tissue_rng)
+    classes, brain, distance, accents = _decide_tissue(anatomy, points, fine, tissue_rng)
     lesions = _Lesions.draw(pathology, classes, distance, world, fine, lesion_rng)
 
     def to_scan(array: torch.Tensor) -> torch.Tensor:  # mean over the fine voxels of a voxel: partial volume
         return array if factors == (1, 1, 1) else F.avg_pool3d(array[None, None], factors)[0, 0]
 
     head = _scalp(brain, fine) if scalp else None
-    images = _contrast(classes, brain, lesions, head, scanner, sequences, fine, coarse, to_scan, scan_rng)
+    bright = _bright_structures(classes, accents, distance, fine, tissue_rng)
+    images = _contrast(classes, brain, bright, lesions, head, scanner, sequences, fine, coarse, to_scan, scan_rng)
     mask = to_scan(brain.float()) >= 0.5
     lesion = (to_scan(lesions.membership) >= 0.5) & mask
     nearest = tuple(slice(k // 2, None, k) for k in factors)
@@ -448,15 +473,16 @@ def _brain_box(
 
 def _decide_tissue(
     anatomy: Anatomy, points: torch.Tensor, fine: Grid, rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Contrast class, brain mask and distance to the ventricles (mm) of every fine voxel.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Contrast class, brain mask, distance to the ventricles (mm) and accent of every fine voxel.
 
     The tissue maps are tipped, patch by patch, towards CSF or towards grey matter before the largest is taken: sulci
     open and close, and the cortex is thicker here and thinner there.
     """
     voxels = apply_affine(np.linalg.inv(anatomy.affine), points)
     maps = sample(torch.cat([anatomy.tissue, anatomy.ventricle_distance]), voxels, padding="zeros")
-    region = sample(anatomy.regions, voxels, mode="nearest", padding="zeros")[0]
+    places = torch.cat([anatomy.regions, anatomy.accents])
+    region, accents = sample(places, voxels, mode="nearest", padding="zeros")
     tissue, distance = maps[:3], maps[3]
     brain = tissue.sum(0) > float(rng.uniform(0.5, 0.85))
     tip = _smooth_noise(rng, (2, *fine.shape), 3.5 / fine.spacing)
@@ -473,7 +499,7 @@ def _decide_tissue(
         classes[region == value] = nucleus
     classes[fluid] = torch.where(region == 4, VENTRICLE, CSF)[fluid]
     classes[~brain] = 0
-    return classes, brain, distance
+    return classes, brain, distance, accents
 
 
 def _scalp(brain: torch.Tensor, fine: Grid) -> torch.Tensor:
@@ -645,7 +671,28 @@ _FOCAL = {
 _GLIOSIS = {"T1w": 0.70, "T2w": 1.80, "FLAIR": 1.42}
 
 
-def _contrast(classes, brain, lesions, head, scanner, sequences, fine, coarse, to_scan, rng) -> dict[str, torch.Tensor]:
+def _bright_structures(classes, accents, distance, fine, rng) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gain on FLAIR and mask of choroid plexus: what is bright in healthy people, more in some than in others.
+
+    The ependyma lines the ventricles, and caps sit on their horns; both are what a network takes for periventricular
+    lesions if it has never seen them.
+    """
+    uneven = (0.6 + 0.5 * _smooth_noise(rng, fine.shape, 4.0 / fine.spacing)).clamp(0, 1.5)
+    solid = (classes != 0) & (classes != CSF) & (classes != VENTRICLE)
+    gain = torch.zeros(fine.shape)
+    for value, (largest, _) in ACCENTS.items():
+        gain[accents == value] = float(largest * rng.uniform(0, 1))
+    gain[(accents == 4) & (distance > rng.uniform(2.5, 5))] = 0
+    gain[(accents == 1) & (classes != CORTEX)] = 0
+    lining = (distance > 0) & (distance < rng.uniform(0.8, 2.4))
+    gain[lining] = gain[lining].clamp(min=float(rng.uniform(0, 0.45)))
+    plexus = (accents == CHOROID_PLEXUS) & (classes == VENTRICLE) & (uneven > rng.uniform(0.3, 0.8))
+    return gain * uneven * solid, plexus
+
+
+def _contrast(
+    classes, brain, bright, lesions, head, scanner, sequences, fine, coarse, to_scan, rng
+) -> dict[str, torch.Tensor]:
     """Images on the grid of the scan from classes and lesions on the fine grid."""
     # the same in every sequence: where tissue is a little different, and what brain extraction left at the surface
     patches = _smooth_noise(rng, fine.shape, 2.8 / fine.spacing)
@@ -657,6 +704,8 @@ def _contrast(classes, brain, lesions, head, scanner, sequences, fine, coarse, t
     texture = rng.uniform(*scanner.texture)
     csf, lesion_contrast = rng.uniform(*scanner.csf), rng.uniform(*scanner.lesion)
     mask = to_scan(brain.float()) >= 0.5
+    gain, plexus = bright
+    plexus_tone = {"T1w": 0.6, "T2w": 1.7, "FLAIR": float(rng.uniform(0.8, 1.5))}
 
     images = {}
     for name in sequences:
@@ -666,6 +715,8 @@ def _contrast(classes, brain, lesions, head, scanner, sequences, fine, coarse, t
         means[[CSF, VENTRICLE]] *= csf if name != "T2w" else 1.0
         patch_sd = torch.tensor(PATCHES[name])
         image = means[classes] * (1 + texture * (patch_sd[classes] * patches + GRAIN[name] * grain)).clamp(min=0)
+        image = image * (1 + gain * {"T1w": 0.0, "T2w": 0.5, "FLAIR": 1.0}[name])
+        image = torch.where(plexus, plexus_tone[name] * (1 + 0.2 * patches), image)
         _paint(image, name, lesions, lesion_contrast, grain)
         if residue is not None:
             image = torch.where(residue > 0, residue * (0.6 if name == "T1w" else 1.0), image)

@@ -296,7 +296,8 @@ def to_markdown(summary: dict) -> str:
         return f"{np.mean(numbers):.3f} ({min(numbers):.3f} to {max(numbers):.3f})"
 
     lines = [
-        f"Seeds {', '.join(map(str, summary['seeds']))}; mean over seeds (range); pooled Dice at the threshold that was",
+        f"Seeds {', '.join(map(str, summary['seeds']))}: mean (range). Pooled Dice at the threshold that was best on",
+        "four validation subjects of scanner A.",
         "best on four validation subjects of scanner A.",
         "",
         "| arm | what | Dice, A | AUPRC, A | lesion F1, A | Dice, B |",

@@ -132,7 +132,7 @@ def test_slices_with_little_brain_are_left_out():
 def cohort(tmp_path_factory):
     """Healthy scans and patients at 4 mm, and where each is used."""
     folder = tmp_path_factory.mktemp("cohort")
-    options = {"spacing": 4.0, "sequences": ("FLAIR",), "num_workers": 1}
+    options = {"spacing": 4.0, "sequences": ("FLAIR",), "num_workers": 1, "fine_mm": 2.0}
     make_cohort(folder / "healthy", {"healthy": (2, 1, 0)}, prefix="h", seed=1, **options)
     patients = make_cohort(folder / "patients", {"ms": (3, 1, 1)}, prefix="p", seed=2, **options)
     train = list_cases(datalist_file=patients, section="training")
@@ -268,6 +268,7 @@ def test_the_teacher_finds_a_bright_spot_that_its_reconstruction_lacks(cohort, t
         output_dir=str(tmp_path / "out"),
         threshold=0.25,
         median_mm=4.0,
+        bright_quantile=0.99,
         handlers=[],
         network_def={"_target_": "MedianFilter", "spatial_dims": 2, "radius": 4},
     )

@@ -170,7 +170,7 @@ def test_what_a_subject_cannot_be_is_refused(arguments, match):
 
 def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path):
     groups = {"healthy": (1, 0, 0), "ms": (0, 1, 0)}
-    options = {"spacing": 4.0, "sequences": ("FLAIR",), "seed": 7, "prefix": "a", "displacement": True}
+    options = {"spacing": 4.0, "fine_mm": 4.0, "sequences": ("FLAIR",), "seed": 7, "prefix": "a", "displacement": True}
     datalist = make_cohort(tmp_path / "one", groups, num_workers=1, **options)
     make_cohort(tmp_path / "two", groups, num_workers=2, **options)
 
