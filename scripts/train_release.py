@@ -55,7 +55,8 @@ def main(bundle: str = "uad_autoencoder", output_dir: str = "release", seed: int
         _call("-m", "monai.bundle", "run", "--config_file", configs / f"{config}.json", seed=seed, amp=amp, **settings)
         (folder / f"{config}.done").touch()
 
-    for layers in ([], ["--layers", "inference_residual.json"]):
+    for layer in (None, "inference_residual.json", "inference_threshold.json"):
+        layers = ["--layers", layer] if layer else []
         patients = {"datalist_file": folder / "patients" / "datalist.json", "section": "validation"}
         _call("scripts/calibrate_threshold.py", bundle, "--write", *layers, **patients)
 
