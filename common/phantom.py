@@ -734,15 +734,15 @@ def _contrast(
 
 def _paint(image: torch.Tensor, name: str, lesions: _Lesions, contrast: float, grain: torch.Tensor) -> None:
     """Blend lesions into an image, in place."""
-    if not lesions.centers_mm:
-        return
+    where = lesions.membership > 0
+    member, severity, kind = (a[where] for a in (lesions.membership, lesions.severity, lesions.kind))
     mild, severe = LESION_RANGE[name]
-    value = mild + (severe - mild) * lesions.severity
-    for kind, tones in _FOCAL.items():
-        value = torch.where(lesions.kind == kind, tones[name], value)
-    value = torch.where((lesions.kind == 5) & (lesions.severity == 0), _GLIOSIS[name], value)
-    value = (1 + contrast * (value - 1)) * (1 + 0.08 * grain)
-    image += lesions.membership * (value - image)
+    value = mild + (severe - mild) * severity
+    for number, tones in _FOCAL.items():
+        value[kind == number] = tones[name]
+    value[(kind == 5) & (severity == 0)] = _GLIOSIS[name]
+    value = (1 + contrast * (value - 1)) * (1 + 0.08 * grain[where])
+    image[where] += member * (value - image[where])
 
 
 def _surface_residue(brain: torch.Tensor, fine: Grid, rng: np.random.Generator) -> torch.Tensor | None:
