@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_tools import BUNDLES, NOT_COPIED, load_script, network, save_nifti
+from bundle_tools import BUNDLES, NOT_COPIED, load_script, parsed, save_nifti
 
 from common.errors import InputError
 from common.phantom import TISSUES
@@ -23,13 +23,16 @@ script = load_script("quickstart")
 def bundles(tmp_path_factory) -> list[Path]:
     """The bundles with weights at random: what is tested here does not hang on what they learned."""
     folder = tmp_path_factory.mktemp("bundles")
-    copies = [folder / bundle.name for bundle in BUNDLES]
-    for bundle, copy in zip(BUNDLES, copies, strict=True):
-        shutil.copytree(bundle, copy, ignore=NOT_COPIED)
-        (copy / "models").mkdir(exist_ok=True)
-        torch.manual_seed(0)
-        torch.save(network(bundle).state_dict(), copy / "models" / "model.pt")
-    return copies
+    for bundle in BUNDLES:
+        shutil.copytree(bundle, folder / bundle.name, ignore=NOT_COPIED)
+        inference = folder / bundle.name / "configs" / "inference.json"
+        for layers in ([], *([path] for path in inference.parent.glob("inference_*.json"))):
+            config = parsed([inference, *layers], bundle_root=str(folder / bundle.name))
+            for i in range(len(config["handlers"])):
+                torch.manual_seed(0)
+                state = config.get_parsed_content("network_def").state_dict()
+                torch.save(state, config.get_parsed_content(f"handlers::{i}::path"))
+    return [folder / bundle.name for bundle in BUNDLES]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,6 @@ def test_one_page_shows_every_bundle_and_every_case(bundles, finished):
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings == ["Summary", *(bundle.name for bundle in bundles)]
     assert page.count("<article") == 2 * len(bundles)
-    assert "plain FLAIR threshold" in page
     assert "http" not in page.replace("http://www.w3.org", ""), "nothing is fetched"
 
 
@@ -96,17 +98,29 @@ def test_link_in_an_own_folder_is_removed_and_not_followed(tmp_path):
     assert (elsewhere / "data.txt").read_text() == "precious"
 
 
-def test_baseline_takes_the_threshold_that_is_best_for_the_cases(tmp_path):
-    # Brain 1 to 5, median 3. In the order of brightness, lesion L: 5 L, 4 -, 3 L, 2 -, 1 -. Dice at 5: 2/3, at 3: 4/5.
-    image, label = np.zeros((2, 2, 4), np.float32), np.zeros((2, 2, 4), np.uint8)
-    image[0, 0], image[1, 1, 0] = [5, 4, 3, 2], 1
-    label[0, 0] = [1, 0, 1, 0]
-    case = {"name": "a", "image": str(save_nifti(tmp_path / "a.nii.gz", image, np.eye(4)))}
-    case |= {"label": str(save_nifti(tmp_path / "label.nii.gz", label, np.eye(4))), "subject": "a"}
-    row = script.plain_threshold([case], tmp_path / "out")
-    assert row.evaluation.threshold == 1
-    assert row.evaluation.rows[0]["dice"] == pytest.approx(4 / 5)
-    assert script.summary_cells(row)[1:3] == ["0.800", "0.800"]
+def test_summary_has_a_line_per_way_to_the_masks(bundles, finished):
+    page = (finished / "report.html").read_text()
+    for bundle in bundles:
+        ways = [bundle.name, *(f"{bundle.name}, {p.stem}" for p in sorted(bundle.glob("configs/inference_*.json")))]
+        for way in ways:
+            assert f'<th scope="row">{way}</th>' in page
+            folder = finished.joinpath(*way.split(", "))
+            assert len(list(folder.glob("*_seg.nii.gz"))) == 2
+            assert (folder / "metrics.json").is_file()
+
+
+def test_summary_averages_the_cases_with_a_lesion_and_pools_all(tmp_path):
+    # a: 2 of 2 lesion voxels found and 2 more, Dice 2/3; b: healthy, 1 voxel; pooled 2 * 2 / (2 + 5) = 0.571
+    cases = []
+    for name, label, found in (("a", [1, 1, 0, 0], [1, 1, 1, 1]), ("b", [0, 0, 0, 0], [1, 0, 0, 0])):
+        case = {"name": name, "subject": name}
+        for key, values in (("image", [9, 9, 9, 9]), ("label", label), ("seg", found)):
+            array = np.zeros((2, 2, 4), np.uint8)
+            array[0, 0] = values
+            case[key] = str(save_nifti(tmp_path / f"{name}_{key}.nii.gz", array, np.diag([10, 10, 10, 1])))
+        cases.append(case)
+    row = script.Row("toy", script.Report(cases, tmp_path), 3.4)
+    assert script.summary_cells(row) == ["toy", "0.667", "0.571", "–", "1.00", "3"]
 
 
 def test_bundle_tells_which_labelling_of_the_phantoms_it_makes(bundles, tmp_path):
