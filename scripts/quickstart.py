@@ -58,7 +58,7 @@ class Row(NamedTuple):
 
 def main(
     output_dir: str = "quickstart",
-    ms: int = 5,
+    ms: int = 3,
     healthy: int = 1,
     spacing: float = 1.0,
     device: str | None = None,
