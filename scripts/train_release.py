@@ -43,17 +43,35 @@ def main(bundle: str = "uad_autoencoder", output_dir: str = "release", seed: int
             logger.info("making the cohort %s", name)
             make_cohort(folder / name, groups, prefix=name[0], **options)
 
-    configs = ROOT / "bundles" / bundle / "configs"
-    for config, cohort, settings in (
-        ("train", "patients", {"max_epochs": 60, "val_interval": 10, "volumes_per_epoch": 120}),
-        ("train_autoencoder", "healthy", {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}),
+    root = ROOT / "bundles" / bundle
+    unet = {"max_epochs": 60, "val_interval": 10, "volumes_per_epoch": 120}
+    # mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
+    tuning = {"max_epochs": 16, "val_interval": 4, "learning_rate": 5e-4, "lesion_patches": 1, "brain_patches": 3}
+    for stage, config, cohort, settings in (
+        ("unet", "train", "patients", unet),
+        ("tuning", "train", "patients", {**unet, **tuning, "initial_weights": root / "models" / "model.pt"}),
+        (
+            "autoencoder",
+            "train_autoencoder",
+            "healthy",
+            {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3},
+        ),
     ):
-        if (folder / f"{config}.done").is_file():
+        if (folder / f"{stage}.done").is_file():
             continue
-        logger.info("running %s.json", config)
-        settings = {**settings, "datalist_file": folder / cohort / "datalist.json", "output_dir": folder / config}
-        _call("-m", "monai.bundle", "run", "--config_file", configs / f"{config}.json", seed=seed, amp=amp, **settings)
-        (folder / f"{config}.done").touch()
+        logger.info("stage %s: running %s.json", stage, config)
+        settings = {**settings, "datalist_file": folder / cohort / "datalist.json", "output_dir": folder / stage}
+        _call(
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            root / "configs" / f"{config}.json",
+            seed=seed,
+            amp=amp,
+            **settings,
+        )
+        (folder / f"{stage}.done").touch()
 
     for layer in (None, "inference_residual.json", "inference_threshold.json"):
         layers = ["--layers", layer] if layer else []
