@@ -106,14 +106,14 @@ class Scanner:
 
 SCANNERS = {
     "A": Scanner(),
-    # a second site: softer, noisier, another response, stronger shading
+    # a second site: much softer, noisier, another response, stronger shading
     "B": Scanner(
         gamma=(1.25, 1.35),
         csf=(1.6, 2.2),
-        lesion=(0.6, 0.8),
-        blur_mm=(0.9, 1.2),
-        noise=(0.08, 0.12),
-        bias=(0.1, 0.16),
+        lesion=(0.8, 1.0),
+        blur_mm=(1.7, 2.2),
+        noise=(0.10, 0.13),
+        bias=(0.15, 0.25),
     ),
     # no scanner in particular: for networks that must carry over to scans nobody has seen
     "mixed": Scanner(
