@@ -140,9 +140,15 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
 
 
 def subject_of(case: dict[str, Any]) -> str:
-    """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name."""
-    path = _images(case)[0]
-    return str(case["subject"]) if "subject" in case else _bids_subject(path) or stem(path)
+    """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name.
+
+    A file that is called by its sequence alone, as in ``07/FLAIR.nii.gz``, is of the subject that its folder names.
+    """
+    if "subject" in case:
+        return str(case["subject"])
+    path = Path(_images(case)[0])
+    nameless = stem(path).lower() in ("flair", "t1", "t1w", "t2", "t2w", "pd")
+    return _bids_subject(path) or (path.parent.name if nameless else stem(path))
 
 
 def write_datalist(path: str | Path, sections: dict[str, Sequence[dict[str, Any]]]) -> Path:

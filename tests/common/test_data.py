@@ -431,3 +431,8 @@ def test_keep_going_does_not_hide_an_error_of_the_program(good_and_bad):
 def test_a_failure_does_not_fit_in_a_batch_with_others():
     with pytest.raises(ValueError, match="expected batch_size 1 with keep_going"):
         collate_cases([{"failure": "a is b", "name": "a"}, {"image": torch.zeros(1, 2, 2, 2), "name": "b"}])
+
+
+def test_a_file_called_by_its_sequence_alone_is_of_the_subject_that_its_folder_names():
+    images = ("/data/07/FLAIR.nii.gz", "/data/08/flair.nii", "/data/x/07_FLAIR.nii")
+    assert [subject_of({"image": image}) for image in images] == ["07", "08", "07_FLAIR"]
