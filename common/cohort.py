@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ def make_cohort(
 
     Args:
         output_dir: new or empty folder; gets ``sub-*/anat/*.nii.gz``, ``dataset_description.json``, ``datalist.json``.
+            It appears when the cohort is complete; until then the files are in ``.<name>.partial`` beside it.
         groups: pathology -> number of subjects for training, validation and test.
         scanner: key of :data:`common.phantom.SCANNERS`.
         spacing: voxel size in mm of the axial grid, one or three numbers.
@@ -76,8 +78,9 @@ def make_cohort(
                 jobs.append((len(jobs), section, pathology))
     if not jobs:
         raise InputError("no subject was asked for; expected at least one in groups")
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
     settings = {
-        "output_dir": output_dir,
+        "output_dir": partial,
         "scanner": scanner,
         "spacing": spacing,
         "sequences": tuple(sequences),
@@ -87,29 +90,37 @@ def make_cohort(
         "displacement": displacement,
         "fine_mm": fine_mm,
     }
-    output_dir.mkdir(parents=True, exist_ok=True)
-    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-    written = list(tqdm(_run(jobs, settings, num_workers), total=len(jobs), desc="phantom subjects", unit="subject"))
-    for (_, section, _), case in zip(jobs, written, strict=True):
-        sections[section].append({"image": case[sequences[0]], "label": case[label], **case})
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
+        written = list(
+            tqdm(_run(jobs, settings, num_workers), total=len(jobs), desc="phantom subjects", unit="subject")
+        )
+        for (_, section, _), case in zip(jobs, written, strict=True):
+            sections[section].append({"image": case[sequences[0]], "label": case[label], **case})
 
-    description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
-    _write_json(output_dir / "dataset_description.json", description)
-    datalist = output_dir / "datalist.json"
-    names = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}[label]
-    _write_json(
-        datalist,
-        {
-            "name": description["Name"],
-            "description": "Synthetic brains made from the ICBM152 2009 template; no person was scanned.",
-            "modality": {str(i): name for i, name in enumerate(sequences[:1])},
-            "labels": {str(value): name for value, name in names.items()},
-            "numTraining": len(sections["training"]),
-            "numTest": len(sections["test"]),
-            **sections,
-        },
-    )
-    return datalist
+        description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
+        _write_json(partial / "dataset_description.json", description)
+        names = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}[label]
+        _write_json(
+            partial / "datalist.json",
+            {
+                "name": description["Name"],
+                "description": "Synthetic brains made from the ICBM152 2009 template; no person was scanned.",
+                "modality": {str(i): name for i, name in enumerate(sequences[:1])},
+                "labels": {str(value): name for value, name in names.items()},
+                "numTraining": len(sections["training"]),
+                "numTest": len(sections["test"]),
+                **sections,
+            },
+        )
+        if output_dir.exists():
+            output_dir.rmdir()
+        partial.rename(output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output_dir / "datalist.json"
 
 
 def _run(jobs: list[tuple], settings: dict, num_workers: int | None) -> Iterator[dict]:

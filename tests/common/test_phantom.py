@@ -209,3 +209,29 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
     with pytest.raises(InputError, match="is not empty"):
         make_cohort(tmp_path, {"ms": (1, 0, 0)})
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_cohort_that_breaks_off_leaves_nothing_and_a_killed_one_is_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def one_then_full_disk(*arguments, **options):
+        if made:
+            raise OSError("no space left on device")
+        made.append(make_subject(*arguments, **options))
+        return made[0]
+
+    options = {
+        "groups": {"healthy": (2, 0, 0)},
+        "spacing": 4.0,
+        "fine_mm": 4.0,
+        "sequences": ("FLAIR",),
+        "num_workers": 1,
+    }
+    monkeypatch.setattr("common.cohort.make_subject", one_then_full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        make_cohort(tmp_path / "new", **options)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / ".new.partial" / "sub-001").mkdir(parents=True)  # what a killed run leaves behind
+    make_cohort(tmp_path / "new", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
