@@ -298,7 +298,6 @@ def to_markdown(summary: dict) -> str:
     lines = [
         f"Seeds {', '.join(map(str, summary['seeds']))}: mean (range). Pooled Dice at the threshold that was best on",
         "four validation subjects of scanner A.",
-        "best on four validation subjects of scanner A.",
         "",
         "| arm | what | Dice, A | AUPRC, A | lesion F1, A | Dice, B |",
         "| --- | --- | --- | --- | --- | --- |",
