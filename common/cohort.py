@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +18,19 @@ import torch
 from tqdm import tqdm
 
 from .errors import InputError
-from .phantom import PATHOLOGIES, SCANNERS, SEQUENCES, STRUCTURES, TISSUES, Grid, Subject, make_subject
+from .phantom import (
+    PATHOLOGIES,
+    SCANNERS,
+    SEQUENCES,
+    STRUCTURES,
+    TISSUES,
+    Anatomy,
+    Grid,
+    Subject,
+    anatomy_of_labels,
+    lesion_map_of_mask,
+    make_subject,
+)
 
 SECTIONS = ("training", "validation", "test")
 
@@ -33,6 +47,7 @@ def make_cohort(
     scalp: bool = False,
     displacement: bool = False,
     fine_mm: float = 1.0,
+    extra_data: str | Path | None = None,
     num_workers: int | None = None,
 ) -> Path:
     """Make subjects in parallel processes and write them.
@@ -50,6 +65,12 @@ def make_cohort(
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
         fine_mm: see :func:`common.phantom.make_subject`; 2 is quicker and coarser.
+        extra_data: JSON with label maps of real people to take the place of the template and of invented lesions:
+            ``{"tissues": {"training": [item, ...], ...}, "lesions": {...}}``, an item being ``{"label": path,
+            "world_to_mni": 4 x 4}`` with the path relative to the JSON and the matrix left out where the map lies in
+            the template's space. Tissue maps are of 0 background, 1 CSF, 2 GM, 3 WM, 4 lesion (taken as WM). Every
+            subject of a section that has tissue maps is made from one of them, every other patient of a section that
+            has lesion masks gets the lesions of one. What a section lacks comes from the template.
         num_workers: processes; as many as cores by default.
 
     Returns:
@@ -71,11 +92,16 @@ def make_cohort(
     if not prefix.isalnum() and prefix:
         raise InputError(f"prefix is {prefix!r}; expected letters and digits only")
 
-    jobs = []
+    extra = _read_extra_data(extra_data)
+    jobs: list[_Job] = []
     for pathology, counts in groups.items():
         for section, count in zip(SECTIONS, counts, strict=True):
-            for _ in range(count):
-                jobs.append((len(jobs), section, pathology))
+            tissues, lesions = (extra.get(kind, {}).get(section, []) for kind in ("tissues", "lesions"))
+            for i in range(count):
+                # neighbours share their tissue map, which takes seconds to prepare
+                tissue = tissues[i * len(tissues) // count] if tissues else None
+                lesion = lesions[i // 2 % len(lesions)] if lesions and pathology == "ms" and i % 2 else None
+                jobs.append(_Job(len(jobs), section, pathology, tissue, lesion))
     if not jobs:
         raise InputError("no subject was asked for; expected at least one in groups")
     partial = output_dir.with_name(f".{output_dir.name}.partial")
@@ -97,8 +123,8 @@ def make_cohort(
         written = list(
             tqdm(_run(jobs, settings, num_workers), total=len(jobs), desc="phantom subjects", unit="subject")
         )
-        for (_, section, _), case in zip(jobs, written, strict=True):
-            sections[section].append({"image": case[sequences[0]], "label": case[label], **case})
+        for job, case in zip(jobs, written, strict=True):
+            sections[job.section].append({"image": case[sequences[0]], "label": case[label], **case})
 
         description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
         _write_json(partial / "dataset_description.json", description)
@@ -107,7 +133,12 @@ def make_cohort(
             partial / "datalist.json",
             {
                 "name": description["Name"],
-                "description": "Synthetic brains made from the ICBM152 2009 template; no person was scanned.",
+                "description": "Synthetic images; anatomy and lesions from "
+                + (
+                    "the ICBM152 2009 template."
+                    if extra_data is None
+                    else f"the label maps in {Path(extra_data).name}."
+                ),
                 "modality": {str(i): name for i, name in enumerate(sequences[:1])},
                 "labels": {str(value): name for value, name in names.items()},
                 "numTraining": len(sections["training"]),
@@ -123,7 +154,65 @@ def make_cohort(
     return output_dir / "datalist.json"
 
 
-def _run(jobs: list[tuple], settings: dict, num_workers: int | None) -> Iterator[dict]:
+class _Job(NamedTuple):
+    """One subject to make; the items are paths of label maps with their matrices, or None."""
+
+    number: int
+    section: str
+    pathology: str
+    tissue: tuple | None
+    lesion: tuple | None
+
+
+def _read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]]:
+    """Kind -> section -> (file, world_to_mni as a flat tuple or None)."""
+    if path is None:
+        return {}
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            kind: {
+                section: [
+                    (str(path.parent / item["label"]), _flat(item["world_to_mni"]) if "world_to_mni" in item else None)
+                    for item in items
+                ]
+                for section, items in content[kind].items()
+            }
+            for kind in content
+        }
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with extra data") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(
+            f"{path} is not understood ({e}), expected tissues and lesions, dicts of sections with lists of labels"
+        ) from e
+
+
+def _flat(matrix: list[list[float]]) -> tuple[float, ...]:
+    return tuple(np.asarray(matrix, dtype=float).reshape(16))
+
+
+@functools.lru_cache(maxsize=2)
+def _anatomy(file: str, to_template: tuple[float, ...] | None) -> Anatomy:
+    scan = _open_label_map(file)
+    try:
+        return anatomy_of_labels(np.asarray(scan.dataobj), scan.affine, _square(to_template))
+    except ValueError as e:
+        raise InputError(f"{file}: {e}") from e
+
+
+def _open_label_map(file: str) -> nib.Nifti1Image:
+    from .transforms.io import open_scan  # imports MONAI, which cohorts without extra data need not wait for
+
+    return open_scan(file)
+
+
+def _square(flat: tuple[float, ...] | None) -> np.ndarray | None:
+    return None if flat is None else np.reshape(flat, (4, 4))
+
+
+def _run(jobs: list[_Job], settings: dict, num_workers: int | None) -> Iterator[dict]:
     workers = min(num_workers or os.cpu_count() or 1, len(jobs))
     if workers == 1:
         yield from (_make_and_write(job, settings) for job in jobs)
@@ -134,23 +223,28 @@ def _run(jobs: list[tuple], settings: dict, num_workers: int | None) -> Iterator
         yield from pool.map(_make_and_write, jobs, [settings] * len(jobs))
 
 
-def _make_and_write(job: tuple[int, str, str], settings: dict) -> dict:
-    number, _, pathology = job
+def _make_and_write(job: _Job, settings: dict) -> dict:
+    lesion_map = None
+    if job.lesion is not None:
+        scan = _open_label_map(job.lesion[0])
+        lesion_map = lesion_map_of_mask(np.asarray(scan.dataobj) > 0, scan.affine, _square(job.lesion[1]))
     subject = make_subject(
-        (settings["seed"], number),
-        pathology=pathology,
+        (settings["seed"], job.number),
+        pathology=job.pathology,
         scanner=settings["scanner"],
         grid=Grid.axial(settings["spacing"]),
         sequences=settings["sequences"],
         scalp=settings["scalp"],
         fine_mm=settings["fine_mm"],
+        anatomy=_anatomy(*job.tissue) if job.tissue else None,
+        lesion_map=lesion_map,
     )
-    name = f"sub-{settings['prefix']}{number + 1:03d}"
+    name = f"sub-{settings['prefix']}{job.number + 1:03d}"
     files = write_subject(subject, settings["output_dir"], name, settings["displacement"])
     return {
         **files,
         "subject": name,
-        "healthy": pathology == "healthy",
+        "healthy": job.pathology == "healthy",
         "scanner": settings["scanner"],
         **subject.info,
     }

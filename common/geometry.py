@@ -1,4 +1,4 @@
-"""Fields on voxel grids: sampling, integration of velocities, grids in millimetres.
+"""Fields on voxel grids: sampling, integration of velocities, smooth random fields, grids in millimetres.
 
 Points and displacements are in voxels of the array they index, first array axis first, so ``(3, X, Y, Z)`` holds the
 x, y, z components. A displacement is of the pull-back kind: ``warped(p) = image(p + u(p))``.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn import functional as F
 
 
@@ -73,3 +74,34 @@ def integrate_velocity(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
     for _ in range(steps):
         displacement = displacement + sample(displacement, identity + displacement)
     return displacement
+
+
+def rotation_matrix(angles: np.ndarray) -> np.ndarray:
+    """3 x 3 rotation about x, then y, then z; radians."""
+    out = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = np.cos(angle)
+        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
+        out = turn @ out
+    return out
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float | np.ndarray) -> torch.Tensor:
+    """Gaussian noise of unit sd, smoothed over the last three axes; sigma in voxels.
+
+    Wide kernels are drawn on a coarser grid and interpolated, which looks the same and costs nothing.
+    """
+    sigma = np.broadcast_to(np.asarray(sigma, dtype=float), 3)
+    steps = np.maximum(1, np.floor(sigma / 1.2)).astype(int)
+    lead, spatial = shape[:-3], shape[-3:]
+    coarse = tuple(int(np.ceil(n / k)) + 1 for n, k in zip(spatial, steps, strict=True))
+    noise = rng.standard_normal((*lead, *coarse), dtype=np.float32)
+    noise = ndimage.gaussian_filter(noise, (0,) * len(lead) + tuple(sigma / steps), mode="wrap", truncate=3.0)
+    noise = torch.from_numpy(noise / noise.std())
+    if tuple(steps) == (1, 1, 1):
+        return noise[(..., *(slice(n) for n in spatial))]
+    size = tuple(int(n * k) for n, k in zip(coarse, steps, strict=True))
+    noise = F.interpolate(noise.reshape(1, -1, *coarse), size=size, mode="trilinear", align_corners=False)
+    return noise.reshape(*lead, *size)[(..., *(slice(n) for n in spatial))]

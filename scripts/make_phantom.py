@@ -27,6 +27,7 @@ def main(
     label: str = "lesion",
     scalp: bool = False,
     displacement: bool = False,
+    extra_data: str | None = None,
     num_workers: int | None = None,
 ) -> None:
     """Make a phantom cohort.
@@ -45,6 +46,8 @@ def main(
         label: what "label" in the datalist is: lesion, tissues or structures.
         scalp: leave skull and scalp on.
         displacement: write each subject's displacement to the template as well.
+        extra_data: JSON with tissue maps and lesion masks of real people to make the subjects from, as described
+            at common.cohort.make_cohort.
         num_workers: processes; all cores by default.
     """
     install_error_hook()
@@ -62,6 +65,7 @@ def main(
         label=label,
         scalp=scalp,
         displacement=displacement,
+        extra_data=extra_data,
         num_workers=num_workers,
     )
     logging.getLogger(__name__).info("wrote %s", datalist)
