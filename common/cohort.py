@@ -177,9 +177,9 @@ def _read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]
                     (str(path.parent / item["label"]), _flat(item["world_to_mni"]) if "world_to_mni" in item else None)
                     for item in items
                 ]
-                for section, items in content[kind].items()
+                for section, items in content.get(kind, {}).items()
             }
-            for kind in content
+            for kind in ("tissues", "lesions")
         }
     except OSError as e:
         raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with extra data") from e

@@ -79,7 +79,7 @@ def _uad_autoencoder(folder: Path, seed: int, amp: bool) -> None:
     }
     datalist = write_datalist(folder / "patients.json", patients)
     # half of the patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet = {"max_epochs": 120, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
+    unet = {"max_epochs": 110, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
     autoencoder = {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}
     options = {"seed": seed, "amp": amp}
     _train("uad_autoencoder", "train", folder / "uad_unet", datalist_file=datalist, **unet, **options)

@@ -244,7 +244,8 @@ class Deformation:
     @classmethod
     def draw(cls, anatomy: Anatomy, rng: np.random.Generator, step_mm: float = 4.0) -> Deformation:
         angles = np.deg2rad(rng.normal(0, 3, 3))
-        scale = np.diag(1 / rng.uniform(0.91, 1.0, 3))
+        # the template is 1.16 times as long and wide as a brain of usual size
+        scale = np.diag(1 / (np.clip(rng.normal(0.87, 0.04), 0.77, 0.97) * rng.uniform(0.96, 1.04, 3)))
         center = np.array([0, -18, 10])
         matrix = np.eye(4)
         matrix[:3, :3] = rotation_matrix(angles) @ (scale + np.triu(rng.normal(0, 0.012, (3, 3)), 1))

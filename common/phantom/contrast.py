@@ -43,6 +43,7 @@ class Scanner:
         csf: factor on CSF and ventricles.
         lesion: factor on the contrast between lesion and white matter.
         blur_mm: sd of the point-spread function.
+        slice_blur_mm: what thick slices add to it along one axis.
         noise: sd of the Rician noise, white matter = 1.
         bias: sd of the log of the residual bias field.
         texture: factor on the texture within tissues.
@@ -53,6 +54,7 @@ class Scanner:
     csf: tuple[float, float] = (0.7, 1.3)
     lesion: tuple[float, float] = (0.9, 1.1)
     blur_mm: tuple[float, float] = (0.4, 0.7)
+    slice_blur_mm: tuple[float, float] = (0.0, 0.0)
     noise: tuple[float, float] = (0.025, 0.05)
     bias: tuple[float, float] = (0.02, 0.05)
     texture: tuple[float, float] = (0.8, 1.2)
@@ -75,7 +77,8 @@ SCANNERS = {
         contrast_jitter=0.05,
         csf=(0.5, 2.0),
         lesion=(0.7, 1.25),
-        blur_mm=(0.2, 1.1),
+        blur_mm=(0.2, 1.0),
+        slice_blur_mm=(0.0, 1.2),
         noise=(0.01, 0.08),
         bias=(0.02, 0.15),
         texture=(0.6, 2.0),
@@ -130,7 +133,6 @@ def render(
     grain = smooth_noise(rng, fine.shape, 0.8 / fine.spacing)
     residue = _surface_residue(brain, fine, rng)
     shading = smooth_noise(rng, coarse.shape, 45.0 / coarse.spacing)
-    blur = rng.uniform(*scanner.blur_mm) / coarse.spacing
     noise_sd, bias_sd, gamma = (rng.uniform(*r) for r in (scanner.noise, scanner.bias, scanner.gamma))
     texture = rng.uniform(*scanner.texture)
     csf, lesion_contrast = rng.uniform(*scanner.csf), rng.uniform(*scanner.lesion)
@@ -155,7 +157,9 @@ def render(
             scalp_tone = torch.tensor([0.0, 0.12, 1.2 if name == "T1w" else 0.9])
             image = torch.where(brain, image, scalp_tone[head] * (1 + 0.15 * patches))
         image = to_scan(image).clamp(min=0) ** gamma
-        image = torch.from_numpy(ndimage.gaussian_filter(image.numpy(), blur))
+        blur = np.full(3, rng.uniform(*scanner.blur_mm))
+        blur[rng.integers(3)] += rng.uniform(*scanner.slice_blur_mm)
+        image = torch.from_numpy(ndimage.gaussian_filter(image.numpy(), blur / coarse.spacing))
         image = image * torch.exp(bias_sd * shading)
         real, imaginary = (torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32)) for _ in range(2))
         image = torch.hypot(image + noise_sd * real, noise_sd * imaginary)

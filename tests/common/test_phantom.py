@@ -10,7 +10,15 @@ import torch
 from common.cohort import make_cohort
 from common.errors import InputError
 from common.geometry import apply_affine, sample, voxel_grid
-from common.phantom import STRUCTURES, Grid, load_anatomy, make_subject, ms_lesion_volumes
+from common.phantom import (
+    STRUCTURES,
+    Grid,
+    anatomy_of_labels,
+    lesion_map_of_mask,
+    load_anatomy,
+    make_subject,
+    ms_lesion_volumes,
+)
 
 COARSE = Grid.axial(3.0)
 
@@ -154,6 +162,55 @@ def test_lesion_loads_are_those_of_the_measured_patients():
     assert 12 < np.median(np.concatenate(patients)) < 35
 
 
+def test_a_tissue_map_takes_the_place_of_the_template(healthy):
+    anatomy = anatomy_of_labels(healthy.tissues, COARSE.affine)
+    points = apply_affine(np.linalg.inv(anatomy.affine), voxel_grid(COARSE.shape, COARSE.affine))
+    csf, gm, wm = sample(anatomy.tissue, points, padding="zeros").numpy()
+    for value, share in ((2, gm), (3, wm)):
+        there = (share > 0.5) == (healthy.tissues == value)
+        assert there[healthy.brain_mask > 0].mean() > 0.93
+    subject = make_subject(4, "healthy", grid=COARSE, sequences=("T1w",), anatomy=anatomy)
+    ml = [(subject.tissues == value).sum() * 27 / 1000 for value in (2, 3)]
+    expected = [(healthy.tissues == value).sum() * 27 / 1000 for value in (2, 3)]
+    assert ml == pytest.approx(expected, rel=0.35)  # another head of the same person's folds
+    assert np.median(subject.images["T1w"][subject.tissues == 3]) == pytest.approx(1.0, abs=0.12)
+
+
+def test_a_tissue_map_of_another_space_is_brought_to_the_template(healthy):
+    moved = np.eye(4)
+    moved[:3, 3] = [30, -20, 10]
+    away = anatomy_of_labels(healthy.tissues, moved @ COARSE.affine, to_template=np.linalg.inv(moved))
+    here = anatomy_of_labels(healthy.tissues, COARSE.affine)
+    torch.testing.assert_close(away.tissue, here.tissue, atol=1e-3, rtol=0)
+
+
+def test_drawn_lesions_lie_where_they_were_drawn_or_mirrored():
+    mask = np.zeros(COARSE.shape, dtype=bool)
+    inside = np.rint(np.linalg.inv(COARSE.affine) @ [26, -12, 30, 1])[:3].astype(int)
+    mask[tuple(slice(i - 3, i + 4) for i in inside)] = True
+    sides = set()
+    for seed in range(6):
+        subject = make_subject(
+            seed, grid=COARSE, sequences=("FLAIR",), lesion_map=lesion_map_of_mask(mask, COARSE.affine)
+        )
+        if not subject.lesion.any():  # left out: the only lesion of the mask may be
+            assert subject.info["lesion_count"] == 0
+            continue
+        centers = nib.affines.apply_affine(COARSE.affine, np.argwhere(subject.lesion)).mean(0)
+        assert np.abs(np.abs(centers) - [26, 12, 30]).max() < 14
+        sides.add(np.sign(centers[0]))
+    assert sides == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [(np.full((9, 9, 9), 7), "has values .7.; expected 0 to 4"), (np.zeros((9, 9, 9), int), "0 ml of grey matter")],
+)
+def test_what_is_no_tissue_map_is_refused(labels, match):
+    with pytest.raises(ValueError, match=match):
+        anatomy_of_labels(labels, np.eye(4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -186,6 +243,53 @@ def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path)
     field = nib.load(tmp_path / "one" / train["displacement"])
     assert field.shape == (40, 48, 40, 1, 3)
     assert field.header.get_intent()[0] == "vector"
+
+
+def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, patient):
+    for name, array in (("tissue", healthy.tissues), ("lesion", patient.lesion)):
+        nib.save(nib.Nifti1Image(array, COARSE.affine), tmp_path / f"{name}.nii.gz")
+    extra = {
+        "tissues": {"training": [{"label": "tissue.nii.gz"}]},
+        "lesions": {"training": [{"label": "lesion.nii.gz"}]},
+    }
+    (tmp_path / "extra.json").write_text(json.dumps(extra))
+    options = {"spacing": 4.0, "fine_mm": 4.0, "sequences": ("FLAIR",), "num_workers": 1}
+    groups = {"ms": (2, 1, 0)}
+    plain, real = (
+        json.loads(make_cohort(tmp_path / name, groups, extra_data=file, **options).read_text())
+        for name, file in (("plain", None), ("real", tmp_path / "extra.json"))
+    )
+
+    def same(section, number, key):
+        one, two = (
+            np.asarray(nib.load(tmp_path / name / content[section][number][key]).dataobj)
+            for name, content in (("plain", plain), ("real", real))
+        )
+        return (one == two).all()
+
+    assert same("validation", 0, "tissues")  # a section without label maps is made from the template
+    assert not same("training", 0, "tissues")
+    counts = [content["training"][0]["lesion_count"] for content in (plain, real)]
+    assert counts[0] == counts[1]  # invented in every other patient
+    assert plain["training"][1]["lesion_count"] != real["training"][1]["lesion_count"]
+    assert "label maps in extra.json" in real["description"]
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "cannot be read"),
+        ("[", "is not understood"),
+        ('{"tissues": {"training": [{"image": "x.nii.gz"}]}}', "is not understood"),
+        ('{"tissues": {"training": [{"label": "none.nii.gz"}]}}', "none.nii.gz"),
+    ],
+)
+def test_extra_data_that_cannot_be_used_is_refused(tmp_path, content, match):
+    if content is not None:
+        (tmp_path / "extra.json").write_text(content)
+    with pytest.raises(InputError, match=match):
+        make_cohort(tmp_path / "new", {"ms": (1, 0, 0)}, extra_data=tmp_path / "extra.json", num_workers=1)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
