@@ -6,9 +6,11 @@ a broken-off run goes on when the command is given again.
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import fire
@@ -40,10 +42,12 @@ def main(
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
     Args:
-        bundle: so far uad_autoencoder.
+        bundle: uad_autoencoder or ace_multitask.
         output_dir: phantoms (about 2 GB, the same for all bundles) and states of the trainings.
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
-            described at common.cohort.make_cohort. Without it they are made from the template.
+            described at common.cohort.make_cohort. Without it they are made from the template. It may also have
+            ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
+            tissue maps, for ace_multitask.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
     """
@@ -65,18 +69,11 @@ def main(
                 prefix=name[0],
                 extra_data=extra_data,
             )
-    RECIPES[bundle](folder, seed, amp)
+    RECIPES[bundle](folder, extra_data, seed, amp)
 
 
-def _uad_autoencoder(folder: Path, seed: int, amp: bool) -> None:
-    patients = {
-        section: [
-            case
-            for cohort in ("mixed", "plain")
-            for case in list_cases(datalist_file=folder / cohort / "datalist.json", section=section)
-        ]
-        for section in ("training", "validation")
-    }
+def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+    patients = {section: _cases(folder, ("mixed", "plain"), section) for section in ("training", "validation")}
     datalist = write_datalist(folder / "patients.json", patients)
     # half of the patches from anywhere in the brain, so that probabilities mean something outside of lesions too
     unet = {"max_epochs": 110, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
@@ -92,18 +89,54 @@ def _uad_autoencoder(folder: Path, seed: int, amp: bool) -> None:
         **options,
     )
     for layer in (None, "inference_residual.json", "inference_threshold.json"):
-        layers = ["--layers", layer] if layer else []
-        _call(
-            "scripts/calibrate_threshold.py",
-            "uad_autoencoder",
-            "--write",
-            *layers,
-            datalist_file=datalist,
-            section="validation",
-        )
+        _calibrate("uad_autoencoder", datalist, *(["--layers", layer] if layer else []))
 
 
-RECIPES = {"uad_autoencoder": _uad_autoencoder}
+def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+    """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients."""
+    sections: dict[str, list[dict]] = {}
+    for section in ("training", "validation"):
+        tissue = [{**case, "label": case["tissues"]} for case in _cases(folder, ("healthy",), section)]
+        lesion = [{**case, "label": case["lesion"]} for case in _cases(folder, ("mixed", "plain"), section)]
+        sections[section] = [
+            {"image": [case["T1w"], case["FLAIR"]], "dataset": name}
+            | {key: case[key] for key in ("label", "brain_mask", "subject")}
+            for name, cases in (("tissue", tissue), ("lesion", lesion))
+            for case in cases
+        ]
+    if extra_data:
+        scans = json.loads(Path(extra_data).read_text()).get("tissue_scans", {})
+        for section, items in scans.items():
+            sections[section] += [
+                {
+                    "image": [str(Path(extra_data).parent / item["T1w"]), None],
+                    "label": str(Path(extra_data).parent / item["label"]),
+                    "dataset": "tissue",
+                }
+                for item in items
+            ]
+    datalist = write_datalist(folder / "ace.json", sections)
+    _train(
+        "ace_multitask",
+        "train",
+        folder / "ace",
+        datalist_file=datalist,
+        max_epochs=75,
+        val_interval=15,
+        channel_dropout=0.15,
+        seed=seed,
+        amp=amp,
+    )
+    _calibrate("ace_multitask", datalist)
+
+
+def _cases(folder: Path, cohorts: Sequence[str], section: str) -> list[dict]:
+    return [
+        case for name in cohorts for case in list_cases(datalist_file=folder / name / "datalist.json", section=section)
+    ]
+
+
+RECIPES = {"uad_autoencoder": _uad_autoencoder, "ace_multitask": _ace_multitask}
 
 
 def _train(bundle: str, config: str, output_dir: Path, **options: object) -> None:
@@ -115,6 +148,10 @@ def _train(bundle: str, config: str, output_dir: Path, **options: object) -> Non
     path = ROOT / "bundles" / bundle / "configs" / f"{config}.json"
     _call("-m", "monai.bundle", "run", "--config_file", path, output_dir=output_dir, **options)
     done.touch()
+
+
+def _calibrate(bundle: str, datalist: Path, *layers: str) -> None:
+    _call("scripts/calibrate_threshold.py", bundle, "--write", *layers, datalist_file=datalist, section="validation")
 
 
 def _call(*arguments: object, **options: object) -> None:
