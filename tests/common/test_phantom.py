@@ -165,7 +165,7 @@ def test_lesion_loads_are_those_of_the_measured_patients():
 def test_a_tissue_map_takes_the_place_of_the_template(healthy):
     anatomy = anatomy_of_labels(healthy.tissues, COARSE.affine)
     points = apply_affine(np.linalg.inv(anatomy.affine), voxel_grid(COARSE.shape, COARSE.affine))
-    csf, gm, wm = sample(anatomy.tissue, points, padding="zeros").numpy()
+    _, gm, wm = sample(anatomy.tissue, points, padding="zeros").numpy()
     for value, share in ((2, gm), (3, wm)):
         there = (share > 0.5) == (healthy.tissues == value)
         assert there[healthy.brain_mask > 0].mean() > 0.93
