@@ -1,5 +1,7 @@
 """What an experiment makes of its scores."""
 
+from concurrent.futures import Future
+
 import pytest
 from bundle_tools import load_script
 
@@ -44,3 +46,49 @@ def test_a_bundle_without_an_experiment_is_refused(tmp_path):
     with pytest.raises(Exception, match="bundle is 'other', expected uad_autoencoder"):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+class OneAfterTheOther:
+    """An executor that does what it is given at once, and keeps what that was."""
+
+    def __init__(self) -> None:
+        self.arms = []
+
+    def submit(self, work, *arguments) -> Future:
+        self.arms.append(arguments[0])
+        future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+
+def test_every_arm_runs_once_and_pseudo_labels_wait_for_the_teacher(tmp_path, monkeypatch):
+    seed = experiments._Seed(tmp_path, 0)
+    pseudo = tmp_path / "pseudo_labels" / "datalist.json"
+
+    def teach():
+        pseudo.parent.mkdir()
+        pseudo.touch()
+        return scores(0.1)
+
+    def learn(arm, options):
+        assert pseudo.is_file()
+        assert ("pseudo_datalist_file" in options) == arm.endswith("S")
+        assert options.get("use_labels", True) == (arm != "A_S")
+        return scores(0.5)
+
+    monkeypatch.setattr(seed, "_make_data", lambda: None)
+    monkeypatch.setattr(seed, "_teach", teach)
+    monkeypatch.setattr(seed, "_learn", learn)
+    monkeypatch.setattr(seed, "_score_threshold", lambda: scores(0.2))
+    pool = OneAfterTheOther()
+    first = seed.run(pool)
+    assert sorted(pool.arms) == sorted(experiments.ARMS)
+    assert list(first) == list(experiments.ARMS)
+    assert first["UAD"] == scores(0.1)
+
+    def again(*_):
+        raise AssertionError("trained a second time")
+
+    for name in ("_teach", "_learn", "_score_threshold"):
+        monkeypatch.setattr(seed, name, again)
+    assert seed.run(OneAfterTheOther()) == first

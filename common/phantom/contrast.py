@@ -62,10 +62,11 @@ class Scanner:
 
 SCANNERS = {
     "A": Scanner(),
-    # a second site: much softer, noisier, another response, stronger shading
+    # a second site: a flatter contrast, much softer, noisier, stronger shading; its faint lesions stand out from white
+    # matter as much as grey matter does on A, so that what it teaches is wrong there
     "B": Scanner(
-        gamma=(1.25, 1.35),
-        csf=(1.6, 2.2),
+        gamma=(0.55, 0.65),
+        csf=(0.7, 1.2),
         lesion=(0.8, 1.0),
         blur_mm=(1.7, 2.2),
         noise=(0.10, 0.13),
