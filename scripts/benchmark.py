@@ -151,9 +151,10 @@ def training(
                 if batch is None:
                     break
                 middle = time.perf_counter()
-                prediction = trainer.inferer(batch["image"].to(memory_format=torch.channels_last), network)
+                image, target = trainer.prepare_batch(batch, trainer.state.device)
+                prediction = trainer.inferer(image.to(memory_format=torch.channels_last), network)
                 optimizer.zero_grad()
-                loss(prediction, batch["label"]).backward()
+                loss(prediction, target).backward()
                 optimizer.step()
                 if done >= 0:
                     waited += middle - start
