@@ -493,6 +493,22 @@ def test_keep_going_finishes_the_other_cases_and_then_names_those_that_failed(ca
     assert "case 2 of 4 failed: b.nii.gz: found no voxels" in caplog.text
 
 
+def test_failures_can_wait_until_the_other_cases_were_used():
+    cases = [one_case("a.nii.gz", 1), {"name": ["b"], "failure": ["found no voxels"]}]
+    evaluator = ScanEvaluator("cpu", cases, Doubling(), keep_going=True, defer_failures=True)
+    evaluator.run()
+    assert evaluator.failures == {"b": "found no voxels"}
+    with pytest.raises(InputError, match="1 of 2 cases failed: b: found no voxels"):
+        evaluator.raise_failures()
+
+
+def test_nothing_waits_where_every_case_failed():
+    failed = {"name": ["b"], "failure": ["found no voxels"]}
+    evaluator = ScanEvaluator("cpu", [failed], Doubling(), keep_going=True, defer_failures=True)
+    with pytest.raises(InputError, match="1 of 1 cases failed"):
+        evaluator.run()
+
+
 def test_without_keep_going_the_first_failure_ends_the_run():
     error = InputError("a.nii.gz: all zero")
     evaluator = ScanEvaluator("cpu", [one_case(value=1)] * 2, Doubling(), postprocessing=fails_on(1, error))
