@@ -117,7 +117,7 @@ class SoftLabeld(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if d["soft"]:
+        if d.get("soft"):
             low, high = self.soft_range
             for key in self.key_iterator(d):
                 d[key] = ((d[self.score_key] - low) / (high - low)).clamp(min=0, max=1)
@@ -133,13 +133,15 @@ def prepare_weighted_batch(
     """``prepare_batch`` of the U-Net's training: the target is what :class:`~.loss.SegmentationLoss` takes.
 
     Args:
-        batchdata: batch with ``image`` and ``label``, (B, C, *spatial), ``weight`` and ``soft``, (B,).
+        batchdata: batch with ``image`` and ``label``, (B, C, *spatial), ``weight`` and ``soft``, (B,). Without the last
+            two, as MONAI Label gives it, all weights are 1 and no label is soft.
         device: where all of it goes.
         non_blocking: as for ``torch.Tensor.to``, likewise ``kwargs``.
     """
     image, label = default_prepare_batch(batchdata, device, non_blocking, **kwargs)
-    scan = {key: batchdata[key].to(device=device, non_blocking=non_blocking) for key in ("weight", "soft")}
-    return image, {"label": label, **scan}
+    weight, soft = (batchdata.get(key, torch.full((len(image),), value)) for key, value in (("weight", 1), ("soft", 0)))
+    scan = {"weight": weight, "soft": soft}
+    return image, {"label": label, **{k: v.to(device=device, non_blocking=non_blocking) for k, v in scan.items()}}
 
 
 def _check_options(
