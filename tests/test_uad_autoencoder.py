@@ -8,13 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
+from common.workflow import open_configs, run_configs
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
 from uad_autoencoder.patches import BrainSlices, PatchCentersd, lesion_centers
@@ -248,17 +248,7 @@ UNET = {"network_def#features": [4, 4, 8, 8, 8, 4]}
 
 
 def run(configs: list[str], **overrides) -> None:
-    workflow = ConfigWorkflow(
-        [str(BUNDLE / "configs" / name) for name in configs],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        **SPACING,
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    run_configs(BUNDLE, configs, **SPACING, **overrides)
 
 
 def load(path: Path) -> list[dict]:
@@ -266,18 +256,8 @@ def load(path: Path) -> list[dict]:
 
 
 def training_batches(cohort: Path, pseudo: Path, **options) -> list[dict]:
-    workflow = ConfigWorkflow(
-        str(BUNDLE / "configs" / "train.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        datalist_file=str(cohort / "labelled.json"),
-        pseudo_datalist_file=str(pseudo),
-        patch_size=[32, 32],
-        batch_size=1,
-        **SPACING,
-        **options,
-    )
-    workflow.initialize()
+    options |= {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo}
+    workflow = open_configs(BUNDLE, "train", patch_size=[32, 32], batch_size=1, **SPACING, **options)
     return list(workflow.parser.get_parsed_content("train#dataloader"))
 
 
