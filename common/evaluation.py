@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -147,11 +148,21 @@ class Evaluation:
         self.connectivity = connectivity
         self.min_overlap = min_overlap
         self.settings = dict(settings or {})
+        self.failures: dict[str, str] = {}
         if not self.cases:
             raise ValueError("there is no case to evaluate")
         unnamed = {*self.lesion_labels, self.map_label} - {*self.label_names, None}
         if unnamed or not self.label_names:
             raise ValueError(f"labels {sorted(unnamed)} have no name, expected one of {list(self.label_names)}")
+
+    def leave_out(self, failures: Mapping[str, str]) -> None:
+        """Leave out cases that inference failed on, and list them in what is written. To be called before all else.
+
+        Args:
+            failures: name of a case -> what is wrong with it, as ``ScanEvaluator.failures``.
+        """
+        self.failures = {name: _without_folders(sentence) for name, sentence in failures.items()}
+        self.cases = [case for case in self.cases if case["name"] not in failures]
 
     def save(self) -> None:
         """Write ``metrics.csv`` and ``metrics.json`` to ``output_dir``; InputError if that cannot be done."""
@@ -176,6 +187,7 @@ class Evaluation:
             "healthy": {label: summary.as_dict() for label, summary in self.healthy.items()},
             "pooled": self.pooled,
             "cases": self.rows,
+            "failures": self.failures,
         }
 
     @cached_property
@@ -447,6 +459,11 @@ def shown(value: Any) -> Any:
     if isinstance(value, PurePath) or (isinstance(value, str) and PurePath(value).is_absolute()):
         return PurePath(value).name
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _without_folders(sentence: str) -> str:
+    """A sentence with the names of files in it, but not their folders, for the same reason."""
+    return re.sub(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]\S*[/\\]", "", sentence)
 
 
 def versions() -> dict[str, str]:

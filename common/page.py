@@ -42,10 +42,11 @@ class CaseView:
 
 @dataclass(frozen=True)
 class Section:
-    """One report on a page that may hold several. All text is plain text."""
+    """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name."""
 
     title: str
     lead: str = ""
+    failures: Sequence[tuple[str, str]] = ()
     tiles: Sequence[Tile] = ()
     charts: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
@@ -107,6 +108,9 @@ section + section {{ border-top:2px solid var(--line); }}
 h2 {{ margin:0 0 4px; font-size:1.5rem; line-height:1.25; }}
 h3 {{ margin:34px 0 12px; font-size:1.12rem; }}
 .lead {{ margin:0 0 18px; max-width:80ch; color:var(--muted); }}
+.failures {{ margin:0 0 18px; padding:12px 16px; border:1px solid var(--line); border-left:5px solid #b3261e;
+  border-radius:10px; background:var(--card); }}
+.failures dl {{ margin:6px 0 0; }}
 .tiles {{ display:grid; gap:12px; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); }}
 .tile, figure.chart, .case, .table {{ background:var(--card); border:1px solid var(--line); border-radius:10px; }}
 .tile {{ padding:14px 16px; max-width:300px; }}
@@ -193,6 +197,14 @@ TEMPLATE = """<!DOCTYPE html>
 {% endif %}
 {% if section.lead %}
 <p class="lead">{{ section.lead }}</p>
+{% endif %}
+{% if section.failures %}
+<div class="failures" role="note"><b>Failed</b>
+<dl>
+{% for name, sentence in section.failures %}
+<dt>{{ name }}</dt><dd>{{ sentence }}</dd>
+{% endfor %}
+</dl></div>
 {% endif %}
 {% if section.tiles %}
 <div class="tiles">

@@ -59,12 +59,17 @@ class Report(Evaluation):
         super().__init__(cases, output_dir, **kwargs)
         self.max_pictures = max_pictures
 
-    def write(self) -> Path:
+    def write(self, failures: Mapping[str, str] | None = None) -> Path:
         """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
+
+        Args:
+            failures: of inference, for :meth:`leave_out`.
 
         Raises:
             InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written.
         """
+        if failures:
+            self.leave_out(failures)
         section = self.section  # all is computed before the first file is written
         self.save()
         path = write_html_report(self.output_dir / "report.html", self.title, [section])
@@ -77,6 +82,7 @@ class Report(Evaluation):
         return Section(
             title=self.title,
             lead=self._lead(),
+            failures=list(self.failures.items()),
             tiles=self._tiles(),
             charts=self._charts(),
             tables=[*self._summary_tables(), self._case_table()],
@@ -103,7 +109,9 @@ class Report(Evaluation):
         else:
             found = {"with a reference": len(empty) - empty.count(None)}
         parts = ", ".join(f"{count} {what}" for what, count in (found | counts).items() if count)
-        return f"{_count(len(self.cases), 'case')} of {_count(subjects, 'subject')}: {parts}."
+        sentence = f"{_count(len(self.cases), 'case')} of {_count(subjects, 'subject')}: {parts}."
+        failed = _count(len(self.failures), "further case")
+        return f"{sentence} Without {failed} that failed." if self.failures else sentence
 
     def _tiles(self) -> list[Tile]:
         tiles = [self._dice_tile()] if self.summary else []

@@ -66,21 +66,12 @@ def parts(bundle: str, folder: str, amp: bool = False) -> None:
         clock = now
 
     import torch
-    from monai.bundle import ConfigWorkflow
+
+    from common.workflow import open_configs
 
     lap("import")
     root = ROOT / "bundles" / bundle
-    sys.path.insert(0, str(root))
-    workflow = ConfigWorkflow(
-        str(root / "configs" / "inference.json"),
-        logging_file=False,
-        bundle_root=str(root),
-        dataset_dir=folder,
-        output_dir=f"{folder}/parts",
-        amp=amp,
-    )
-    workflow.initialize()
-    parser = workflow.parser
+    parser = open_configs(root, "inference", dataset_dir=folder, output_dir=f"{folder}/parts", amp=amp).parser
     case = parser.get_parsed_content("datalist")[0]
     network = parser.get_parsed_content("network").eval()
     inferer = parser.get_parsed_content("evaluator").inferer
@@ -116,30 +107,18 @@ def training(
         num_workers: of the data loader.
     """
     import torch
-    from monai.bundle import ConfigWorkflow
 
     from common.cohort import make_cohort
+    from common.workflow import open_configs
 
     logging.disable(logging.INFO)
-    root = ROOT / "bundles" / bundle
-    sys.path.insert(0, str(root))
     with tempfile.TemporaryDirectory() as folder:
         datalist = make_cohort(Path(folder) / "cohort", {"ms": (subjects, 1, 0)}, spacing=1.0, sequences=("FLAIR",))
-        workflow = ConfigWorkflow(
-            str(root / "configs" / "train.json"),
-            logging_file=False,
-            bundle_root=str(root),
-            datalist_file=str(datalist),
-            output_dir=f"{folder}/out",
-            ckpt_dir=f"{folder}/models",
-            amp=amp,
-            num_workers=num_workers,
-        )
-        workflow.initialize()
-        trainer = workflow.parser.get_parsed_content("train#trainer")
-        loader = workflow.parser.get_parsed_content("train#dataloader")
-        network, optimizer, loss = (
-            workflow.parser.get_parsed_content(name) for name in ("network", "optimizer", "loss")
+        options = {"output_dir": f"{folder}/out", "ckpt_dir": f"{folder}/models", "num_workers": num_workers}
+        workflow = open_configs(ROOT / "bundles" / bundle, "train", datalist_file=datalist, amp=amp, **options)
+        trainer, loader, network, optimizer, loss = (
+            workflow.parser.get_parsed_content(name)
+            for name in ("train#trainer", "train#dataloader", "network", "optimizer", "loss")
         )
         network.train()
         waited, worked, done = 0.0, 0.0, -5
@@ -151,9 +130,10 @@ def training(
                 if batch is None:
                     break
                 middle = time.perf_counter()
-                prediction = trainer.inferer(batch["image"].to(memory_format=torch.channels_last), network)
+                image, target = trainer.prepare_batch(batch, trainer.state.device)
+                prediction = trainer.inferer(image.to(memory_format=torch.channels_last), network)
                 optimizer.zero_grad()
-                loss(prediction, batch["label"]).backward()
+                loss(prediction, target).backward()
                 optimizer.step()
                 if done >= 0:
                     waited += middle - start

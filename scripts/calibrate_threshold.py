@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import fire
 import numpy as np
-from monai.bundle import ConfigWorkflow
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,6 +33,7 @@ from common.errors import InputError, install_error_hook
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
 from common.transforms.io import write_atomically
+from common.workflow import open_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 CRITERIA = ("best_dice", "false_positive_rate")
@@ -160,14 +160,9 @@ def main(
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
     overrides |= {"datalist#section": section, "datalist#require": ["label"] if criterion == "best_dice" else None}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
-        workflow = ConfigWorkflow(
-            [str(path) for path in configs],
-            workflow_type="inference",
-            bundle_root=str(configs[0].parents[1]),
-            output_dir=str(folder),
-            **{key: value for key, value in overrides.items() if value is not None},
-        )
-        workflow.initialize()
+        given = {key: value for key, value in overrides.items() if value is not None}
+        names = [path.name for path in configs]
+        workflow = open_configs(configs[0].parents[1], names, logging_file=None, output_dir=str(folder), **given)
         cases = workflow.parser.get_parsed_content("datalist")
         _refuse_test_subjects(cases, datalist_file)
         check_cases(cases, criterion)

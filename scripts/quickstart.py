@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import fire
 import numpy as np
-from monai.bundle import ConfigWorkflow
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,6 +29,7 @@ from common.page import Section, Table
 from common.phantom import SEQUENCES, STRUCTURES, TISSUES
 from common.report import Report, write_html_report
 from common.transforms.io import write_atomically
+from common.workflow import run_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 424242  # of no cohort that any weights were trained on
@@ -199,21 +199,11 @@ def run_bundle(bundle: Path, datalist: Path, output_dir: Path, layer: str | None
         overrides: entries of the configs to replace.
     """
     begin = time.monotonic()
-    names = ["inference.json", *([layer] if layer else []), "evaluate.json"]
-    workflow = ConfigWorkflow(
-        [str(bundle / "configs" / name) for name in names],
-        workflow_type="inference",
-        bundle_root=str(bundle),
-        datalist_file=str(datalist),
-        output_dir=str(output_dir),
-        run=["$@evaluator.run()"],
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    names = ["inference", *([layer] if layer else []), "evaluate"]
+    options = {"datalist_file": datalist, "output_dir": output_dir, "run": ["$@evaluator.run()"], **overrides}
+    parser = run_configs(bundle, names, logging_file=None, **options).parser
     title = f"{bundle.name}, {layer.removesuffix('.json')}" if layer else bundle.name
-    return Row(title, workflow.parser.get_parsed_content("report"), time.monotonic() - begin)
+    return Row(title, parser.get_parsed_content("report"), time.monotonic() - begin)
 
 
 def write_picture(report: Report, path: Path) -> None:

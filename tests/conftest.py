@@ -39,7 +39,7 @@ def monai_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
     yield run
     server.stdin.close()
-    server.wait(timeout=30)
+    server.wait(timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,25 @@ def test_an_output_folder_that_cannot_be_made_is_named(infer, scans, tmp_path):
     refused(done, tmp_path / "nothing", "taken")
 
 
+def test_keep_going_reports_on_the_other_cases_and_still_fails(bundle, cohort, monai_bundle, tmp_path):
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort.parent, folder)
+    (folder / "cohort.json").write_text(cohort.read_text().replace(str(cohort.parent), str(folder)))
+    truncated(folder / "sub-4_FLAIR.nii.gz")
+    configs = [f"bundles/{bundle.name}/configs/{name}.json" for name in ("inference", "evaluate")]
+    options = {"datalist_file": folder / "cohort.json", "section": "test", "output_dir": tmp_path / "out"}
+    options |= {"device": "cpu", "keep_going": True}
+    done = monai_bundle("run", "--config_file", str(configs), *(w for k, v in options.items() for w in (f"--{k}", v)))
+    assert done.code != 0
+    assert len(done.errors) == 1, done.output[-3000:]
+    assert "1 of 2 cases failed" in done.errors[0]
+    assert "Traceback" not in done.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [row["name"] for row in metrics["cases"]] == ["sub-5_FLAIR"] * len({r["label"] for r in metrics["cases"]})
+    assert list(metrics["failures"]) == ["sub-4_FLAIR"]
+    assert "sub-4_FLAIR.nii.gz cannot be read" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_keep_going_finishes_the_other_cases_and_still_fails(bundle, infer, tmp_path):
     names = ["first", "bad", "last"]
     cases = [save_case(bundle, tmp_path / f"{name}.nii.gz", seed=i, shape=SMALL) for i, name in enumerate(names)]

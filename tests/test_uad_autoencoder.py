@@ -8,15 +8,17 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.losses import DiceCELoss
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
-from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, gradient_difference
+from common.workflow import open_configs, run_configs
+from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
 from uad_autoencoder.patches import BrainSlices, PatchCentersd, lesion_centers
-from uad_autoencoder.pseudo_label import training_cases, write_pseudo_datalist
+from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
 
@@ -88,6 +90,30 @@ def test_the_weight_of_the_gradient_difference_follows_the_epoch():
     assert seen == [0, 0, 7.0, 7.0]
 
 
+def target(label: torch.Tensor, weight: list[float], soft: list[bool]) -> dict[str, torch.Tensor]:
+    return {"label": label, "weight": torch.tensor(weight, dtype=torch.float64), "soft": torch.tensor(soft)}
+
+
+def test_with_all_weights_one_and_no_soft_label_the_loss_is_monais():
+    logits, label = torch.randn(4, 1, 9, 7), (torch.rand(4, 1, 9, 7) > 0.7).float()
+    ours = SegmentationLoss()(logits, target(label, [1, 1, 1, 1], [False] * 4))
+    assert ours.item() == DiceCELoss(sigmoid=True)(logits, label).item()
+
+
+def test_a_patch_counts_by_its_weight_and_a_soft_one_by_cross_entropy_alone():
+    logits, label = torch.randn(3, 1, 9, 7), (torch.rand(3, 1, 9, 7) > 0.7).float()
+    label[2] = 0.4
+    drawn, pseudo = (DiceCELoss(sigmoid=True)(logits[i : i + 1], label[i : i + 1]) for i in (0, 1))
+    soft = binary_cross_entropy_with_logits(logits[2], label[2])
+    loss = SegmentationLoss()(logits, target(label, [1, 0.25, 0.5], [False, False, True]))
+    assert loss.item() == pytest.approx((drawn + 0.25 * pseudo + 0.5 * soft).item() / 3)
+
+
+def test_logits_of_another_shape_than_the_label_are_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        SegmentationLoss()(torch.zeros(1, 1, 4, 4), target(torch.zeros(1, 1, 4, 5), [1], [False]))
+
+
 # --- patches ---------------------------------------------------------------------------------------------------------
 
 
@@ -143,28 +169,68 @@ def cohort(tmp_path_factory):
     return folder
 
 
-def test_pseudo_labelled_and_labelled_scans_are_one_pool(cohort, tmp_path):
-    labelled = list_cases(datalist_file=cohort / "labelled.json", section="training")
+@pytest.fixture(scope="module")
+def pseudo(cohort, tmp_path_factory):
+    """Datalist of the unlabelled scans with pseudo-labels, each of one block, and scores that fall off around it."""
+    folder = tmp_path_factory.mktemp("pseudo")
     unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
     for case in unlabelled:
-        empty = nib.load(case["image"])
-        nib.save(
-            nib.Nifti1Image(np.zeros(empty.shape, np.uint8), empty.affine), tmp_path / f"{case['name']}_seg.nii.gz"
-        )
-    datalist = write_pseudo_datalist(unlabelled, tmp_path, "by hand")
+        scan = nib.load(case["image"])
+        score = np.zeros(scan.shape, np.float32)
+        score[14:30, 14:30, 14:30] = 0.06
+        score[18:26, 18:26, 18:26] = 0.2
+        save = {"seg": (score >= 0.1).astype(np.uint8), "prob": score}
+        for postfix, array in save.items():
+            nib.save(nib.Nifti1Image(array, scan.affine), folder / f"{case['name']}_{postfix}.nii.gz")
+    return write_pseudo_datalist(unlabelled, folder, "by hand")
 
-    pool = training_cases(labelled, datalist, volumes_per_epoch=6)
+
+def test_pseudo_labelled_and_labelled_scans_are_one_pool(cohort, pseudo):
+    labelled = list_cases(datalist_file=cohort / "labelled.json", section="training")
+    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
+    pool = training_cases(labelled, pseudo, volumes_per_epoch=6)
     assert len(pool) == 6
-    assert [Path(c["label"]).parent.name for c in pool[:3]] == ["anat", tmp_path.name, tmp_path.name]
-    only = training_cases(labelled, datalist, use_labels=False)
+    assert [Path(c["label"]).parent.name for c in pool[:3]] == ["anat", pseudo.parent.name, pseudo.parent.name]
+    assert {(c["weight"], c["soft"]) for c in pool} == {(1.0, False)}
+    only = training_cases(labelled, pseudo, use_labels=False)
     assert {c["subject"] for c in only} == {c["subject"] for c in unlabelled}
     assert all("lesion" not in c for c in only)  # drawn labels are not carried over
-    with pytest.raises(InputError, match="has a drawn and a pseudo-label"):
-        training_cases(unlabelled, datalist)
-    with pytest.raises(InputError, match="volumes_per_epoch is 2 with 3 scans"):
-        training_cases(labelled, datalist, volumes_per_epoch=2)
-    with pytest.raises(InputError, match="expected labels to train on"):
-        training_cases(labelled, None, use_labels=False)
+    weighted = training_cases(labelled, pseudo, pseudo_weight=0.5, soft_range=[0.05, 0.15])
+    assert [(c["weight"], c["soft"]) for c in weighted] == [(1.0, False), (0.5, True), (0.5, True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"labelled": "unlabelled"}, "has a drawn and a pseudo-label"),
+        ({"volumes_per_epoch": 2}, "volumes_per_epoch is 2 with 3 scans"),
+        ({"pseudo_datalist_file": None, "use_labels": False}, "expected labels to train on"),
+        ({"pseudo_weight": 0}, "pseudo_weight is 0, expected a number above 0"),
+        ({"soft_range": [0.2, 0.1]}, "soft_range is .0.2, 0.1., expected two numbers, the lower one first"),
+        ({"pseudo_datalist_file": None, "pseudo_weight": 0.5}, "without pseudo_datalist_file"),
+    ],
+)
+def test_training_sets_that_make_no_sense_are_refused(cohort, pseudo, options, match):
+    options = {"labelled": "labelled", "pseudo_datalist_file": pseudo, **options}
+    labelled = list_cases(datalist_file=cohort / f"{options.pop('labelled')}.json", section="training")
+    with pytest.raises(InputError, match=match):
+        training_cases(labelled, **options)
+
+
+def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_path):
+    items = [{k: v for k, v in case.items() if k != "score"} for case in list_cases(datalist_file=pseudo)]
+    masks_only = write_datalist(tmp_path / "masks.json", {"training": items})
+    assert len(training_cases([], masks_only)) == 2
+    with pytest.raises(InputError, match="has no score"):
+        training_cases([], masks_only, soft_range=[0.05, 0.15])
+
+
+def test_a_soft_label_rises_from_zero_to_one_over_its_range():
+    score = torch.tensor([[[0.0, 0.05, 0.075, 0.1, 0.15, 0.3]]])
+    item = {"label": torch.ones_like(score), "score": score, "soft": True}
+    soften = SoftLabeld("label", soft_range=(0.05, 0.15))
+    assert soften(item)["label"].flatten().tolist() == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
+    assert soften({**item, "soft": False})["label"].min() == 1
 
 
 def test_a_missing_pseudo_label_is_named(cohort, tmp_path):
@@ -182,21 +248,31 @@ UNET = {"network_def#features": [4, 4, 8, 8, 8, 4]}
 
 
 def run(configs: list[str], **overrides) -> None:
-    workflow = ConfigWorkflow(
-        [str(BUNDLE / "configs" / name) for name in configs],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        bundle_root=str(BUNDLE),
-        **SPACING,
-        **overrides,
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
+    run_configs(BUNDLE, configs, **SPACING, **overrides)
 
 
 def load(path: Path) -> list[dict]:
     return [{"_target_": "common.engines.LoadWeights", "path": str(path), "network": "@network"}]
+
+
+def training_batches(cohort: Path, pseudo: Path, **options) -> list[dict]:
+    options |= {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo}
+    workflow = open_configs(BUNDLE, "train", patch_size=[32, 32], batch_size=1, **SPACING, **options)
+    return list(workflow.parser.get_parsed_content("train#dataloader"))
+
+
+def test_weights_and_soft_labels_reach_the_patches(cohort, pseudo):
+    batches = training_batches(cohort, pseudo, pseudo_weight=0.5, soft_range=[0.05, 0.15])
+    assert sorted(batch["weight"].tolist() for batch in batches) == [[0.5] * 4] * 2 + [[1.0] * 4]
+    for batch in batches:
+        found = set(batch["label"].unique().tolist())
+        if not batch["soft"].any():
+            assert found == {0.0, 1.0}
+        else:  # the score of 0.06 lies a tenth above the lower end
+            assert sorted(found) == pytest.approx([0, 0.1, 1], abs=1e-3)
+    for batch in training_batches(cohort, pseudo):
+        assert set(batch["label"].unique().tolist()) <= {0.0, 1.0}
+        assert batch["weight"].tolist() == [1.0] * 4
 
 
 @pytest.mark.slow
@@ -225,6 +301,8 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
         ["train.json"],
         datalist_file=str(cohort / "labelled.json"),
         pseudo_datalist_file=str(pseudo),
+        pseudo_weight=0.5,
+        soft_range=[0.02, 0.2],
         output_dir=str(tmp_path / "unet"),
         ckpt_dir=str(tmp_path / "models"),
         patch_size=[32, 32],

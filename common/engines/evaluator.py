@@ -27,7 +27,8 @@ class ScanEvaluator(SupervisedEvaluator):
 
     Running out of memory becomes an InputError that names the case and the setting to change. With ``keep_going`` a
     case that fails by its data is logged and left out, the others are finished, and the run then still ends by an
-    error, so that a script sees it.
+    error, so that a script sees it. With ``defer_failures`` too, that error waits for :meth:`raise_failures`, so that
+    something can be done with the other cases before.
 
     Gradients are off, by ``torch.no_grad`` as in MONAI. ``torch.inference_mode`` was no faster on whole volumes, and
     what a network caches in it cannot be trained with afterwards.
@@ -40,6 +41,7 @@ class ScanEvaluator(SupervisedEvaluator):
         inferer: how the network runs over an image; the plain call by default.
         keep_going: finish the other cases when one fails by an InputError or by its size. Not with metrics: they would
             describe other cases than the ones that were asked for.
+        defer_failures: leave the error at the end of the run to :meth:`raise_failures`, unless every case failed.
         progress: draw a bar with the time left (terminals only) and log each case. False inside a training.
         amp: run the network, and nothing else, under autocast, on any device.
         amp_kwargs: ``{"dtype": ...}``; the default of the device without it, bfloat16 on CPU, float16 on CUDA.
@@ -58,6 +60,7 @@ class ScanEvaluator(SupervisedEvaluator):
         *,
         inferer: Inferer | None = None,
         keep_going: bool = False,
+        defer_failures: bool = False,
         progress: bool = True,
         amp: bool = False,
         amp_kwargs: Mapping[str, Any] | None = None,
@@ -70,27 +73,35 @@ class ScanEvaluator(SupervisedEvaluator):
             inferer = AutocastInferer(inferer, **(amp_kwargs or {}))
         super().__init__(device, val_data_loader, network, inferer=inferer, **kwargs)
         self.keep_going = keep_going
+        self.defer_failures = defer_failures
         self.progress = progress
-        self.failures: dict[int, str] = {}
+        self.failures: dict[str, str] = {}  # name of a case -> sentence
+        self._failed = False
         self._names: list[str] = []
         self._case_start = 0.0
         self._bar: tqdm | None = None
         self.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
 
     def run(self, global_epoch: int = 1) -> None:
-        """Run over all cases; raises InputError if one failed."""
+        """Run over all cases; raises InputError if one failed, with ``defer_failures`` only if all did."""
         self.failures = {}
         self._case_start = time.monotonic()
         # closed on errors too, so that the message stands below the bar
         options = {} if self.progress else {"disable": True}
         with progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options) as self._bar:
             super().run(global_epoch)
+        if not self.defer_failures or len(self.failures) == self.state.iteration:
+            self.raise_failures()
+
+    def raise_failures(self) -> None:
+        """Raise InputError naming the cases of the last run that failed; nothing if none did."""
         if self.failures:
-            listed = "; ".join(self.failures.values())
+            listed = "; ".join(name_in_sentence(*failure) for failure in self.failures.items())
             raise InputError(f"{len(self.failures)} of {self.state.iteration} cases failed: {listed}")
 
     def _iteration(self, engine: Engine, batchdata: Any) -> Any:
         self._names = case_names(batchdata) or [f"case {engine.state.iteration}"]
+        self._failed = False
         try:
             if isinstance(batchdata, Mapping) and "failure" in batchdata:
                 raise InputError(words(batchdata["failure"]))
@@ -102,8 +113,8 @@ class ScanEvaluator(SupervisedEvaluator):
                 raise
             if not self.keep_going:
                 raise failure from error
-            name, sentence = ", ".join(self._names), str(failure)
-            self.failures[engine.state.iteration] = sentence if name in sentence else f"{name}: {sentence}"
+            self._failed = True
+            self.failures[", ".join(self._names)] = str(failure)
         engine.state.batch = []
         return []
 
@@ -123,8 +134,9 @@ class ScanEvaluator(SupervisedEvaluator):
     def _case_completed(self, engine: Engine) -> None:
         seconds, self._case_start = time.monotonic() - self._case_start, time.monotonic()
         number, total = engine.state.iteration, engine.state.epoch_length
-        if number in self.failures:
-            logger.error("case %s of %s failed: %s", number, total, self.failures[number])
+        if self._failed:
+            name = ", ".join(self._names)
+            logger.error("case %s of %s failed: %s", number, total, name_in_sentence(name, self.failures[name]))
         elif self.progress:
             logger.info("case %s of %s done in %.1f s: %s", number, total, seconds, ", ".join(self._names))
         self._bar.update()
@@ -188,6 +200,11 @@ def case_names(batchdata: Any) -> list[str]:
     if names is None:
         names = getattr(batchdata.get("image"), "meta", {}).get("filename_or_obj", [])
     return [names] if isinstance(names, str) else [str(name) for name in names]
+
+
+def name_in_sentence(name: str, sentence: str) -> str:
+    """A sentence that tells which case it is about."""
+    return sentence if name in sentence else f"{name}: {sentence}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

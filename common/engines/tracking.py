@@ -29,8 +29,9 @@ REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
 class ValidationPictures:
     """Draw some cases of each validation into one PNG, and log it to MLflow where an MLFlowHandler is attached.
 
-    For the handlers of the evaluator. The cases are spread over the validation, and the same ones each time. A volume
-    is shown in the axial slice (the last axis) with most of the reference in it, or of the prediction, or of the image;
+    For the handlers of the evaluator. The cases are spread over the validation, and the same ones each time; where they
+    are the slices of a few volumes, one after the other, these are seen at several heights. A volume is shown in the
+    axial slice (the last axis) with most of the reference in it, or of the prediction, or of the image;
     anterior is up if it is in RAS. A tracking server that fails is warned about once and left alone.
 
     Args:
@@ -78,13 +79,14 @@ class ValidationPictures:
         self._slices = []
 
     def _collect(self, engine: Engine) -> None:
-        # as many by now as the share of the validation that is done
-        wanted = self.max_cases * engine.state.iteration // (engine.state.epoch_length or 1)
-        wanted = min(wanted, self.max_cases) - len(self._slices)
-        if wanted < 1:
+        # the whole number is a batch, the rest a place in it
+        places = [position * (engine.state.epoch_length or 1) for position in spread_positions(self.max_cases)]
+        shares = [place % 1 for place in places if int(place) == engine.state.iteration - 1]
+        if not shares:
             return
         outputs = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
-        for item in spread(outputs, wanted):
+        for index in sorted({int(share * len(outputs)) for share in shares}):
+            item = outputs[index]
             lacking = {self.image_key, self.pred_key} - item.keys()
             if lacking:
                 raise InputError(f"ValidationPictures: no {words(sorted(lacking))} in the output of the evaluator")
@@ -171,10 +173,12 @@ def tracked_by_mlflow() -> Callable[[Engine, Callable[[Any, str], None]], None]:
     return track
 
 
-def spread(items: Sequence[Any], number: int) -> list[Any]:
-    """Items at even distances, ``number`` of them or all; a single one comes from the middle."""
-    number = min(number, len(items))
-    return [items[(2 * i + 1) * len(items) // (2 * number)] for i in range(number)]
+def spread_positions(number: int) -> list[float]:
+    """Positions in [0, 1), one in each of ``number`` equal parts, from 30 % of the first to 70 % of the last.
+
+    The middles would be at one height in each of as many volumes; the ends of volumes show hardly any brain.
+    """
+    return [(i + 0.3 + 0.4 * (i / (number - 1) if number > 1 else 0.5)) / number for i in range(number)]
 
 
 def fullest_slice(maps: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:

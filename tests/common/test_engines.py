@@ -38,7 +38,7 @@ from common.engines import (
     tracking,
 )
 from common.engines.checkpoints import save_tensors
-from common.engines.tracking import fullest_slice, spread
+from common.engines.tracking import fullest_slice, spread_positions
 from common.errors import InputError, find_input_error
 
 FORK = multiprocessing.get_context("fork")
@@ -493,6 +493,22 @@ def test_keep_going_finishes_the_other_cases_and_then_names_those_that_failed(ca
     assert "case 2 of 4 failed: b.nii.gz: found no voxels" in caplog.text
 
 
+def test_failures_can_wait_until_the_other_cases_were_used():
+    cases = [one_case("a.nii.gz", 1), {"name": ["b"], "failure": ["found no voxels"]}]
+    evaluator = ScanEvaluator("cpu", cases, Doubling(), keep_going=True, defer_failures=True)
+    evaluator.run()
+    assert evaluator.failures == {"b": "found no voxels"}
+    with pytest.raises(InputError, match="1 of 2 cases failed: b: found no voxels"):
+        evaluator.raise_failures()
+
+
+def test_nothing_waits_where_every_case_failed():
+    failed = {"name": ["b"], "failure": ["found no voxels"]}
+    evaluator = ScanEvaluator("cpu", [failed], Doubling(), keep_going=True, defer_failures=True)
+    with pytest.raises(InputError, match="1 of 1 cases failed"):
+        evaluator.run()
+
+
 def test_without_keep_going_the_first_failure_ends_the_run():
     error = InputError("a.nii.gz: all zero")
     evaluator = ScanEvaluator("cpu", [one_case(value=1)] * 2, Doubling(), postprocessing=fails_on(1, error))
@@ -638,7 +654,8 @@ def test_a_picture_of_the_validation_is_written_and_tracked(tmp_path, contours):
 
 
 @pytest.mark.parametrize(
-    ("batches", "shown"), [([1] * 10, [2, 4, 7, 9]), ([1] * 3, [0, 1, 2]), ([8, 8], [2, 6, 10, 14])]
+    ("batches", "shown"),
+    [([1] * 10, [0, 3, 6, 9]), ([1] * 3, [0, 1, 2]), ([8, 8], [1, 5, 10, 14]), ([4], [0, 1, 2, 3])],
 )
 def test_the_pictured_cases_are_spread_over_the_validation(tmp_path, batches, shown):
     images = torch.arange(sum(batches)).float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
@@ -646,8 +663,16 @@ def test_the_pictured_cases_are_spread_over_the_validation(tmp_path, batches, sh
     loader = [{"image": batch} for batch in images.split(batches)]
     SupervisedEvaluator(torch.device("cpu"), loader, nn.Identity(), val_handlers=[pictures]).run()
     assert [maps["image"].mean() for maps in pictures._slices] == shown
-    assert spread("abc", 1) == ["b"]
-    assert spread("abcd", 9) == list("abcd")
+
+
+def test_the_slices_of_a_few_volumes_are_pictured_at_several_heights(tmp_path):
+    heights = torch.linspace(0, 1, 100).repeat(4)  # four volumes of 100 slices, from the lowest to the highest
+    pictures = ValidationPictures(tmp_path, max_cases=4, contours=False)
+    loader = [{"image": batch} for batch in heights.reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8).split(16)]
+    SupervisedEvaluator(torch.device("cpu"), loader, nn.Identity(), val_handlers=[pictures]).run()
+    shown = [maps["image"].mean() for maps in pictures._slices]
+    assert shown == pytest.approx([0.3, 0.43, 0.57, 0.7], abs=0.05)
+    assert spread_positions(1) == [0.5]
 
 
 def test_a_probability_is_outlined_where_it_reaches_the_threshold():

@@ -190,6 +190,22 @@ def test_no_path_of_this_machine_gets_out(cohort):
     assert (settings["weights"], settings["text"]) == ("model.pt", "a sentence")
 
 
+def test_cases_that_failed_are_listed_and_in_no_number(cohort):
+    cases, out, masks, _ = cohort
+    (out / "missed_seg.nii.gz").unlink()
+    report = Report(cases, out)
+    page = report.write({"missed": "/home/ann/scans/missed.nii.gz has 3 NaN voxels, expected <none>"})
+    text = page.read_text(encoding="utf-8")
+    assert "missed.nii.gz has 3 NaN voxels, expected &lt;none&gt;" in text
+    assert "Without 1 further case that failed." in text
+    saved = json.loads((out / "metrics.json").read_text())
+    assert saved["failures"] == {"missed": "missed.nii.gz has 3 NaN voxels, expected <none>"}
+    assert [row["name"] for row in saved["cases"]] == ["good", "poor", "healthy"]
+    assert saved["summary"]["lesion"]["dice"]["mean"] == pytest.approx(
+        np.mean([dice(*masks[n]) for n in ("good", "poor")])
+    )
+
+
 def test_names_may_have_folders(tmp_path):
     item = add_case(tmp_path, "sub-01/anat/FLAIR", boxes((4, 4, 4)), boxes((4, 4, 4)))
     assert Evaluation([item], tmp_path / "out").rows[0]["dice"] == 1

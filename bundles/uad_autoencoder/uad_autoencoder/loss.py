@@ -1,8 +1,12 @@
-"""Reconstruction loss of the auto-encoder."""
+"""Losses of the auto-encoder and of the U-Net."""
+
+from collections.abc import Mapping
 
 import torch
 from ignite.engine import Engine, Events
+from monai.losses import DiceLoss
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def gradient_difference(image: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
@@ -81,3 +85,35 @@ class GradientDifferenceSchedule:
     def __call__(self, engine: Engine) -> None:
         """Set the weight of the epoch that begins; a function of its number, so a resumed training is right."""
         self.loss.gdl_weight = self.weight if engine.state.epoch >= self.first_epoch else 0.0
+
+
+class SegmentationLoss(nn.Module):
+    """Dice and cross-entropy of each patch, times the weight of the scan that it is from; the mean over the patches.
+
+    A soft label says how sure the teacher is, voxel by voxel, which Dice does not ask for: there cross-entropy stands
+    alone. With all weights 1 and no soft label this is MONAI's ``DiceCELoss(sigmoid=True)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, reduction="none")
+
+    def forward(self, logits: torch.Tensor, target: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Scalar loss.
+
+        Args:
+            logits: (B, 1, *spatial).
+            target: ``label`` (B, 1, *spatial) in [0, 1]; ``weight`` (B,); ``soft`` (B,), true where the label is soft.
+
+        Raises:
+            ValueError: if the shapes of logits and label differ.
+        """
+        label = target["label"]
+        if logits.shape != label.shape:
+            raise ValueError(f"logits {tuple(logits.shape)} and label {tuple(label.shape)} differ in shape")
+        weight, soft = (
+            target[key].to(logits.dtype).reshape(-1, *[1] * (logits.ndim - 1)) for key in ("weight", "soft")
+        )
+        dice = weight * (1 - soft) * self.dice(logits, label)
+        cross_entropy = weight * binary_cross_entropy_with_logits(logits, label, reduction="none")
+        return dice.mean() + cross_entropy.mean()

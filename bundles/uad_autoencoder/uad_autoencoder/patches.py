@@ -40,7 +40,7 @@ class PatchCentersd(MapTransform):
     lesions) beside each label in ``keys``, as flat indices.
 
     Args:
-        keys: lesion masks, (1, X, Y, Z).
+        keys: lesion masks, (1, X, Y, Z); of soft ones what is at least 0.5 counts.
         image_key: skull-stripped image, 0 outside the brain.
         background: how many brain voxels are kept; the sample is the same for the same image.
     """
@@ -54,7 +54,7 @@ class PatchCentersd(MapTransform):
         d = dict(data)
         brain = np.asarray(d[self.image_key][0]) > 0
         for key in self.key_iterator(d):
-            mask = np.asarray(d[key][0]) > 0
+            mask = np.asarray(d[key][0]) >= 0.5
             elsewhere = np.flatnonzero(brain & ~mask)
             if len(elsewhere) > self.background:
                 elsewhere = np.random.default_rng(0).choice(elsewhere, self.background, replace=False)
