@@ -84,6 +84,17 @@ class LabelSets:
             raise InputError(f"{dataset!r} is no dataset of label_sets, expected one of {_listed(self.datasets)}")
         return tuple(self._tables[dataset])
 
+    def code(self, dataset: str, value: int | str) -> int:
+        """Code of a label value.
+
+        Raises:
+            InputError: if the table has no such data set or value.
+        """
+        values = self.values(dataset)
+        if str(value) not in map(str, values):
+            raise InputError(f"{value!r} is no label value of dataset {dataset}, expected one of {_listed(values)}")
+        return self.code_of[dataset, int(value)]
+
     def annotated(self, dataset: str) -> tuple[int, ...]:
         """Indices of the foreground classes that this data set labels exactly, so that it can score them."""
         row = self.matrix()[dataset]
@@ -202,8 +213,8 @@ class LabelSets:
         together = [_listed(cell) for cell in cells.values() if len(cell) > 1]
         if together:
             raise InputError(
-                f"no dataset of label_sets tells apart {' nor '.join(together)}, expected one that has a value for one of "
-                "them alone, or one class in their place"
+                f"no dataset of label_sets tells apart {' nor '.join(together)}, expected one that has a value for one "
+                "of them alone, or one class in their place"
             )
 
 
@@ -278,37 +289,6 @@ def load_label_sets(config: Mapping[str, Any], datalist_file: str | Path | None 
     if set(content) != {"classes", "datasets"}:
         raise InputError(f"{source} has the keys {_listed(content)}, expected classes and datasets")
     return LabelSets(content["classes"], content["datasets"])
-
-
-def restrict(values: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Values of the classes that are possible at each voxel, minus infinity for all others.
-
-    Args:
-        values: logits or log-probabilities, (B, C, *spatial).
-        codes: (B, 1, *spatial), any dtype.
-        allowed: (codes, C), or (B, codes, C) for a table per sample.
-    """
-    return values.masked_fill(~possible_classes(codes, allowed), -torch.inf)
-
-
-def possible_classes(codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """Look codes up: (B, 1, *spatial) and a table (codes, C) or (B, codes, C) give (B, C, *spatial), bool."""
-    tables = allowed.expand(len(codes), -1, -1).transpose(1, 2)
-    found = [table.index_select(1, c.flatten().int()) for table, c in zip(tables, codes, strict=True)]
-    return torch.stack(found).unflatten(2, codes.shape[2:])
-
-
-def pseudo_labels(values: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """The most probable class among those that the label leaves possible: the hard step of expectation maximization.
-
-    Args:
-        values: logits or probabilities, (B, C, *spatial).
-        codes, allowed: as in :func:`restrict`.
-
-    Returns:
-        Indices of joint classes, (B, 1, *spatial), uint8. Exact labels come back as they are.
-    """
-    return restrict(values, codes, allowed).argmax(1, keepdim=True).to(torch.uint8)
 
 
 def _class_names(classes: Sequence[str] | Mapping[Any, str]) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch.distributed as dist
-from ignite.engine import Engine, Events
 from torch.utils.data import Sampler
 
 from common.errors import InputError
@@ -56,12 +55,8 @@ class BalancedSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose draws come next."""
+        """Choose the epoch whose draws come next; :class:`common.engines.EpochSeed` does it in a training."""
         self.epoch = epoch
-
-    def attach(self, engine: Engine) -> None:
-        """Follow the epochs of a trainer; before any handler that opens the data loader anew."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.set_epoch(engine.state.epoch))
 
     def __len__(self) -> int:
         return self.length
