@@ -112,8 +112,8 @@ def check_sets(label_sets: LabelSets, **parts: Sequence[Mapping[str, Any]]) -> N
     if missing:
         found = ", ".join(datasets["validation"])
         raise InputError(
-            f"the validation set has cases of {found} only and cannot score {missing}, expected a case of every data set "
-            "there too, so two subjects of each at least"
+            f"the validation set has cases of {found} only and cannot score {missing}, expected a case of every data "
+            "set there too, so two subjects of each at least"
         )
 
 
