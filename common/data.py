@@ -37,6 +37,8 @@ def list_cases(
     section: str | None = None,
     require: Sequence[str] = (),
     mask_key: str = "brain_mask",
+    optional_sequences: Sequence[str] = (),
+    dataset: str | None = None,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -54,15 +56,19 @@ def list_cases(
         section: list to take from a JSON dict, as ``training``; without it all are joined.
         require: keys that every case must have.
         mask_key: key of the brain mask in the JSON.
+        optional_sequences: those of which a JSON may say null in the place of a path; a case needs one path at least.
+        dataset: keep only the cases whose ``dataset`` in the JSON is this.
 
     Returns:
-        One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths if
-        there are several sequences; ``name``: unique stem for output files; ``subject``; ``label`` and ``brain_mask``
-        where given; further text, numbers and booleans of a JSON item as they are, its NIfTI paths made absolute.
+        One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
+        (None for a missing sequence) if there are several sequences; ``name``: unique stem for output files;
+        ``subject``; ``label`` and ``brain_mask`` where given; further text, numbers and booleans of a JSON item as they
+        are, its NIfTI paths made absolute.
 
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
-            different grids, the number of images is not that of ``sequences``, or the JSON has another form.
+            different grids, the number of images is not that of ``sequences``, a sequence is missing, or the JSON has
+            another form.
     """
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     if datalist_file is not None:
@@ -75,8 +81,10 @@ def list_cases(
         cases = _cases_of_folder(source, sequences)
     else:
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
+    if dataset is not None:
+        cases = _of_dataset(cases, dataset, source)
     for case in cases:
-        _check_keys(case, source, sequences, require)
+        _check_keys(case, source, sequences, require, optional_sequences)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
         list(pool.map(lambda case: _check_grids(case, require), cases))
     _name_cases(cases)
@@ -340,19 +348,33 @@ def _is_section(value: list[Any]) -> bool:
     return any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
 
 
+def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list[dict[str, Any]]:
+    kept = [case for case in cases if case.get("dataset") == dataset]
+    if not kept:
+        found = ", ".join(sorted({str(case["dataset"]) for case in cases if "dataset" in case})) or "none named"
+        raise InputError(f"{source} has no case of the data set {dataset!r} among its {len(cases)}, found {found}")
+    return kept
+
+
 def _is_simple(key: str, value: Any) -> bool:
     return key == "image" or isinstance(value, str | int | float | bool)
 
 
-def _check_keys(case: dict[str, Any], source: Path, sequences: tuple[str, ...], require: Sequence[str]) -> None:
-    images = _images(case)
-    if not all(isinstance(path, str) for path in images):
+def _check_keys(
+    case: dict[str, Any], source: Path, sequences: tuple[str, ...], require: Sequence[str], optional: Sequence[str]
+) -> None:
+    images, entries = _images(case), _entries(case)
+    if not images or not all(isinstance(path, str) for path in images):
         raise InputError(f"{source} has an image {str(case['image'])[:80]}, expected a path or a list of paths")
-    if len(images) != len(sequences):
+    if len(entries) != len(sequences):
         raise InputError(
-            f"the case of {images[0]} has {len(images)} images, expected {len(sequences)} ({', '.join(sequences)})"
+            f"the case of {images[0]} has {len(entries)} images, expected {len(sequences)} ({', '.join(sequences)})"
         )
-    case["image"] = images[0] if len(images) == 1 else images
+    for sequence, path in zip(sequences, entries, strict=True):
+        if path is None and sequence not in optional:
+            allowed = f" (only {', '.join(optional)} may be null)" if optional else ""
+            raise InputError(f"the case of {images[0]} in {source} has no {sequence}, expected its path{allowed}")
+    case["image"] = entries[0] if len(entries) == 1 else entries
     for key in require:
         if key not in case:
             raise InputError(f"the case of {images[0]} in {source} has no {key}, expected one")
@@ -412,8 +434,13 @@ def _bids_subject(path: str) -> str | None:
     return found[-1] if found else None
 
 
-def _images(case: dict[str, Any]) -> list[str]:
+def _entries(case: dict[str, Any]) -> list[str | None]:
+    """One per sequence, None for a missing one."""
     return list(case["image"]) if isinstance(case["image"], list | tuple) else [case["image"]]
+
+
+def _images(case: dict[str, Any]) -> list[str]:
+    return [path for path in _entries(case) if path is not None]
 
 
 def _paths(value: Any) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import math
 import platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
+from monai.utils import ensure_tuple
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
@@ -74,18 +75,19 @@ METRICS = (
 )
 COLUMN = {metric.key: metric for metric in METRICS}
 _COUNTS = ("reference_lesions", "detected_lesions", "predicted_lesions", "true_predictions")
-_COLUMNS = ("name", "subject", "label", "label_name", "reference_empty", *COLUMN, *_COUNTS)
+_COLUMNS = ("name", "subject", "dataset", "label", "label_name", "reference_empty", *COLUMN, *_COUNTS)
 
 
 @dataclass(frozen=True)
 class Scans:
-    """The files of one case, on one grid."""
+    """The files of one case, on one grid; ``values`` are those of the reference's file."""
 
     image: np.ndarray
     affine: np.ndarray
     prediction: np.ndarray
     reference: np.ndarray | None
     scores: np.ndarray | None
+    values: np.ndarray | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -113,10 +115,18 @@ class Evaluation:
         connectivity: neighbors that join voxels to one lesion.
         min_overlap: share of a lesion that must be covered, see :func:`common.metrics.lesion_detection`.
         settings: further settings to state in the files, such as the source of the threshold.
+        reference_sets: for cases of several data sets, named by their ``dataset``, that do not all label the same: data
+            set -> value in its references -> labels that this value may stand for. A data set is then scored on what
+            it labels: a label that a value stands for alone, or several that it merges, none of them 0. Voxels whose
+            value leaves open whether they belong do not count. None: references hold the labels themselves.
+
+    Attributes:
+        targets: name -> labels that are scored together; one per label, then those that a data set merges.
 
     Raises:
         ValueError: if there is no case, or a label in ``lesion_labels`` or ``map_label`` has no name.
-        InputError: by any property, if a file is missing, unreadable or on another grid than its image.
+        InputError: if a case with a reference is of no data set in ``reference_sets``; by any property, if a file is
+            missing, unreadable or on another grid than its image.
     """
 
     def __init__(
@@ -133,6 +143,7 @@ class Evaluation:
         connectivity: int = 26,
         min_overlap: float = 0.0,
         settings: Mapping[str, Any] | None = None,
+        reference_sets: Mapping[str, Mapping[int | str, Collection[int]]] | None = None,
     ) -> None:
         self.cases = list(cases)
         self.output_dir = Path(output_dir)
@@ -154,6 +165,20 @@ class Evaluation:
         unnamed = {*self.lesion_labels, self.map_label} - {*self.label_names, None}
         if unnamed or not self.label_names:
             raise ValueError(f"labels {sorted(unnamed)} have no name, expected one of {list(self.label_names)}")
+        self.reference_sets = _frozen(reference_sets)
+        self.targets = {name: frozenset({value}) for value, name in self.label_names.items()}
+        for sets in (self.reference_sets or {}).values():
+            merged = [labels for labels in sets.values() if 0 not in labels and len(labels) > 1]
+            self.targets |= {" + ".join(self.label_names[v] for v in sorted(labels)): labels for labels in merged}
+        for case in self.cases:
+            if self.reference_sets is not None and self.has_reference(case):
+                self._check_dataset(case)
+
+    def _check_dataset(self, case: Mapping[str, Any]) -> None:
+        if case.get("dataset") not in self.reference_sets:
+            known = ", ".join(self.reference_sets)
+            found = f"the dataset {case['dataset']!r}" if "dataset" in case else "no dataset"
+            raise InputError(f"the case {case['name']} has {found}, expected one of {known}")
 
     def leave_out(self, failures: Mapping[str, str]) -> None:
         """Leave out cases that inference failed on, and list them in what is written. To be called before all else.
@@ -243,8 +268,9 @@ class Evaluation:
         return self.output_dir / f"{case['name']}_{postfix}.nii.gz"
 
     def has_reference(self, case: Mapping[str, Any]) -> bool:
-        """Whether the truth of a case is known, be it that it is healthy."""
-        return case.get(self.reference_key) is not None or bool(case.get("healthy"))
+        """Whether the truth of a case is known, be it that it is healthy, where references have one labelling."""
+        is_empty = bool(case.get("healthy")) and self.reference_sets is None
+        return case.get(self.reference_key) is not None or is_empty
 
     @cached_property
     def _has_maps(self) -> bool:
@@ -259,8 +285,8 @@ class Evaluation:
 
     def load(self, case: Mapping[str, Any]) -> Scans:
         """Read the files of a case, checked to lie on one grid."""
-        image = case[self.image_key]
-        paths = {"image": image if isinstance(image, str | Path) else image[0], "prediction": self._path(case, "seg")}
+        image = next(path for path in ensure_tuple(case[self.image_key]) if path is not None)
+        paths = {"image": image, "prediction": self._path(case, "seg")}
         if case.get(self.reference_key) is not None:
             paths["reference"] = case[self.reference_key]
         if self._has_maps:
@@ -269,34 +295,65 @@ class Evaluation:
         for key, scan in scans.items():
             _check_grid(scan, paths[key], scans["image"], paths["image"])
         arrays = {key: scan.numpy() for key, scan in scans.items()}
-        for key in {"prediction", "reference"} & arrays.keys():
-            arrays[key] = self._as_labels(arrays[key], paths[key])
-        if "reference" not in arrays and self.has_reference(case):
-            arrays["reference"] = np.zeros_like(arrays["prediction"])
+        arrays["prediction"] = _as_labels(arrays["prediction"], paths["prediction"], {0, *self.label_names})
+        values = None
+        if "reference" in arrays:
+            values = _as_labels(arrays["reference"], paths["reference"], self._sets_of(case))
+        elif self.has_reference(case):
+            values = np.zeros_like(arrays["prediction"])
+        reference = None if values is None else self._to_look_at(values, case)
         affine = np.asarray(scans["image"].affine, dtype=float)
-        return Scans(arrays["image"], affine, arrays["prediction"], arrays.get("reference"), arrays.get("scores"))
+        return Scans(arrays["image"], affine, arrays["prediction"], reference, arrays.get("scores"), values)
 
-    def _as_labels(self, array: np.ndarray, path: str | Path) -> np.ndarray:
-        unknown = set(np.unique(array).tolist()) - {0, *self.label_names}
-        if unknown:
-            found = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
-            raise InputError(f"{path} has the values {found}, expected 0, {', '.join(map(str, self.label_names))} only")
-        return array.astype(np.int32)
+    def _sets_of(self, case: Mapping[str, Any]) -> Mapping[int, frozenset[int]]:
+        """Value in the reference of a case -> labels that it may stand for."""
+        if self.reference_sets is None or case.get("dataset") not in self.reference_sets:
+            return {value: frozenset({value}) for value in (0, *self.label_names)}
+        return self.reference_sets[case["dataset"]]
+
+    def _to_look_at(self, values: np.ndarray, case: Mapping[str, Any]) -> np.ndarray:
+        """The labels that values stand for: the first of several, and 0 where they may be background."""
+        labels = np.zeros_like(values)
+        for value, possible in self._sets_of(case).items():
+            if 0 not in possible:
+                labels[values == value] = min(possible)
+        return labels
+
+    def scored_targets(self, case: Mapping[str, Any]) -> list[str]:
+        """Names of :attr:`targets` that the reference of a case speaks of; none without a reference."""
+        known = set(self._sets_of(case).values()) if self.has_reference(case) else set()
+        return [name for name, labels in self.targets.items() if labels in known]
+
+    def _known_masks(
+        self, case: Mapping[str, Any], name: str, values: np.ndarray, prediction: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of a target in prediction and reference, both false where the reference leaves it open."""
+        labels = self.targets[name]
+        sets = self._sets_of(case).items()
+        inside = [value for value, possible in sets if possible <= labels]
+        outside = [value for value, possible in sets if not possible & labels]
+        reference = np.isin(values, inside)
+        return np.isin(prediction, [*labels]) & (reference | np.isin(values, outside)), reference
 
     def _score(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
         scans = self.load(case)
         rows = []
-        for value, name in self.label_names.items():
+        scored = self.scored_targets(case)
+        for name, labels in self.targets.items():
+            if len(labels) > 1 and name not in scored:
+                continue
             row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-            row |= {"name": case["name"], "subject": subject_of(dict(case)), "label": value, "label_name": name}
-            row["prediction_ml"] = volume_ml(scans.prediction == value, scans.spacing)
-            if scans.reference is not None:
-                row |= self._compare(scans, value)
+            row |= {"name": case["name"], "subject": subject_of(dict(case)), "dataset": case.get("dataset")}
+            value = next(iter(labels)) if len(labels) == 1 else "+".join(map(str, sorted(labels)))
+            row |= {"label": value, "label_name": name}
+            row["prediction_ml"] = volume_ml(np.isin(scans.prediction, [*labels]), scans.spacing)
+            if name in scored:
+                row |= self._compare(case, scans, name)
             rows.append(row)
         return rows
 
-    def _compare(self, scans: Scans, value: int) -> dict[str, Any]:
-        prediction, reference = scans.prediction == value, scans.reference == value
+    def _compare(self, case: Mapping[str, Any], scans: Scans, name: str) -> dict[str, Any]:
+        prediction, reference = self._known_masks(case, name, scans.values, scans.prediction)
         overlap = voxel_overlap(prediction, reference)
         surfaces = surface_distances(prediction, reference, scans.spacing)
         reference_ml = volume_ml(reference, scans.spacing)
@@ -311,11 +368,11 @@ class Evaluation:
             "volume_difference_ml": volume_ml(prediction, scans.spacing) - reference_ml,
             "false_positive_ml": false_positive_volume_ml(prediction, scans.spacing, reference),
         }
-        if value in self.lesion_labels:
+        if self.targets[name] <= set(self.lesion_labels):
             found = lesion_detection(prediction, reference, self.connectivity, self.min_overlap)
             out |= {key: getattr(found, key) for key in _COUNTS}
             out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}
-        if value == self.map_label and scans.scores is not None:
+        if self.targets[name] == {self.map_label} and scans.scores is not None:
             out["average_precision"] = precision_recall(scans.scores, reference).average_precision
         return out
 
@@ -327,11 +384,11 @@ class Evaluation:
             name: [
                 row
                 for row in self.rows
-                if row["label"] == value
+                if row["label_name"] == name
                 and row["reference_empty"] is not None
                 and reference_empty in (None, row["reference_empty"])
             ]
-            for value, name in self.label_names.items()
+            for name in self.targets
         }
 
     def _summarize(self, rows: Sequence[Mapping[str, Any]], key: str) -> Summary:
@@ -354,7 +411,8 @@ class Evaluation:
 
     def maps_on_disk(self) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
         """Maps, and masks of what they score, of the cases that have a reference; each is read when it is asked for."""
-        cases = [case for case in self.cases if self._has_maps and self.has_reference(case)]
+        name = self.label_names.get(self.map_label)
+        cases = [case for case in self.cases if self._has_maps and name in self.scored_targets(case)]
         maps = _FromDisk(cases, lambda case: _read(self._path(case, "prob")).numpy())
         return maps, _FromDisk(cases, self._scored_mask)
 
@@ -362,7 +420,8 @@ class Evaluation:
         path = case.get(self.reference_key)
         if path is None:  # healthy
             return np.zeros(_read(self._path(case, "prob")).shape, dtype=bool)
-        return _read(path).numpy() == self.map_label
+        inside = [value for value, labels in self._sets_of(case).items() if labels == {self.map_label}]
+        return np.isin(_read(path).numpy(), inside)
 
     def all_settings(self) -> dict[str, Any]:
         """How the cases were scored, and the settings that were handed over."""
@@ -393,9 +452,9 @@ class Evaluation:
             dice = mean_dice(rows)
             if not math.isnan(dice):
                 return 0, dice, case["name"]
-            if rows[0]["reference_empty"] is None:
+            if all(row["reference_empty"] is None for row in rows):
                 return 2, 0.0, case["name"]
-            return 1, -sum(row["false_positive_ml"] for row in rows), case["name"]
+            return 1, -sum(row["false_positive_ml"] or 0.0 for row in rows), case["name"]
 
         return sorted(self.cases, key=rank)
 
@@ -411,6 +470,22 @@ class _FromDisk(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.read(self.cases[index])
+
+
+def _frozen(
+    sets: Mapping[str, Mapping[int | str, Collection[int]]] | None,
+) -> dict[str, dict[int, frozenset[int]]] | None:
+    if sets is None:
+        return None
+    return {name: {int(value): frozenset(labels) for value, labels in table.items()} for name, table in sets.items()}
+
+
+def _as_labels(array: np.ndarray, path: str | Path, known: Collection[int]) -> np.ndarray:
+    unknown = set(np.unique(array).tolist()) - set(known)
+    if unknown:
+        found = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
+        raise InputError(f"{path} has the values {found}, expected {', '.join(map(str, sorted(known)))} only")
+    return array.astype(np.int32)
 
 
 def _read(path: str | Path) -> MetaTensor:

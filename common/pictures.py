@@ -1,7 +1,7 @@
 """Pictures of the report: slices with contours as PNG, charts as SVG, both as bytes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
@@ -20,6 +21,9 @@ from .metrics import PrecisionRecall
 REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
 INK, MUTED, GRID = "#1c2733", "#5a6878", "#dfe4ea"
 CHART = "#00547a"
+
+# fills of label maps, in the order of the labels; the last of them, often lesions, stand out
+LABEL_COLORS = ("#0072B2", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#FFFFFF")
 
 PANEL_PIXELS = 440  # longest side
 FURTHER_MM = 8.0  # what is nearer to the first axial slice shows the same lesions
@@ -60,12 +64,14 @@ def case_pictures(
     reference: np.ndarray | None = None,
     scores: np.ndarray | None = None,
     score_max: float = 1.0,
+    label_names: Mapping[int, str] | None = None,
+    focus: int | None = None,
 ) -> list[Picture]:
     """Slices of one case through the largest load of lesions, in radiological convention.
 
     The axial slice with most of both masks, plain, with contours and as a map of scores; the coronal and the sagittal
     one; and the axial one, away from the first, where the masks disagree most. Oblique volumes are shown along
-    the nearest axes.
+    the nearest axes. With ``label_names`` the labels of prediction and reference are shown as fills besides.
 
     Args:
         image: background, (X, Y, Z).
@@ -74,7 +80,12 @@ def case_pictures(
         reference: labels, same shape; None if unknown.
         scores: map, same shape; None if there is none.
         score_max: score at the bright end of the scale, which begins at 0.
+        label_names: value -> name, where there are several labels.
+        focus: of several labels the one whose contours are drawn and which chooses the slices; None for all.
     """
+    filled = _to_ras(image, affine, prediction, reference, scores)
+    if label_names and focus is not None:
+        prediction, reference = ((v == focus) * focus if v is not None else None for v in (prediction, reference))
     volumes = _to_ras(image, affine, prediction, reference, scores)
     reference_mask = np.zeros_like(volumes.prediction) if volumes.reference is None else volumes.reference
     either = (volumes.prediction > 0) | (reference_mask > 0)
@@ -83,8 +94,12 @@ def case_pictures(
         _panel(volumes, 2, axial, "image", contours=False),
         _panel(volumes, 2, axial, "contours"),
     ]
+    if label_names:
+        panels.insert(1, _panel(filled, 2, axial, "predicted labels", False, None, filled.prediction, label_names))
     if scores is not None:
-        panels.append(_panel(volumes, 2, axial, f"score, black 0 to white {score_max:.3g}", score_max=score_max))
+        panels.insert(2, _panel(volumes, 2, axial, f"score, black 0 to white {score_max:.3g}", score_max=score_max))
+    if label_names and filled.reference is not None:
+        panels.append(_panel(filled, 2, axial, "reference labels", False, None, filled.reference, label_names))
     panels += [_panel(volumes, axis, _fullest_slice(either, axis, volumes.box), "contours") for axis in (1, 0)]
     if reference is not None:
         differs = volumes.prediction != reference_mask
@@ -201,7 +216,14 @@ def _fullest_slice(mask: np.ndarray, axis: int, box: tuple[slice, ...]) -> int:
 
 
 def _panel(
-    volumes: _Volumes, axis: int, index: int, what: str, contours: bool = True, score_max: float | None = None
+    volumes: _Volumes,
+    axis: int,
+    index: int,
+    what: str,
+    contours: bool = True,
+    score_max: float | None = None,
+    fill: np.ndarray | None = None,
+    label_names: Mapping[int, str] | None = None,
 ) -> Picture:
     view = VIEWS[axis]
     rows, columns = {0: (2, 1), 1: (2, 0), 2: (1, 0)}[axis]
@@ -222,6 +244,8 @@ def _panel(
     if score_max is not None:
         shown, limits, colors = volumes.scores, (0, score_max), "inferno"
     axes.imshow(cut(shown), cmap=colors, vmin=limits[0], vmax=limits[1], extent=extent, interpolation="bilinear")
+    if fill is not None:
+        _fills(axes, cut(fill), extent, label_names)
     if contours and volumes.reference is not None:
         _contours(axes, cut(volumes.reference), extent, REFERENCE_COLOR, 2.6, halo=True)
     if contours and score_max is None:
@@ -230,6 +254,21 @@ def _panel(
         text = axes.text(x, 0.98, side, transform=axes.transAxes, color="white", fontsize=12, va="top")
         text.set(ha="left" if x < 0.5 else "right", path_effects=[withStroke(linewidth=2, foreground="black")])
     return Picture(_png(figure), f"{view}, {what}", f"{view} slice, {what}")
+
+
+def _fills(axes: Axes, labels: np.ndarray, extent: tuple[float, ...], label_names: Mapping[int, str]) -> None:
+    """Each label in a color of its own, with its name in that color at the lower margin."""
+    values = [value for value in sorted(label_names) if value != 0]
+    colors = dict(zip(values, (LABEL_COLORS * len(values))[: len(values)], strict=True))
+    picture = np.zeros((*labels.shape, 4))
+    for value, color in colors.items():
+        picture[labels == value] = to_rgba(color, 0.65)
+    axes.imshow(picture, extent=extent, interpolation="nearest")
+    for row, (value, color) in enumerate(reversed(colors.items())):
+        text = axes.text(
+            0.02, 0.02 + 0.05 * row, label_names[value], transform=axes.transAxes, color=color, fontsize=10
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _contours(

@@ -50,14 +50,22 @@ class Report(Evaluation):
     Args:
         cases, output_dir: see :class:`common.evaluation.Evaluation`; the report goes to ``output_dir``.
         max_pictures: number of cases with pictures, worst first.
+        tables: further tables, each with ``caption``, ``columns`` and ``rows`` of text.
         kwargs: further arguments of Evaluation.
     """
 
     def __init__(
-        self, cases: Sequence[Mapping[str, Any]], output_dir: str | Path, *, max_pictures: int = 40, **kwargs: Any
+        self,
+        cases: Sequence[Mapping[str, Any]],
+        output_dir: str | Path,
+        *,
+        max_pictures: int = 40,
+        tables: Sequence[Mapping[str, Any]] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(cases, output_dir, **kwargs)
         self.max_pictures = max_pictures
+        self.tables = [Table(**table) for table in tables]
 
     def write(self, failures: Mapping[str, str] | None = None) -> Path:
         """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
@@ -85,7 +93,7 @@ class Report(Evaluation):
             failures=list(self.failures.items()),
             tiles=self._tiles(),
             charts=self._charts(),
-            tables=[*self._summary_tables(), self._case_table()],
+            tables=[*self._summary_tables(), *self._dataset_tables(), *self.tables, self._case_table()],
             cases=self._case_views(),
             cases_note="Lowest Dice first. R and L are the patient's sides, A and P front and back.",
             details=[(name, shown(value)) for name, value in (self.all_settings() | versions()).items()],
@@ -102,7 +110,7 @@ class Report(Evaluation):
 
     def _lead(self) -> str:
         subjects = len({row["subject"] for row in self.rows})
-        empty = [self.rows_of(case)[0]["reference_empty"] for case in self.cases]
+        empty = [self._reference_empty(case) for case in self.cases]
         counts = {"without a reference, of which only volumes are known": empty.count(None)}
         if self._only_label:
             found = {f"with {self._only_label}": empty.count(False), f"without {self._only_label}": empty.count(True)}
@@ -112,6 +120,11 @@ class Report(Evaluation):
         sentence = f"{_count(len(self.cases), 'case')} of {_count(subjects, 'subject')}: {parts}."
         failed = _count(len(self.failures), "further case")
         return f"{sentence} Without {failed} that failed." if self.failures else sentence
+
+    def _reference_empty(self, case: Mapping[str, Any]) -> bool | None:
+        """Whether nothing is in the reference of a case; None without a reference."""
+        known = [row["reference_empty"] for row in self.rows_of(case) if row["reference_empty"] is not None]
+        return all(known) if known else None
 
     def _tiles(self) -> list[Tile]:
         tiles = [self._dice_tile()] if self.summary else []
@@ -204,6 +217,20 @@ class Report(Evaluation):
                 tables.append(Table(f"{metric.title} by label", ["label", *columns], rows, bars))
         return tables
 
+    def _dataset_tables(self) -> list[Table]:
+        """Mean Dice of each data set on what it labels, where there are several."""
+        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows if row["dataset"] is not None))
+        if self.reference_sets is None or not datasets:
+            return []
+        names = [name for name in self.targets if name in self.summary]
+        rows = []
+        for dataset in datasets:
+            known = [r for r in self.rows if r["dataset"] == dataset and r["dice"] is not None]
+            values = {n: summarize([row["dice"] for row in known if row["label_name"] == n]) for n in names}
+            rows.append([dataset, *(_number(summary.mean, 3) for summary in values.values())])
+        rows.append(["all", *(_number(self.summary[name]["dice"].mean, 3) for name in names)])
+        return [Table("Mean Dice by data set, each on what it labels", ["data set", *names], rows)]
+
     def _case_table(self) -> Table:
         several = self._only_label is None
         metrics = self._used_metrics()
@@ -215,10 +242,15 @@ class Report(Evaluation):
                 *(_number(row[metric.key], metric.digits) for metric in metrics),
             ]
             for case in self.ranked()
-            for row in self.rows_of(case)
+            for row in self._rows_to_show(case)
         ]
         bars = [i for i, title in enumerate(columns) if title == "Dice"]
         return Table("Every case, lowest Dice first", columns, rows, bars)
+
+    def _rows_to_show(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Of what a reference says nothing about, only the files tell the volume."""
+        rows = self.rows_of(case)
+        return [row for row in rows if row["reference_empty"] is not None] or rows
 
     def _case_views(self) -> list[CaseView]:
         worst = self.ranked()[: self.max_pictures]
@@ -229,9 +261,10 @@ class Report(Evaluation):
 
     def _pictures(self, case: Mapping[str, Any]) -> list[Picture]:
         scans = self.load(case)
-        return case_pictures(
-            scans.image, scans.affine, scans.prediction, scans.reference, scans.scores, self._score_max
-        )
+        names = None if self._only_label else self.label_names
+        arrays = (scans.image, scans.affine, scans.prediction, scans.reference, scans.scores)
+        focus = self.map_label if self.label_names.get(self.map_label) in self.scored_targets(case) else None
+        return case_pictures(*arrays, self._score_max, names, focus)
 
     def _facts(self, case: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows = self.rows_of(case)

@@ -183,6 +183,7 @@ def cases_for(task: Task, cohort: Path) -> list[Case]:
             "brain_mask": case["brain_mask"],
             "subject": case["subject"],
             "healthy": case["healthy"],
+            "dataset": "joint",  # every class is labelled on every subject
         }
         for case in list_cases(datalist_file=cohort, section="test")
     ]

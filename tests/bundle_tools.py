@@ -167,6 +167,11 @@ def sequences(bundle: Path) -> int:
     return len(listed) if isinstance(listed, list) else image["num_channels"]
 
 
+def datasets(bundle: Path) -> list[str]:
+    """Names of the data sets that a training knows, for a bundle whose cases have to say of which they are."""
+    return list(read_json(bundle / "configs" / "train.json").get("label_sets", {}).get("datasets", []))
+
+
 def save_case(
     bundle: Path, path: Path, seed: int = 0, change: Callable = lambda image: image, **head: object
 ) -> object:

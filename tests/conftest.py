@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bundle_tools import BUNDLES, ROOT, SMALL, Finished, make_head, save_case, save_nifti
+from bundle_tools import BUNDLES, ROOT, SMALL, Finished, datasets, make_head, save_case, save_nifti
 
 sys.path += [str(path) for path in BUNDLES]
 
@@ -64,6 +64,9 @@ def cohort(bundle, tmp_path_factory) -> Path:
         made = make_head(i, shape=SMALL)
         image = save_case(bundle, folder / f"sub-{i}_FLAIR.nii.gz", seed=i, shape=SMALL)
         case = {"image": image, "subject": f"sub-{i}"}
+        names = datasets(bundle)
+        if names:
+            case["dataset"] = names[i % len(names)]
         for key in ("label", "brain_mask"):
             array = made.label if key == "label" else made.brain
             case[key] = str(save_nifti(folder / f"sub-{i}_{key}.nii.gz", array, made.affine))

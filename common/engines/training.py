@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 class EpochSeed:
     """Make all randomness of an epoch a function of seed, epoch and rank.
 
-    At the start of every epoch it seeds PyTorch, NumPy, Python and every ``Randomizable`` in the dataset, and opens the
-    data loader anew, so that shuffling and worker processes follow. What an epoch draws then depends on nothing before
+    At the start of every epoch it seeds PyTorch, NumPy, Python and every ``Randomizable`` in the dataset, tells the
+    sampler the epoch (``set_epoch``, where it has it), and opens the data loader anew, so that shuffling and worker
+    processes follow. What an epoch draws then depends on nothing before
     it: resumed by :class:`TrainingState`, a training goes on as if it had never stopped. This holds for any
     ``num_workers`` and for MONAI's ``ThreadDataLoader``, if the transforms draw from ``self.R``: with
     ``num_workers=0`` that loader runs them beside the training step, which draws from PyTorch's global generator.
@@ -59,6 +60,8 @@ class EpochSeed:
         for generator in _generators(loader):
             generator.manual_seed(loader_seed)
         set_rnd(getattr(loader, "dataset", None), transform_seed)
+        if hasattr(getattr(loader, "sampler", None), "set_epoch"):
+            loader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(loader)
 
 

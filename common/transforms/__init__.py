@@ -13,27 +13,41 @@ from .anomaly import (
     remove_small_components,
     residual_map,
 )
-from .intensity import BrainMaskd, ScaleBrainIntensityd, scale_brain_intensity
+from .classes import ChannelMapd, EntropyMapd, ThresholdedArgmaxd, entropy, thresholded_argmax
+from .intensity import (
+    BrainMaskd,
+    NormalizeBrainIntensityd,
+    ScaleBrainIntensityd,
+    normalize_brain_intensity,
+    scale_brain_intensity,
+)
 from .io import CheckLabeld, LoadScand, SaveScand
 from .spatial import ResampleSpacingd
 
 __all__ = [
     "BrainMaskd",
+    "ChannelMapd",
     "CheckLabeld",
+    "EntropyMapd",
     "ErodeMaskd",
     "KeepBrightd",
     "LoadScand",
     "MaskOutsided",
     "MedianFilterd",
+    "NormalizeBrainIntensityd",
     "RemoveSmallComponentsd",
     "ResampleSpacingd",
     "ResidualMapd",
     "SaveScand",
     "ScaleBrainIntensityd",
+    "ThresholdedArgmaxd",
+    "entropy",
     "erode_mask",
     "keep_bright",
     "median_filter",
+    "normalize_brain_intensity",
     "remove_small_components",
     "residual_map",
     "scale_brain_intensity",
+    "thresholded_argmax",
 ]

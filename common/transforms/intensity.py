@@ -21,7 +21,8 @@ class BrainMaskd(MapTransform):
     """Set images to 0 outside the brain and keep the mask under ``mask_key``.
 
     The brain is where the item ``mask_key`` (1, *spatial) is not 0; without that item it is where the first channel of
-    the image is not 0. The mask becomes a MetaTensor (1, *spatial), float32, of 0 and 1.
+    the image is not 0, leaving out channels that are 0 everywhere, as a missing sequence is. The mask becomes a
+    MetaTensor (1, *spatial), float32, of 0 and 1.
 
     Args:
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
@@ -30,7 +31,7 @@ class BrainMaskd(MapTransform):
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the mask is empty or lies on another grid than the image.
+        InputError: if the mask is empty or lies on another grid than the image, or a channel has nothing inside it.
     """
 
     def __init__(
@@ -51,10 +52,19 @@ class BrainMaskd(MapTransform):
             mask = d[self.mask_key] if self.mask_key in d else self._nonzero(image)
             d[self.mask_key] = self._checked(mask, image)
             d[key] = image * d[self.mask_key].as_tensor()
+            self._check_inside(image, d[key])
         return d
 
+    def _check_inside(self, image: MetaTensor, masked: MetaTensor) -> None:
+        """An image that the mask empties would pass for a missing sequence."""
+        for index in range(len(image)):
+            if image[index].any() and not masked[index].any():
+                raise InputError(f"{file_of(image)}: channel {index} is 0 everywhere in the brain, expected contrast")
+
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
-        mask = image[:1] != 0
+        present = [i for i, channel in enumerate(image) if channel.any()]
+        first = present[0] if present else 0
+        mask = image[first : first + 1] != 0
         share = mask.float().mean().item()
         if share > self.skull_stripped_share:
             logger.warning(
@@ -165,6 +175,62 @@ class ScaleBrainIntensityd(MapTransform):
             mask = (plain != 0).any(dim=0, keepdim=True) if self.mask_key is None else torch.as_tensor(d[self.mask_key])
             try:
                 scaled = scale_brain_intensity(plain, mask, **self.settings)
+            except InputError as e:
+                raise InputError(f"{file_of(image)}: {e}") from e
+            d[key] = MetaTensor(scaled).copy_meta_from(image)
+        return d
+
+
+def normalize_brain_intensity(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Shift and scale each channel to mean 0 and standard deviation 1 inside the brain; 0 outside.
+
+    A channel that is 0 everywhere, a missing sequence, stays so: it then looks like the average of any brain.
+
+    Args:
+        image: (C, *spatial), any unit.
+        mask: (1, *spatial), not 0 inside the brain.
+
+    Returns:
+        (C, *spatial), float32.
+
+    Raises:
+        InputError: if the mask is empty, or a channel is constant inside it and not 0.
+        ValueError: if the shapes differ.
+    """
+    if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")
+    inside = mask[0] != 0
+    if not inside.any():
+        raise InputError("the brain mask is empty, expected a voxel that is not 0")
+    out = torch.zeros_like(image, dtype=torch.float32)
+    for index, channel in enumerate(image):
+        values = channel[inside].double()  # float32 sums of millions of voxels lose digits
+        if not values.any():
+            continue
+        if values.min() == values.max():
+            raise InputError(f"channel {index} is {values[0].item():g} everywhere in the brain, expected contrast")
+        out[index][inside] = ((values - values.mean()) / values.std(correction=0)).float()
+    return out
+
+
+class NormalizeBrainIntensityd(MapTransform):
+    """Apply :func:`normalize_brain_intensity` to each image in ``keys``; the brain is where any channel is not 0.
+
+    Args:
+        keys: images (C, *spatial), 0 outside the brain.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: if a channel is constant inside the brain, or the brain is empty; names the file.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
+            try:
+                scaled = normalize_brain_intensity(plain, (plain != 0).any(dim=0, keepdim=True))
             except InputError as e:
                 raise InputError(f"{file_of(image)}: {e}") from e
             d[key] = MetaTensor(scaled).copy_meta_from(image)

@@ -98,6 +98,8 @@ class _ScanReader(NibabelReader):
 class LoadScand(LoadImaged):
     """Read 3-D NIfTI files, one path or a list of paths (one per channel) under each key.
 
+    None in a list is a missing sequence: its channel is 0 everywhere.
+
     Gives a MetaTensor (C, X, Y, Z), float32, on the grid of the file. A 4-D file with one volume counts as 3-D. Items
     under other keys, such as the text that MONAI Label adds, are left alone.
 
@@ -131,15 +133,19 @@ class LoadScand(LoadImaged):
         return d
 
     def _load_channels(self, paths: str | Path | Sequence[str | Path], allow_empty: bool) -> MetaTensor:
-        channels = [self._load(path, allow_empty) for path in ensure_tuple(paths)]
-        first = channels[0]
-        for other in channels[1:]:
+        scans = {i: self._load(p, allow_empty) for i, p in enumerate(ensure_tuple(paths)) if p is not None}
+        if not scans:
+            raise InputError(f"{paths} stands where the path of a NIfTI file is expected")
+        first, *others = scans.values()
+        for other in others:
             difference = grid_difference(other.shape[1:], other.affine, first.shape[1:], first.affine)
             if difference:
                 raise InputError(
                     f"{file_of(other)} and {file_of(first)} have {difference}, expected one grid for all sequences"
                 )
-        return MetaTensor(torch.cat([c.as_tensor() for c in channels]), meta=first.meta)
+        missing = torch.zeros_like(first.as_tensor())
+        channels = [scans[i].as_tensor() if i in scans else missing for i in range(len(ensure_tuple(paths)))]
+        return MetaTensor(torch.cat(channels), meta=first.meta)
 
     def _load(self, path: str | Path, allow_empty: bool) -> MetaTensor:
         if not isinstance(path, str | os.PathLike):

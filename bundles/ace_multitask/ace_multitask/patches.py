@@ -1,0 +1,79 @@
+"""Where training patches are cut, and channels that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, RandomizableTransform
+
+
+class CodeCentersd(MapTransform):
+    """Write candidate centers of patches for MONAI's ``RandCropByLabelClassesd``: voxels in the brain, by code.
+
+    Puts ``<key>_centers`` beside each label in ``keys``: one array of flat indices per code, int64.
+
+    Args:
+        keys: code volumes, (1, *spatial).
+        codes: number of codes.
+        image_key: image, 0 outside the brain.
+        most: how many voxels of a code are kept; the sample is the same for the same volume.
+    """
+
+    def __init__(self, keys: KeysCollection, codes: int, image_key: str = "image", most: int = 20000) -> None:
+        super().__init__(keys)
+        self.codes = codes
+        self.image_key = image_key
+        self.most = most
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        brain = (np.asarray(d[self.image_key]) != 0).any(axis=0)
+        for key in self.key_iterator(d):
+            volume = np.asarray(d[key])[0]
+            d[f"{key}_centers"] = [self._sample((volume == code) & brain) for code in range(self.codes)]
+        return d
+
+    def _sample(self, mask: np.ndarray) -> np.ndarray:
+        indices = np.flatnonzero(mask)
+        if len(indices) > self.most:
+            indices = np.random.default_rng(0).choice(indices, self.most, replace=False)
+        return indices
+
+
+class RandDropChanneld(RandomizableTransform, MapTransform):
+    """Set one channel to 0, at random, so that a network learns to do without a sequence.
+
+    The last channel that is left is never taken away. Keys share the draw.
+
+    Args:
+        keys: images, (C, *spatial).
+        prob: probability that a channel is left out.
+
+    Reference:
+        Not in the paper, which takes the sequences that all data sets have.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize(None)
+        choice = self.R.random()
+        for key in self.key_iterator(d):
+            present = [i for i, channel in enumerate(d[key]) if channel.any()]
+            if self._do_transform and len(present) > 1:
+                d[key] = self._without(d[key], present[int(choice * len(present))])
+        return d
+
+    @staticmethod
+    def _without(image: torch.Tensor, channel: int) -> torch.Tensor:
+        plain = image.as_tensor().clone() if isinstance(image, MetaTensor) else image.clone()
+        plain[channel] = 0
+        return MetaTensor(plain).copy_meta_from(image) if isinstance(image, MetaTensor) else plain

@@ -1,0 +1,96 @@
+"""From class probabilities to one label map and the maps beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform
+
+from .anomaly import _like, _plain
+
+
+def thresholded_argmax(probabilities: torch.Tensor, index: int, threshold: float) -> torch.Tensor:
+    """Label map in which one class is decided by a threshold and the others by the largest probability.
+
+    A rare class seldom is the most probable one where it is uncertain; its operating point is chosen apart.
+
+    Args:
+        probabilities: (C, *spatial), each in [0, 1].
+        index: the class with a threshold; it takes every voxel where its probability reaches the threshold.
+        threshold: above 0, so that nothing is labelled where all probabilities are 0.
+
+    Returns:
+        (1, *spatial), uint8; 0 where all probabilities are 0.
+
+    Raises:
+        ValueError: if there is no such class, another one besides, or the threshold is not in (0, 1].
+    """
+    if not 0 <= index < len(probabilities) or len(probabilities) < 2:
+        raise ValueError(f"index is {index} with {len(probabilities)} classes, expected one of two classes or more")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, expected a probability above 0")
+    others = probabilities.clone()
+    others[index] = -1  # below every probability
+    label = others.argmax(dim=0)
+    label[probabilities[index] >= threshold] = index
+    return label[None].to(torch.uint8)
+
+
+class ThresholdedArgmaxd(MapTransform):
+    """Put :func:`thresholded_argmax` in the place of each map of probabilities in ``keys``."""
+
+    def __init__(self, keys: str | Sequence[str], index: int, threshold: float) -> None:
+        super().__init__(keys)
+        self.index = index
+        self.threshold = threshold
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = _like(thresholded_argmax(_plain(d[key]), self.index, self.threshold), d[key])
+        return d
+
+
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Shannon entropy over the classes at each voxel, in nats: 0 where one class is certain, log C where none is.
+
+    Args:
+        probabilities: (C, *spatial), each in [0, 1].
+
+    Returns:
+        (1, *spatial); 0 where all probabilities are 0.
+    """
+    return torch.special.entr(probabilities).sum(dim=0, keepdim=True)
+
+
+class EntropyMapd(MapTransform):
+    """Put :func:`entropy` of the probabilities in ``keys`` under ``names``."""
+
+    def __init__(self, keys: str | Sequence[str], names: str = "entropy") -> None:
+        super().__init__(keys)
+        self.names = names
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[self.names] = _like(entropy(_plain(d[key])), d[key])
+        return d
+
+
+class ChannelMapd(MapTransform):
+    """Put one channel, (1, *spatial), of the maps in ``keys`` under ``names``."""
+
+    def __init__(self, keys: str | Sequence[str], names: str, index: int) -> None:
+        super().__init__(keys)
+        self.names = names
+        self.index = index
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            if not 0 <= self.index < len(d[key]):
+                raise ValueError(f"{key} has {len(d[key])} channels, expected one with the index {self.index}")
+            d[self.names] = _like(_plain(d[key])[self.index][None].clone(), d[key])
+        return d
