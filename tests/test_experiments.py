@@ -4,18 +4,19 @@ from concurrent.futures import Future
 
 import pytest
 from bundle_tools import load_script
+from study import ace_multitask, uad_autoencoder
+from study.tables import summarize, to_markdown
 
 experiments = load_script("experiments")
 
 
-def scores(dice: float) -> dict:
-    found = {"dice": dice, "auprc": dice / 2, "oracle_dice": dice + 0.01, "lesion_f1": dice / 4}
-    return {"A": found, "B": found}
+def scores(study, value: float) -> dict[str, float]:
+    return {score: value / i for i, score in enumerate(study.SCORES, start=1)}
 
 
-def results(**dice: list[float]) -> dict[int, dict]:
-    """Seed -> arm -> scores; arms that are not named have Dice 0.5."""
-    return {seed: {arm: scores(dice.get(arm, [0.5] * 3)[seed]) for arm in experiments.ARMS} for seed in range(3)}
+def results(study=uad_autoencoder, **values: list[float]) -> dict[int, dict]:
+    """Seed -> arm -> scores; the first score of arms that are not named is 0.5."""
+    return {seed: {arm: scores(study, values.get(arm, [0.5] * 3)[seed]) for arm in study.ARMS} for seed in range(3)}
 
 
 @pytest.mark.parametrize(
@@ -29,21 +30,36 @@ def results(**dice: list[float]) -> dict[int, dict]:
     ],
 )
 def test_a_claim_holds_if_the_mean_gap_and_two_of_three_seeds_say_so(student, held):
-    claims = experiments.summarize(results(A_S=student))["claims"]
+    claims = summarize(results(A_S=student), uad_autoencoder.CLAIMS)["claims"]
     assert claims["A1"]["held"] is held
-    assert claims["A1"]["gap_dice"] == pytest.approx([round(s - 0.5, 4) for s in student])
+    assert claims["A1"]["gaps"] == pytest.approx([round(s - 0.5, 4) for s in student])
 
 
 def test_the_table_shows_means_and_ranges_of_every_arm():
-    summary = experiments.summarize(results(UAD=[0.2, 0.3, 0.4]))
-    text = experiments.to_markdown(summary)
+    summary = summarize(results(UAD=[0.2, 0.3, 0.4]), uad_autoencoder.CLAIMS)
+    text = to_markdown(summary, uad_autoencoder.ARMS, uad_autoencoder.SCORES)
     assert "| UAD | auto-encoder's residual | 0.300 (0.200 to 0.400) | 0.150 (0.100 to 0.200) |" in text
-    assert all(f"| {arm} |" in text for arm in experiments.ARMS)
-    assert "| A1 | the student beats its teacher | +0.300, +0.200, +0.100 | yes |" in text
+    assert all(f"| {arm} |" in text for arm in uad_autoencoder.ARMS)
+    assert "| A1 | the student beats its teacher | +0.300, +0.200, +0.100 | 0 | yes |" in text
+
+
+@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask])
+def test_claims_are_about_arms_and_scores_that_there_are(study):
+    for better, worse, score, _, text in study.CLAIMS.values():
+        assert {better, worse} <= set(study.ARMS)
+        assert score in study.SCORES
+        assert text
+
+
+def test_a_margin_below_zero_allows_a_little_loss():
+    losing = results(ace_multitask, ace=[0.48, 0.48, 0.48])
+    claims = summarize(losing, ace_multitask.CLAIMS)["claims"]
+    assert claims["2a"]["held"]
+    assert not claims["1"]["held"]
 
 
 def test_a_bundle_without_an_experiment_is_refused(tmp_path):
-    with pytest.raises(Exception, match="bundle is 'other', expected uad_autoencoder"):
+    with pytest.raises(Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask or all"):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -62,29 +78,29 @@ class OneAfterTheOther:
 
 
 def test_every_arm_runs_once_and_pseudo_labels_wait_for_the_teacher(tmp_path, monkeypatch):
-    seed = experiments._Seed(tmp_path, 0)
+    seed = uad_autoencoder.Study(tmp_path, 0)
     pseudo = tmp_path / "pseudo_labels" / "datalist.json"
 
     def teach():
         pseudo.parent.mkdir()
         pseudo.touch()
-        return scores(0.1)
+        return scores(uad_autoencoder, 0.1)
 
     def learn(arm, options):
         assert pseudo.is_file()
         assert ("pseudo_datalist_file" in options) == arm.endswith("S")
         assert options.get("use_labels", True) == (arm != "A_S")
-        return scores(0.5)
+        return scores(uad_autoencoder, 0.5)
 
     monkeypatch.setattr(seed, "_make_data", lambda: None)
     monkeypatch.setattr(seed, "_teach", teach)
     monkeypatch.setattr(seed, "_learn", learn)
-    monkeypatch.setattr(seed, "_score_threshold", lambda: scores(0.2))
+    monkeypatch.setattr(seed, "_score_threshold", lambda: scores(uad_autoencoder, 0.2))
     pool = OneAfterTheOther()
     first = seed.run(pool)
-    assert sorted(pool.arms) == sorted(experiments.ARMS)
-    assert list(first) == list(experiments.ARMS)
-    assert first["UAD"] == scores(0.1)
+    assert sorted(pool.arms) == sorted(uad_autoencoder.ARMS)
+    assert list(first) == list(uad_autoencoder.ARMS)
+    assert first["UAD"] == scores(uad_autoencoder, 0.1)
 
     def again(*_):
         raise AssertionError("trained a second time")
