@@ -76,7 +76,7 @@ def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool)
     patients = {section: _cases(folder, ("mixed", "plain"), section) for section in ("training", "validation")}
     datalist = write_datalist(folder / "patients.json", patients)
     # half of the patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet = {"max_epochs": 110, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
+    unet = {"max_epochs": 70, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
     autoencoder = {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}
     options = {"seed": seed, "amp": amp}
     _train("uad_autoencoder", "train", folder / "uad_unet", datalist_file=datalist, **unet, **options)
@@ -127,7 +127,7 @@ def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -
         seed=seed,
         amp=amp,
     )
-    _calibrate("ace_multitask", datalist)
+    _calibrate("ace_multitask", datalist, "--dataset", "lesion")
 
 
 def _cases(folder: Path, cohorts: Sequence[str], section: str) -> list[dict]:

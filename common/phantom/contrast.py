@@ -112,14 +112,14 @@ def bright_structures(classes, accents, distance, fine, rng) -> tuple[torch.Tens
     solid = (classes != 0) & (classes != CSF) & (classes != VENTRICLE)
     largest = torch.zeros(max(ACCENTS) + 1)
     for value, (gain, _) in ACCENTS.items():
-        largest[value] = float(gain * rng.uniform(0, 1))
+        largest[value] = float(gain * rng.uniform(0.1, 1))
     gain = largest[accents.long()]
     gain[(accents == HORN_CAPS) & (distance > rng.uniform(2.5, 5))] = 0
     gain[(accents == LIMBIC) & (classes != CORTEX)] = 0
     halo = float(rng.uniform(0, 0.12)) * torch.exp(-distance / 5.0)
     gain = torch.maximum(gain, halo * (classes == WM))
-    lining = (distance > 0) & (distance < rng.uniform(0.5, 1.8))
-    gain[lining] = gain[lining].clamp(min=float(rng.uniform(0, 0.35)))
+    lining = (distance > 0) & (distance < rng.uniform(0.6, 2.4))
+    gain[lining] = gain[lining].clamp(min=float(rng.uniform(0.05, 0.5)))
     plexus = (accents == CHOROID_PLEXUS) & (classes == VENTRICLE) & (uneven > rng.uniform(0.3, 0.8))
     return gain * uneven * solid, plexus
 
@@ -139,7 +139,7 @@ def render(
     csf, lesion_contrast = rng.uniform(*scanner.csf), rng.uniform(*scanner.lesion)
     mask = to_scan(brain.float()) >= 0.5
     gain, plexus = bright
-    plexus_tone = {"T1w": 0.6, "T2w": 1.7, "FLAIR": float(rng.uniform(0.8, 1.5))}
+    plexus_tone = {"T1w": 0.6, "T2w": 1.7, "FLAIR": float(rng.uniform(0.8, 1.8))}
 
     images = {}
     for name in sequences:

@@ -61,8 +61,6 @@ class Lesions:
     def _add_ms(self, classes, distance, support, world, fine, rng) -> None:
         """White-matter lesions; load, number, size and shape as measured (see :func:`ms_lesion_volumes`)."""
         volumes = ms_lesion_volumes(rng)
-        if rng.random() < volumes.sum() / 20000:
-            self._add_rim(distance, support, fine, rng)
         cerebral = torch.nonzero(classes == WM)
         below = torch.nonzero((classes == BRAIN_STEM) | (classes == CEREBELLAR_WM))
         near = torch.exp(-distance[tuple(cerebral.T)] / 8.0).double().numpy()
@@ -111,15 +109,6 @@ class Lesions:
         self.severity[box][grown] = float(severity)
         self.membership[box][grown] = member[grown]
         self.kind[box][member > 0.02] = 1
-
-    def _add_rim(self, distance, support, fine, rng) -> None:
-        """The band of lesion along the ventricles of patients with much disease, broken here and there."""
-        width = rng.uniform(1.0, 3.5) * (1 + 0.5 * smooth_noise(rng, fine.shape, 5.0 / fine.spacing))
-        member = torch.sigmoid((width - distance) / 0.4) * ((distance > 0) & (width > 0.8) & support)
-        grown = member > self.membership
-        self.severity[grown] = float(rng.uniform(0.1, 0.6))
-        self.membership[grown] = member[grown]
-        self.kind[member > 0.02] = 1
 
     def _add_mass(self, classes, distance, world, fine, rng) -> None:
         """A tumour-like mass: dead core, solid rim, oedema in the white matter around it."""
