@@ -5,6 +5,7 @@ Usage, from the root of the repository:
     python scripts/calibrate_threshold.py uad_autoencoder --datalist_file cases.json --section validation
     python scripts/calibrate_threshold.py uad_autoencoder --datalist_file healthy.json --section validation \
         --criterion false_positive_rate --rate 0.01 --write
+    python scripts/calibrate_threshold.py ace_multitask --datalist_file cases.json --section validation --dataset lesion
 
 The bundle writes its maps as for a user; the threshold is found on these files, at voxels of the brain, before small
 components are removed. Scans that a result is to be reported on must not be among the cases.
@@ -49,25 +50,30 @@ class Calibration(NamedTuple):
     source: str
 
 
-def check_cases(cases: Sequence[Case], criterion: str) -> None:
-    """Refuse cases that a criterion cannot use, before the network runs on them.
+def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None = None) -> None:
+    """Refuse cases that a criterion cannot use, before the network runs on them; arguments as for :func:`calibrate`.
 
     Raises:
         InputError: if no label has a lesion, or for ``false_positive_rate`` a case is not healthy.
     """
     if criterion == "best_dice":
-        if not any(_label(case).any() for case in cases):
+        if not any(_label(case, label_value).any() for case in cases):
             raise InputError(
                 f"no label of the {_counted(cases)} has a lesion, expected one to calibrate with best_dice"
             )
         return
     for case in cases:
-        if case.get("healthy") is False or ("label" in case and _label(case).any()):
+        if case.get("healthy") is False or ("label" in case and _label(case, label_value).any()):
             raise InputError(f"{case['name']} has lesions, expected healthy scans to calibrate a false-positive rate")
 
 
 def calibrate(
-    cases: Sequence[Case], output_dir: str | Path, criterion: str, rate: float | None = None, data: str = "these cases"
+    cases: Sequence[Case],
+    output_dir: str | Path,
+    criterion: str,
+    rate: float | None = None,
+    data: str = "these cases",
+    label_value: int | None = None,
 ) -> Calibration:
     """Find the threshold of maps on disk.
 
@@ -78,6 +84,7 @@ def calibrate(
             ``false_positive_rate``, the smallest threshold that at most a share ``rate`` of the brain voxels reaches.
         rate: for ``false_positive_rate``, between 0 and 1.
         data: what the data set is called.
+        label_value: the value in the labels that the map scores; None for labels of 0 and 1 only.
 
     Returns:
         The threshold, rounded to four significant digits, and its source with the value that it reaches.
@@ -89,7 +96,7 @@ def calibrate(
     maps = (_read(Path(output_dir) / f"{case['name']}_prob.nii.gz") for case in cases)
     scores = [values[brain] for values, brain in zip(maps, brains, strict=True)]  # 6 MB of a head at 1 mm
     if criterion == "best_dice":
-        labels = [_label(case)[brain] for case, brain in zip(cases, brains, strict=True)]
+        labels = [_label(case, label_value)[brain] for case, brain in zip(cases, brains, strict=True)]
         threshold = _rounded(best_dice(scores, labels)[1], up=False)
         reached = pooled_dice([values >= threshold for values in scores], labels)
         return Calibration(threshold, f"best pooled Dice, {reached:.3f}, in the brain of {_counted(cases)} ({data})")
@@ -127,6 +134,8 @@ def main(
     criterion: str = "best_dice",
     rate: float | None = None,
     layers: str | Sequence[str] = (),
+    dataset: str | None = None,
+    label_value: int | None = None,
     output_dir: str | None = None,
     device: str | None = None,
     write: bool = False,
@@ -141,6 +150,8 @@ def main(
         criterion: best_dice (labelled cases) or false_positive_rate (healthy cases).
         rate: share of healthy brain voxels that may reach the threshold, as 0.01.
         layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
+        dataset: use only the cases that name this data set, where a datalist joins several.
+        label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
         output_dir: keep the maps there; by default they are removed.
         device: cpu, cuda:0, ...; by default what the bundle says.
         write: put the threshold and its source into the config.
@@ -158,17 +169,19 @@ def main(
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
     _refuse_test_section(datalist_file, section)
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
-    overrides |= {"datalist#section": section, "datalist#require": ["label"] if criterion == "best_dice" else None}
+    overrides |= {"datalist#section": section, "datalist#dataset": dataset}
+    overrides |= {"datalist#require": ["label"] if criterion == "best_dice" else None}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
         given = {key: value for key, value in overrides.items() if value is not None}
         names = [path.name for path in configs]
         workflow = open_configs(configs[0].parents[1], names, logging_file=None, output_dir=str(folder), **given)
         cases = workflow.parser.get_parsed_content("datalist")
         _refuse_test_subjects(cases, datalist_file)
-        check_cases(cases, criterion)
+        check_cases(cases, criterion, label_value)
         workflow.run()
         workflow.finalize()
-        calibration = calibrate(cases, folder, criterion, rate, _data_name(datalist_file, dataset_dir, section))
+        data = _data_name(datalist_file, dataset_dir, section, dataset)
+        calibration = calibrate(cases, folder, criterion, rate, data, label_value)
     print(f'"threshold": {calibration.threshold},\n"threshold_source": {json.dumps(calibration.source)}')
     if write:
         write_threshold(target, calibration)
@@ -214,13 +227,15 @@ def _content(datalist_file: str | None) -> Any:
         return None
 
 
-def _data_name(datalist_file: str | None, dataset_dir: str | None, section: str | None) -> str:
+def _data_name(
+    datalist_file: str | None, dataset_dir: str | None, section: str | None, dataset: str | None = None
+) -> str:
     """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
     content = _content(datalist_file)
     description = Path(dataset_dir or Path(datalist_file or ".").parent) / "dataset_description.json"
     named = [c.get("name") or c.get("Name") for c in (content, _content(str(description))) if isinstance(c, dict)]
     name = next((name for name in named if name), Path(datalist_file or dataset_dir or "").resolve().name)
-    return f"{name}, {section}" if section else name
+    return ", ".join(part for part in (name, dataset, section) if part)
 
 
 def _read(path: str | Path) -> np.ndarray:
@@ -228,8 +243,12 @@ def _read(path: str | Path) -> np.ndarray:
     return LoadScand("scan", may_be_empty="scan")({"scan": path})["scan"][0].numpy()
 
 
-def _label(case: Case) -> np.ndarray:
-    return CheckLabeld("label")(LoadScand("label")(case))["label"][0].numpy() > 0
+def _label(case: Case, label_value: int | None = None) -> np.ndarray:
+    """Mask of the reference: where the label has this value, or is 1 where there is nothing but 0 and 1."""
+    label = LoadScand("label")(case)
+    if label_value is not None:
+        return label["label"][0].numpy() == label_value
+    return CheckLabeld("label")(label)["label"][0].numpy() > 0
 
 
 def _brain(case: Case) -> np.ndarray:

@@ -436,3 +436,51 @@ def test_a_failure_does_not_fit_in_a_batch_with_others():
 def test_a_file_called_by_its_sequence_alone_is_of_the_subject_that_its_folder_names():
     images = ("/data/07/FLAIR.nii.gz", "/data/08/flair.nii", "/data/x/07_FLAIR.nii")
     assert [subject_of({"image": image}) for image in images] == ["07", "08", "07_FLAIR"]
+
+
+# several sequences, several data sets
+
+
+def test_null_stands_for_a_sequence_that_may_be_missing(tmp_path):
+    for file in ("a_T1.nii.gz", "b_FLAIR.nii.gz"):
+        save(tmp_path / file)
+    cases = save_json(tmp_path / "cases.json", [{"image": ["a_T1.nii.gz", None]}, {"image": [None, "b_FLAIR.nii.gz"]}])
+    first, second = list_cases(datalist_file=cases, sequences=["T1w", "FLAIR"], optional_sequences=["T1w", "FLAIR"])
+    assert first["image"] == [str(tmp_path / "a_T1.nii.gz"), None]
+    assert (second["name"], second["subject"]) == ("b_FLAIR", "b_FLAIR")  # of the image that is there
+    write_datalist(tmp_path / "again.json", {"test": [first, second]})
+    again = json.loads((tmp_path / "again.json").read_text())["test"]
+    assert [case["image"] for case in again] == [["a_T1.nii.gz", None], [None, "b_FLAIR.nii.gz"]]
+
+
+@pytest.mark.parametrize(
+    ("image", "optional", "sentence"),
+    [
+        (["a.nii.gz", None], [], r"a.nii.gz in .*cases.json has no FLAIR, expected its path$"),
+        (["a.nii.gz", None], ["T1w"], r"has no FLAIR, expected its path \(only T1w may be null\)"),
+        ([None, None], ["T1w", "FLAIR"], r"has an image \[None, None\], expected a path or a list of paths"),
+        (["a.nii.gz"], ["T1w", "FLAIR"], r"has 1 images, expected 2 \(T1w, FLAIR\)"),
+    ],
+)
+def test_a_sequence_that_is_needed_and_missing_is_named(tmp_path, image, optional, sentence):
+    save(tmp_path / "a.nii.gz")
+    cases = save_json(tmp_path / "cases.json", [{"image": image}])
+    with pytest.raises(InputError, match=sentence):
+        list_cases(datalist_file=cases, sequences=["T1w", "FLAIR"], optional_sequences=optional)
+
+
+def test_sequences_on_different_grids_are_refused(tmp_path):
+    save(tmp_path / "a_T1.nii.gz")
+    save(tmp_path / "a_FLAIR.nii.gz", affine=AFFINE @ np.diag([1, 1, 1.1, 1]))
+    with pytest.raises(InputError, match=r"a_FLAIR.nii.gz and .*a_T1.nii.gz have affines that differ"):
+        list_cases(tmp_path, sequences=["T1w", "FLAIR"])
+
+
+def test_cases_of_one_data_set_are_kept(tmp_path):
+    for file in "abc":
+        save(tmp_path / f"{file}.nii.gz")
+    items = [{"image": f"{file}.nii.gz", "dataset": of} for file, of in (("a", "one"), ("b", "two"))]
+    cases = save_json(tmp_path / "cases.json", [*items, {"image": "c.nii.gz"}])
+    assert names(list_cases(datalist_file=cases, dataset="two")) == ["b"]
+    with pytest.raises(InputError, match="no case of the data set 'three' among its 3, found one, two"):
+        list_cases(datalist_file=cases, dataset="three")

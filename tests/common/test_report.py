@@ -437,3 +437,83 @@ class TestPictures:
     def test_an_image_of_one_value_is_drawn(self):
         flat = np.ones(SHAPE, dtype=np.float32)
         assert case_pictures(flat, np.eye(4), flat.astype(int) * 0)[0].mime == "image/png"
+
+
+# data sets that label different classes
+
+
+SETS = {"tissue": {0: [0], 1: [1], 2: [2, 3]}, "lesion": {0: [0, 1, 2], 1: [3], 9: [0, 1, 2, 3]}}
+NAMES = {1: "GM", 2: "WM", 3: "lesion"}
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    """A tissue case whose white matter includes lesions, and a lesion case with a voxel layer of which nobody knows."""
+    gm, wm, lesion = boxes((2, 2, 2)), boxes((8, 8, 8), value=2), boxes((12, 12, 10), value=3)
+    unsure = boxes((6, 16, 4), value=9)
+    found = gm + wm + lesion
+    tissue = add_case(tmp_path, "t", found, gm + wm + boxes((12, 12, 10), value=2))
+    lesions = add_case(tmp_path, "l", found + boxes((6, 16, 4), value=3), boxes((12, 12, 10)) + unsure)
+    return [tissue | {"dataset": "tissue"}, lesions | {"dataset": "lesion"}], tmp_path / "out"
+
+
+def test_each_data_set_is_scored_on_what_it_labels_and_on_nothing_else(two_sets):
+    cases, out = two_sets
+    report = Report(cases, out, label_names=NAMES, reference_sets=SETS, lesion_labels=[3], map_label=3)
+    scored = {(row["dataset"], row["label_name"]): row["dice"] for row in report.rows if row["dice"] is not None}
+    # merged, white matter with lesions is found whole; what a label leaves open is no false positive
+    assert scored == {("tissue", "GM"): 1, ("tissue", "WM + lesion"): 1, ("lesion", "lesion"): 1}
+    assert report.pooled["lesion"]["cases"] == 1
+    assert {row["label"] for row in report.rows} == {1, 2, 3, "2+3"}
+    volumes = [row["prediction_ml"] for row in report.rows if (row["name"], row["label_name"]) == ("l", "GM")]
+    assert volumes == [pytest.approx(64 * 0.009)]  # known from the file alone
+
+
+def test_a_voxel_outside_of_all_that_a_label_allows_counts_against(two_sets):
+    cases, out = two_sets
+    wrong = boxes((2, 2, 2), value=3) + boxes((12, 12, 10), value=3)
+    save(out / "l_seg.nii.gz", wrong)
+    rows = Evaluation(cases, out, NAMES, reference_sets=SETS).rows
+    (row,) = [row for row in rows if row["name"] == "l" and row["dice"] is not None]
+    assert (row["dice"], row["precision"]) == (pytest.approx(2 / 3), 0.5)
+
+
+def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
+    cases, out = two_sets
+    table = {"caption": "What is labelled", "columns": ["data set", "GM"], "rows": [["tissue", "exact"]]}
+    page = page_of(Report(cases, out, label_names=NAMES, reference_sets=SETS, map_label=3, tables=[table]))
+    text = html.unescape(page)
+    rows = re.findall(r'<th scope="row">(tissue|lesion|all)</th>(.*?)</tr>', text)
+    cells = {name: re.findall(r">([^<>]+)</td>", row) for name, row in reversed(rows)}
+    assert cells["all"] == ["1.000", "1.000", "1.000"]
+    assert cells["lesion"] == ["–", "1.000", "–"]
+    assert "What is labelled" in text
+    assert ">exact</td>" in text
+
+
+def test_a_case_of_no_known_data_set_is_named(two_sets):
+    cases, out = two_sets
+    with pytest.raises(InputError, match="the case t has the dataset 'tissues', expected one of tissue, lesion"):
+        Evaluation([cases[0] | {"dataset": "tissues"}], out, NAMES, reference_sets=SETS)
+    nameless = {key: value for key, value in cases[0].items() if key != "dataset"}
+    with pytest.raises(InputError, match="the case t has no dataset"):
+        Evaluation([nameless], out, NAMES, reference_sets=SETS)
+
+
+def test_a_reference_value_outside_the_table_of_its_data_set_is_named(two_sets):
+    cases, out = two_sets
+    with pytest.raises(InputError, match=r"l_lesion.nii.gz has the values 9, expected 0, 1 only"):
+        _ = Evaluation(cases, out, NAMES, reference_sets=SETS | {"lesion": {0: [0, 1, 2], 1: [3]}}).rows
+
+
+def test_labels_are_filled_in_colors_of_their_own_and_named():
+    image = np.random.default_rng(0).random(SHAPE).astype(np.float32) + 1
+    labels = boxes((4, 4, 4), size=8) + boxes((4, 14, 4), size=6, value=2)
+    plain, filled, *_ = case_pictures(image, AFFINE, labels, labels, None, 1.0, {1: "GM", 2: "WM"})
+    assert "predicted labels" in filled.caption
+    first, second = (np.asarray(Image.open(io.BytesIO(p.data)).convert("RGB")).astype(int) for p in (plain, filled))
+    assert (np.ptp(first, axis=2) < 12).mean() > 0.95  # gray
+    colored = second[np.ptp(second, axis=2) > 60]
+    blue, green = (colored[:, c] == colored.max(axis=1) for c in (2, 1))
+    assert blue.sum() > 1000
+    assert green.sum() > 500

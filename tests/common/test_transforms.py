@@ -16,23 +16,30 @@ from scipy import ndimage
 from common.errors import InputError
 from common.transforms import (
     BrainMaskd,
+    ChannelMapd,
     CheckLabeld,
+    EntropyMapd,
     ErodeMaskd,
     KeepBrightd,
     LoadScand,
     MaskOutsided,
     MedianFilterd,
+    NormalizeBrainIntensityd,
     RemoveSmallComponentsd,
     ResampleSpacingd,
     ResidualMapd,
     SaveScand,
     ScaleBrainIntensityd,
+    ThresholdedArgmaxd,
+    entropy,
     erode_mask,
     keep_bright,
     median_filter,
+    normalize_brain_intensity,
     remove_small_components,
     residual_map,
     scale_brain_intensity,
+    thresholded_argmax,
 )
 from common.transforms.anomaly import median_size
 from common.transforms.io import write_atomically
@@ -626,3 +633,83 @@ def test_only_the_brightest_of_the_brain_keep_their_residual():
     item = KeepBrightd("pred", quantile=0.6)({"image": image, "pred": MetaTensor(values)})
     assert isinstance(item["pred"], MetaTensor)
     assert item["pred"].sum() == 2
+
+
+# several sequences, several classes
+
+
+def test_a_missing_sequence_is_a_channel_of_zeros_in_its_place(scan):
+    item = LoadScand("image")({"image": [None, scan]})["image"]
+    assert not item[0].any()
+    torch.testing.assert_close(item[1:].as_tensor(), LoadScand("image")({"image": scan})["image"].as_tensor())
+    np.testing.assert_allclose(item.affine, OBLIQUE, atol=1e-5)
+    with pytest.raises(InputError, match=r"\[None, None\] stands where the path"):
+        LoadScand("image")({"image": [None, None]})
+
+
+def test_the_brain_is_that_of_the_first_sequence_that_is_there():
+    image = np.zeros((2, 4, 4, 4), dtype=np.float32)
+    image[1, 1:3] = 5
+    mask = BrainMaskd("image")({"image": meta(image)})["brain_mask"]
+    np.testing.assert_array_equal(np.asarray(mask)[0], image[1] > 0)
+
+
+def test_a_sequence_that_the_brain_mask_empties_does_not_pass_for_a_missing_one():
+    image = np.zeros((2, 4, 4, 4), dtype=np.float32)
+    image[0] = 5
+    image[1, 0] = 5
+    mask = np.zeros((1, 4, 4, 4), dtype=np.float32)
+    mask[:, 2:] = 1
+    with pytest.raises(InputError, match=r"scan.nii.gz: channel 1 is 0 everywhere in the brain"):
+        BrainMaskd("image")({"image": meta(image), "brain_mask": meta(mask)})
+
+
+def test_brain_intensities_get_mean_0_and_deviation_1_and_the_rest_stays_0():
+    # values 2, 4, 6, 8 in the brain: mean 5, variance (9 + 1 + 1 + 9) / 4 = 5
+    image = torch.tensor([[0.0, 2, 4, 6, 8, 0], [0, 0, 0, 0, 0, 0]]).reshape(2, 6, 1, 1)
+    out = NormalizeBrainIntensityd("image")({"image": meta(image)})["image"]
+    expected = torch.tensor([0, -3, -1, 1, 3, 0]) / 5**0.5
+    torch.testing.assert_close(out[0].flatten().as_tensor(), expected.float())
+    assert not out[1].any()  # missing
+    outside = normalize_brain_intensity(image[:1] + 1, (image[:1] > 0).float())
+    torch.testing.assert_close(outside[0], out[0].as_tensor())
+
+
+def test_a_constant_brain_is_no_image():
+    image = torch.full((1, 3, 3, 3), 7.0)
+    with pytest.raises(InputError, match=r"scan.nii.gz: channel 0 is 7 everywhere in the brain"):
+        NormalizeBrainIntensityd("image")({"image": meta(image)})
+    with pytest.raises(InputError, match="brain mask is empty"):
+        normalize_brain_intensity(image, torch.zeros(1, 3, 3, 3))
+    with pytest.raises(ValueError, match="expected one channel"):
+        normalize_brain_intensity(image, torch.ones(2, 3, 3, 3))
+
+
+def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_second():
+    # classes background, tissue, other tissue, lesion at five voxels; the last lies outside of the brain
+    p = torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.1, 0.4, 0.2, 0.3], [0.05, 0, 0, 0.95], [0.7, 0.1, 0, 0.2], [0] * 4]).T
+    p = p.reshape(4, 5, 1, 1)
+    assert thresholded_argmax(p, 3, 0.3).flatten().tolist() == [1, 3, 3, 0, 0]
+    assert thresholded_argmax(p, 3, 0.96).flatten().tolist() == [1, 1, 0, 0, 0]  # never lesion by its size alone
+    out = ThresholdedArgmaxd("pred", 3, 0.3)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
+    assert (out.dtype, tuple(out.shape), float(out.affine[0, 0])) == (torch.uint8, (1, 5, 1, 1), 2.0)
+    for index, threshold in ((4, 0.5), (-1, 0.5), (3, 0.0), (3, 1.5)):
+        with pytest.raises(ValueError, match="expected"):
+            thresholded_argmax(p, index, threshold)
+
+
+def test_the_entropy_is_0_where_one_class_is_certain_and_log_c_where_none_is():
+    p = torch.tensor([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0] * 4]).T.reshape(4, 4, 1, 1)
+    expected = torch.tensor([0, 4, 2, 0]).float()
+    torch.testing.assert_close(entropy(p).exp().flatten(), expected.clamp(min=1))
+    assert EntropyMapd("pred")({"pred": meta(p)})["entropy"].shape == (1, 4, 1, 1)
+
+
+def test_one_channel_is_copied_and_the_others_stay():
+    p = meta(torch.arange(8.0).reshape(4, 2, 1, 1), spacing=(2, 2, 2))
+    item = ChannelMapd("pred", names="prob", index=2)({"pred": p})
+    assert item["prob"].flatten().tolist() == [4, 5]
+    assert float(item["prob"].affine[0, 0]) == 2.0
+    assert item["pred"] is p
+    with pytest.raises(ValueError, match="has 4 channels, expected one with the index 4"):
+        ChannelMapd("pred", names="prob", index=4)({"pred": p})

@@ -125,7 +125,7 @@ def _check_names(label_sets: LabelSets, cases: Sequence[Mapping[str, Any]]) -> N
 
 
 def _title(case: Mapping[str, Any]) -> str:
-    return str(case.get("name", case["image"]))
+    return str(case["name"] if "name" in case else case.get("image"))
 
 
 class ExactClassesd(MapTransform):
