@@ -15,6 +15,7 @@ from .anomaly import (
 )
 from .intensity import BrainMaskd, ScaleBrainIntensityd, scale_brain_intensity
 from .io import CheckLabeld, LoadScand, SaveScand
+from .plain import PlainTensorCompose
 from .spatial import ResampleSpacingd
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LoadScand",
     "MaskOutsided",
     "MedianFilterd",
+    "PlainTensorCompose",
     "RemoveSmallComponentsd",
     "ResampleSpacingd",
     "ResidualMapd",
