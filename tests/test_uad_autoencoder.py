@@ -275,6 +275,16 @@ def test_weights_and_soft_labels_reach_the_patches(cohort, pseudo):
         assert batch["weight"].tolist() == [1.0] * 4
 
 
+def test_epochs_differ_and_leave_the_cached_volumes_as_they_are(cohort, pseudo):
+    options = {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo, "patch_size": [32, 32]}
+    dataset = open_configs(BUNDLE, "train", **SPACING, **options).parser.get_parsed_content("train#dataset")
+    cached = [item["image"].clone() for item in dataset._cache]
+    first, second = (torch.stack([patch["image"] for patch in dataset[0]]) for _ in range(2))
+    assert type(first) is torch.Tensor
+    assert not first.equal(second)
+    assert all(before.equal(item["image"]) for before, item in zip(cached, dataset._cache, strict=True))
+
+
 @pytest.mark.slow
 def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path):
     run(

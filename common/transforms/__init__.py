@@ -22,6 +22,7 @@ from .intensity import (
     scale_brain_intensity,
 )
 from .io import CheckLabeld, LoadScand, SaveScand
+from .plain import PlainTensorCompose
 from .spatial import ResampleSpacingd
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "MaskOutsided",
     "MedianFilterd",
     "NormalizeBrainIntensityd",
+    "PlainTensorCompose",
     "RemoveSmallComponentsd",
     "ResampleSpacingd",
     "ResidualMapd",

@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Compose, DivisiblePadd, Invertd, LoadImaged, Orientationd, SaveImaged
+from monai.data import MetaTensor, decollate_batch, get_track_meta, list_data_collate
+from monai.transforms import Compose, DivisiblePadd, Invertd, LoadImaged, Orientationd, RandFlipd, SaveImaged
 from scipy import ndimage
 
 from common.errors import InputError
@@ -25,6 +25,7 @@ from common.transforms import (
     MaskOutsided,
     MedianFilterd,
     NormalizeBrainIntensityd,
+    PlainTensorCompose,
     RemoveSmallComponentsd,
     ResampleSpacingd,
     ResidualMapd,
@@ -74,6 +75,31 @@ def meta(array, spacing=(1.0, 1.0, 1.0), file="scan.nii.gz"):
 @pytest.fixture
 def scan(tmp_path):
     return save(tmp_path / "scan.nii.gz", ramp((12, 14, 10), OBLIQUE))
+
+
+# without metadata
+
+
+def test_plain_transforms_do_what_they_do_with_metadata():
+    item, flip = {"image": meta(torch.rand(1, 6, 5))}, RandFlipd("image", prob=0.5, spatial_axis=0)
+    plain, tracked = PlainTensorCompose([flip]), Compose([flip])
+    plain.set_random_state(3)
+    found = [plain(item)["image"] for _ in range(8)]
+    tracked.set_random_state(3)
+    expected = [tracked(item)["image"] for _ in range(8)]
+    assert all(type(image) is torch.Tensor for image in found)
+    assert [image.tolist() for image in found] == [image.tolist() for image in expected]
+    assert len({str(image.tolist()) for image in found}) == 2  # some are flipped
+
+
+def test_metadata_is_kept_again_after_plain_transforms_even_if_they_fail():
+    def fail(item):
+        assert not get_track_meta()
+        raise InputError("no such scan")
+
+    with pytest.raises(RuntimeError):
+        PlainTensorCompose([fail])({"image": meta(torch.rand(1, 6, 5))})
+    assert get_track_meta()
 
 
 # reading
