@@ -1,5 +1,7 @@
 """Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
 
+``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice.
+
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
 """
 
@@ -143,8 +145,107 @@ def training(
     print(f"waiting is {waited / (waited + worked):.1%} of the time")
 
 
+def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, device: str = "cpu") -> None:
+    """Time and memory, forward and backward, of the losses of ace_multitask beside MONAI's DiceCELoss.
+
+    The losses take turns, so that other work on the machine hits all of them. Peak memory is that of a process of its
+    own, above what it holds with logits and labels.
+
+    Args:
+        shape: voxels of a patch; five classes.
+        batch: patches.
+        repeats: of each loss, after one to warm up.
+        device: ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    losses = _losses()
+    peak = {}
+    for name in losses:  # before this process grows: a child counts from its parent's size
+        command = [sys.executable, __file__, "loss_peak", name, json.dumps(shape), str(batch), device]
+        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    arguments = {name: _loss_arguments(name, shape, batch, device) for name in losses}
+    for repeat in range(repeats + 1):
+        for name, loss in losses.items():
+            logits, labels = arguments[name]
+            logits.grad = None
+            start = time.perf_counter()
+            loss.to(device)(logits, labels).backward()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    kept = {name: _kept_for_backward(loss, *arguments[name]) for name, loss in losses.items()}
+    plain = next(iter(losses))
+    print(f"{'':12s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'kept':>10s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
+    for name, values in seconds.items():
+        ratio = np.median(np.divide(values, seconds[plain]))
+        print(
+            f"{name:12s}{np.median(values) * 1000:6.0f} ms{min(values) * 1000:6.0f} ms{ratio:7.2f}"
+            f"{kept[name]:6.0f} MiB{kept[name] / kept[plain]:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak[plain]:7.2f}"
+        )
+
+
+def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
+    """Print the MiB that one forward and backward of a loss takes above its arguments."""
+    import torch
+
+    loss = _losses()[name].to(device)
+    loss(*_loss_arguments(name, (8, 8, 8), batch, device)).backward()  # what is loaded at first use
+    logits, labels = _loss_arguments(name, shape, batch, device)
+    if device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        loss(logits, labels).backward()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        loss(logits, labels).backward()
+        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def _losses() -> dict:
+    """The plain loss and those of ace_multitask, for five classes of two data sets."""
+    sys.path.insert(0, str(ROOT / "bundles" / "ace_multitask"))
+    from monai.losses import DiceCELoss
+
+    from ace_multitask.label_sets import LabelSets
+    from ace_multitask.loss import OBJECTIVES, make_loss
+
+    tissue = {"labels": {"1": "CSF", "2": "GM", "3": "WM"}, "background_is_complete": True}
+    datasets = {"tissue": tissue, "lesion": {"labels": {"1": "lesion"}}}
+    table = LabelSets(["background", "CSF", "GM", "WM", "lesion"], datasets)
+    plain = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
+    return {"DiceCELoss": plain, **{objective: make_loss(objective, table) for objective in OBJECTIVES}}
+
+
+def _loss_arguments(name: str, shape: tuple, batch: int, device: str) -> tuple:
+    """Random logits; random labels, of full tables for the plain loss, else in turn of the two data sets."""
+    import torch
+
+    torch.manual_seed(0)
+    logits = torch.randn(batch, 5, *shape, device=device, requires_grad=True)
+    if name == "DiceCELoss":
+        return logits, torch.randint(0, 5, (batch, 1, *shape), device=device)
+    codes = [torch.randint(*((1, 5) if i % 2 == 0 else (5, 7)), (1, 1, *shape), device=device) for i in range(batch)]
+    return logits, torch.cat(codes).to(torch.uint8)
+
+
+def _kept_for_backward(loss, logits, labels) -> float:
+    """MiB of all tensors that autograd keeps between forward and backward, each counted once."""
+    import torch
+
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        loss(logits, labels)
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(sizes.values()) / 2**20
+
+
 if __name__ == "__main__":
     install_error_hook()
     if len(sys.argv) > 2 and not (ROOT / "bundles" / sys.argv[2]).is_dir() and sys.argv[1] in ("inference", "training"):
         raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
-    fire.Fire({"inference": inference, "training": training, "make_head": make_head, "parts": parts})
+    commands = (inference, training, ace_loss, make_head, parts, loss_peak)
+    fire.Fire({command.__name__: command for command in commands})

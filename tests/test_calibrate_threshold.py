@@ -118,6 +118,27 @@ def test_threshold_is_that_of_the_largest_dice_over_all_brain_voxels(bundle, tmp
     assert config["threshold_source"] in capsys.readouterr().out
 
 
+def test_cases_of_one_data_set_and_one_value_of_their_labels_are_used(bundle, tmp_path):
+    low, high = LOW["a"], ([0.8, 0.1, 0.05], [2, 1, 3])
+    datalist = save_cases(tmp_path / "data", {"a": low, "b": high})
+    content = json.loads(datalist.read_text())
+    for item, name in zip(content["validation"], ("lesion", "joint"), strict=True):
+        item["dataset"] = name
+    datalist.write_text(json.dumps(content))
+    options = {"datalist_file": str(datalist), "section": "validation", "write": True}
+    # value 2 is at 0.8 only; 1 and 3 are other classes
+    script.main(str(bundle), dataset="joint", label_value=2, **options)
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert config["threshold"] == 0.8
+    assert config["threshold_source"] == (
+        "best pooled Dice, 1.000, in the brain of 1 case (Toy scans, joint, validation)"
+    )
+    script.main(str(bundle), dataset="lesion", **options)
+    assert json.loads((bundle / "configs" / "inference.json").read_text())["threshold"] == 0.6
+    with refused("b_label.nii.gz has the label values 2, 3, expected only 0, 1"):
+        script.main(str(bundle), dataset="joint", **options)
+
+
 def test_threshold_keeps_the_rate_on_healthy_scans(bundle, tmp_path):
     # 20 brain voxels with scores 0.01 to 0.20: two of them, a tenth, reach 0.19
     scores = [0.01 * i for i in range(1, 21)]

@@ -194,6 +194,18 @@ def test_epochs_differ_and_ranks_differ_and_the_same_epoch_repeats():
         assert len({drawn[name][i] for name in ("a", "next", "other rank")}) == 3
 
 
+def test_a_sampler_hears_of_the_epoch():
+    class Sampler(list):
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+    sampler = Sampler([0])
+    loader = DataLoader(Dataset([{"image": torch.zeros(1)}]), sampler=sampler, num_workers=0)
+    state = SimpleNamespace(dataloader=loader, epoch=7, rank=0)
+    EpochSeed(5)(SimpleNamespace(state=state, set_data=lambda data: None))
+    assert sampler.epoch == 7
+
+
 def test_an_epoch_shorter_than_the_loader_starts_from_the_first_batch_of_its_own_shuffle(tmp_path):
     data = [{"image": torch.full((1, 8, 8), float(i))} for i in range(6)]
     orders = []

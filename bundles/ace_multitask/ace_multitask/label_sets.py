@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_data_type, convert_to_dst_type
 
 from common.errors import InputError
 from common.transforms.io import file_of
-
-logger = logging.getLogger(__name__)
 
 IGNORE = "ignore"
 _KEYS = ("labels", "background_is_complete")
@@ -103,8 +100,8 @@ class LabelSets:
     def matrix(self) -> dict[str, dict[str, str]]:
         """Data set -> class -> what its labels say of the class.
 
-        ``exact``: one value means this class and no other does; ``merged``: it shares a value with other classes;
-        ``unknown``: no value, or only an ignored one, can be this class.
+        ``exact``: whatever value can be this class, means this class alone; ``merged``: one stands for other classes
+        too; ``unknown``: none can be this class, or only ignored ones.
         """
         return {
             name: {class_name: self._knowledge(name, c) for c, class_name in enumerate(self.classes)}
@@ -137,18 +134,6 @@ class LabelSets:
             for value, possible in self._tables[dataset].items()
         }
         return LabelSets([self.classes[c] for c in kept], {dataset: {"labels": labels}})
-
-    def check_cases(self, cases: Sequence[Mapping[str, Any]], dataset_key: str = "dataset") -> None:
-        """Refuse cases that the table does not cover, and a table with a data set that has no case.
-
-        Raises:
-            InputError: naming the case or the data set.
-        """
-        for case in cases:
-            self._dataset_of(case, dataset_key)
-        missing = [name for name in self.datasets if all(case[dataset_key] != name for case in cases)]
-        if missing:
-            raise InputError(f"no case has the dataset {_listed(missing)} of label_sets, expected at least one of each")
 
     def _dataset_of(self, case: Mapping[Hashable, Any], dataset_key: str) -> str:
         name = case.get(dataset_key)
@@ -198,7 +183,7 @@ class LabelSets:
         sets = [s for s in self._tables[dataset].values() if c in s and len(s) < len(self.classes)]
         if not sets:
             return "unknown"
-        return "exact" if len(sets) == 1 and len(sets[0]) == 1 else "merged"
+        return "exact" if all(len(s) == 1 for s in sets) else "merged"
 
     def _check_identifiable(self) -> None:
         positive = [v not in (None, 0) for v in self.value_of_code]
@@ -248,10 +233,10 @@ class ObservationCodesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             dataset = self.label_sets._dataset_of(d, self.dataset_key)
-            label = torch.as_tensor(d[key])
-            codes = torch.zeros(label.shape, dtype=torch.uint8, device=label.device)
+            label = convert_data_type(d[key], torch.Tensor)[0]
+            codes = torch.zeros_like(label, dtype=torch.uint8)
             for value in self.label_sets.values(dataset):
-                codes[label == value] = self.label_sets.code_of[dataset, value]
+                codes.masked_fill_(label == value, self.label_sets.code_of[dataset, value])
             if (codes == 0).any():
                 found = torch.unique(label[codes == 0]).tolist()
                 raise InputError(
@@ -273,22 +258,20 @@ def load_label_sets(config: Mapping[str, Any], datalist_file: str | Path | None 
     Raises:
         InputError: as :class:`LabelSets`, or if one of the two is not in this form.
     """
-    content, source = dict(config), "label_sets"
+    own: Any = {}
     if datalist_file is not None:
         try:
             datalist = json.loads(Path(datalist_file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise InputError(f"{datalist_file} cannot be read as JSON ({e}), expected lists of cases") from e
         own = datalist.get("label_sets", {}) if isinstance(datalist, dict) else {}
-        if own:
-            source = f"label_sets of {datalist_file}"
-            logger.info("%s takes the place of the config's", source)
-        if not isinstance(own, Mapping):
-            raise InputError(f"{source} is {own!r}, expected classes and datasets")
-        content |= own
-    if set(content) != {"classes", "datasets"}:
-        raise InputError(f"{source} has the keys {_listed(content)}, expected classes and datasets")
-    return LabelSets(content["classes"], content["datasets"])
+    source = f"{datalist_file}: label_sets" if own else "label_sets"
+    if not isinstance(own, Mapping) or set(config | own) != {"classes", "datasets"}:
+        raise InputError(f"{source} is {own or config!r}, expected classes and datasets and nothing else")
+    try:
+        return LabelSets(**(config | own))
+    except InputError as e:
+        raise InputError(f"{datalist_file}: {e}" if own else str(e)) from e
 
 
 def _class_names(classes: Sequence[str] | Mapping[Any, str]) -> tuple[str, ...]:

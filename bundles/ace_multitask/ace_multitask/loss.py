@@ -51,10 +51,10 @@ def label_set_cross_entropy(
         Roulet et al., "Joint Learning of Brain Lesion and Anatomy Segmentation from Heterogeneous Datasets", MIDL 2019.
         The paper divides by all voxels; here those of which nothing is known do not count.
     """
-    log_p_set, _, counts = _terms(logits, codes, allowed)
-    return _cross_entropy(
-        log_p_set, codes, counts, _code_weights(allowed) if code_weights is None else code_weights, gamma
-    )
+    weights = _code_weights(allowed) if code_weights is None else code_weights
+    with torch.autocast(logits.device.type, enabled=False):
+        log_p_set, _, counts = _terms(logits, codes, allowed)
+        return _cross_entropy(log_p_set, codes, counts, weights, gamma)
 
 
 def merged_dice(
@@ -64,8 +64,8 @@ def merged_dice(
 
     Of every group, ``1 - (2 sum PY + epsilon) / (sum P + sum Y + epsilon)``: P is the summed probability of its
     classes, Y whether the voxel is known to be in it. The sums run over the voxels of the batch whose data set has the
-    group and whose label decides it; a group without such a voxel is left out. A group is a foreground value of a data
-    set.
+    group and whose label decides it; a group without such a voxel is left out. A group is what a
+    foreground value of a data set stands for.
 
     Args:
         logits: (B, C, *spatial).
@@ -77,8 +77,9 @@ def merged_dice(
     Returns:
         Scalar, the mean over the groups.
     """
-    _, sums, counts = _terms(logits, codes, label_sets.allowed.to(logits.device))
-    return _dice(sums, counts, *(table.to(sums) for table in _dice_groups(label_sets, pooled)), epsilon)
+    with torch.autocast(logits.device.type, enabled=False):
+        _, sums, counts = _terms(logits, codes, label_sets.allowed.to(logits.device))
+        return _dice(sums, counts, *(table.to(sums) for table in _dice_groups(label_sets, pooled)), epsilon)
 
 
 class LabelSetLoss(nn.Module):
@@ -138,14 +139,14 @@ class LabelSetLoss(nn.Module):
     def forward(self, logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Scalar loss of logits (B, C, *spatial) and codes (B, 1, *spatial)."""
         allowed = self.allowed if self.scope == "dataset" else self._allowed_in_patches(codes)
-        log_p_set, sums, counts = _terms(logits, codes, allowed)
-        loss = log_p_set.new_zeros(())
-        if self.ce_weight:
-            loss = loss + self.ce_weight * _cross_entropy(log_p_set, codes, counts, self.code_weights, self.gamma)
-        if self.dice_weight:
-            loss = loss + self.dice_weight * _dice(
-                sums, counts, self.dice_classes, self.dice_targets, self.dice_voxels, epsilon=1e-5
-            )
+        groups = (self.dice_classes, self.dice_targets, self.dice_voxels)
+        with torch.autocast(logits.device.type, enabled=False):
+            log_p_set, sums, counts = _terms(logits, codes, allowed)
+            loss = log_p_set.new_zeros(())
+            if self.ce_weight:
+                loss = loss + self.ce_weight * _cross_entropy(log_p_set, codes, counts, self.code_weights, self.gamma)
+            if self.dice_weight:
+                loss = loss + self.dice_weight * _dice(sums, counts, *groups)
         return loss
 
     def _allowed_in_patches(self, codes: torch.Tensor) -> torch.Tensor:
@@ -236,8 +237,7 @@ def _terms(logits: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor) -> 
         raise ValueError(f"codes {tuple(codes.shape)} do not fit the logits {tuple(logits.shape)}")
     if allowed.shape[-1] != logits.shape[1]:
         raise ValueError(f"the logits have {logits.shape[1]} classes, expected {allowed.shape[-1]} as the label sets")
-    with torch.autocast(logits.device.type, enabled=False):
-        return _LabelSetTerms.apply(logits.flatten(2), codes.flatten(1), allowed.expand(len(logits), -1, -1))
+    return _LabelSetTerms.apply(logits.flatten(2), codes.flatten(1), allowed.expand(len(logits), -1, -1))
 
 
 def _cross_entropy(
@@ -262,13 +262,15 @@ def _code_weights(allowed: torch.Tensor) -> torch.Tensor:
 def _dice_groups(label_sets: LabelSets, pooled: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of G groups: their classes (G, C), the codes that lie in them (G, K), the codes that decide on them (G, K)."""
     allowed = label_sets.allowed
-    rows = [code for code, value in enumerate(label_sets.value_of_code) if value and not allowed[code].all()]
-    if pooled:
-        rows = list({tuple(allowed[code].tolist()): code for code in reversed(rows)}.values())[::-1]
+    source = label_sets.dataset_of_code
+    first: dict[tuple[Any, ...], int] = {}  # values of one data set may stand for the same classes
+    for code, value in enumerate(label_sets.value_of_code):
+        if value and not allowed[code].all():
+            first.setdefault((not pooled and source[code], *allowed[code].tolist()), code)
+    rows = list(first.values())
     group = allowed[rows]
     inside = ~(allowed & ~group[:, None]).any(-1)
     outside = ~(allowed & group[:, None]).any(-1)
-    source = label_sets.dataset_of_code
     asked = [[name is not None and (pooled or name == source[row]) for name in source] for row in rows]
     return group.float(), (inside & torch.tensor(asked)).float(), ((inside | outside) & torch.tensor(asked)).float()
 
@@ -279,7 +281,7 @@ def _dice(
     classes: torch.Tensor,
     targets: torch.Tensor,
     voxels: torch.Tensor,
-    epsilon: float,
+    epsilon: float = 1e-5,
 ) -> torch.Tensor:
     classes, targets, voxels = (table.to(sums) for table in (classes, targets, voxels))
     p = classes @ sums.T  # (G, K): probability of each group, summed over the voxels of each code

@@ -77,8 +77,9 @@ def _repeated_permutations(members: np.ndarray, length: int, rng: np.random.Gene
 def crop_ratios(label_sets: LabelSets, background: float = 1 / 3) -> list[float]:
     """How often a patch is centered on a voxel of each code, for ``RandCropByLabelClassesd`` over codes.
 
-    Within a data set every foreground value is drawn equally often. Where value 0 still covers tissue to be learned
-    from (the lesion set), it gets the share ``background``; where it is background alone, and for ignored values, 0.
+    Within a data set all foreground classes are drawn equally often. Where value 0 covers classes that other data sets
+    label, as in the lesion set, it gets the share ``background``; where it is background alone, and for ignored values,
+    the ratio is 0.
 
     Args:
         label_sets: the table.
@@ -93,9 +94,13 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3) -> list[float]
     full = label_sets.allowed.all(1).tolist()
     for dataset in label_sets.datasets:
         codes = {value: label_sets.code_of[dataset, value] for value in label_sets.values(dataset)}
-        foreground = [code for value, code in codes.items() if value and not full[code]]
+        foreground: dict[tuple[bool, ...], list[int]] = {}  # values may stand for the same classes
+        for value, code in codes.items():
+            if value and not full[code]:
+                foreground.setdefault(tuple(label_sets.allowed[code].tolist()), []).append(code)
         rest = background if not full[codes[0]] and label_sets.allowed[codes[0]].sum() > 1 else 0.0
         ratios[codes[0]] = rest
-        for code in foreground:
-            ratios[code] = (1 - rest) / len(foreground)
+        for same in foreground.values():
+            for code in same:
+                ratios[code] = (1 - rest) / len(foreground) / len(same)
     return ratios
