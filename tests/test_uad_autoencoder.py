@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data.utils import set_rnd
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -275,13 +276,18 @@ def test_weights_and_soft_labels_reach_the_patches(cohort, pseudo):
         assert batch["weight"].tolist() == [1.0] * 4
 
 
-def test_epochs_differ_and_leave_the_cached_volumes_as_they_are(cohort, pseudo):
+def test_an_epoch_is_a_function_of_its_seed_and_leaves_the_cached_volumes_alone(cohort, pseudo):
     options = {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo, "patch_size": [32, 32]}
     dataset = open_configs(BUNDLE, "train", **SPACING, **options).parser.get_parsed_content("train#dataset")
     cached = [item["image"].clone() for item in dataset._cache]
-    first, second = (torch.stack([patch["image"] for patch in dataset[0]]) for _ in range(2))
-    assert type(first) is torch.Tensor
-    assert not first.equal(second)
+
+    def patches(seed: int) -> torch.Tensor:
+        set_rnd(dataset, seed)  # as EpochSeed does
+        return torch.stack([patch["image"] for patch in dataset[0]])
+
+    assert type(patches(1)) is torch.Tensor
+    assert patches(1).equal(patches(1))
+    assert not patches(1).equal(patches(2))
     assert all(before.equal(item["image"]) for before, item in zip(cached, dataset._cache, strict=True))
 
 
