@@ -109,7 +109,8 @@ class Evaluation:
         title: of what is evaluated.
         threshold: operating point of the map; None if the mask comes from no threshold.
         reference_key: item that holds the path of the reference.
-        image_key: item that holds the path of the image, of the first if there are several.
+        image_key: item that holds the path of the image, or those of several.
+        image_index: of several images the one that pictures show; the first that there is, where a case lacks it.
         lesion_labels: labels that are counted lesion by lesion. None: the only label, or none of several.
         map_label: label that the map scores. None: the only label; with several, a map is then left alone.
         connectivity: neighbors that join voxels to one lesion.
@@ -138,6 +139,7 @@ class Evaluation:
         threshold: float | None = None,
         reference_key: str = "label",
         image_key: str = "image",
+        image_index: int = 0,
         lesion_labels: Sequence[int] | None = None,
         map_label: int | None = None,
         connectivity: int = 26,
@@ -153,6 +155,7 @@ class Evaluation:
         self.threshold = threshold
         self.reference_key = reference_key
         self.image_key = image_key
+        self.image_index = image_index
         only = list(self.label_names) if len(self.label_names) == 1 else []
         self.lesion_labels = only if lesion_labels is None else list(lesion_labels)
         self.map_label = only[0] if map_label is None and only else map_label
@@ -285,7 +288,8 @@ class Evaluation:
 
     def load(self, case: Mapping[str, Any]) -> Scans:
         """Read the files of a case, checked to lie on one grid."""
-        image = next(path for path in ensure_tuple(case[self.image_key]) if path is not None)
+        images = ensure_tuple(case[self.image_key])
+        image = images[self.image_index] or next(path for path in images if path is not None)
         paths = {"image": image, "prediction": self._path(case, "seg")}
         if case.get(self.reference_key) is not None:
             paths["reference"] = case[self.reference_key]

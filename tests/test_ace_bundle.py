@@ -214,6 +214,17 @@ def test_the_loss_falls_and_the_best_weights_are_kept(trained):
     assert len(list((folder / "pictures").glob("epoch_*.png"))) == 3
 
 
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not(cohort, tmp_path):
+    options = {"datalist_file": str(cohort), "ckpt_dir": str(tmp_path / "models"), "max_epochs": 3, **TRAIN}
+    run(["train.json"], output_dir=str(tmp_path / "whole"), **options)
+    run(["train.json"], output_dir=str(tmp_path / "parts"), max_minutes=1e-6, **options)  # one epoch
+    run(["train.json"], output_dir=str(tmp_path / "parts"), **options)
+    whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    assert whole["epoch"] == parts["epoch"] == 3
+    for key, value in whole["objects"]["network"].items():
+        assert torch.equal(value, parts["objects"]["network"][key]), key
+
+
 def test_a_case_with_both_labels_is_scored_on_all_classes_and_others_on_their_own(trained, cohort, tmp_path):
     folder, _ = trained
     sections = json.loads(cohort.read_text())

@@ -335,6 +335,43 @@ def test_lesions_hidden_under_a_tissue_label_halve_the_lesion_unless_the_table_s
     assert p[WM].item() == pytest.approx(0.2, abs=1e-4)
 
 
+def test_two_data_sets_of_disjoint_labels_teach_one_network_both_unless_naively(table):
+    # 400 voxels of every class, each with its own intensities on two sequences; half of them as each data set has them
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(5).repeat_interleave(400)
+    centers = torch.tensor([[0.0, 0.0], [-1.5, -1.5], [0.0, 1.5], [1.5, 0.0], [1.5, 1.5]])
+    images = centers[truth].T[None] + 0.25 * torch.randn(1, 2, 2000, generator=generator)
+    of_tissue_set = torch.arange(2000) % 2 == 0
+    codes = torch.where(of_tissue_set, torch.tensor([1, 2, 3, 4, 0])[truth], torch.tensor([5, 5, 5, 5, 6])[truth])
+    right = {}
+    for objective in ("ace", "ace_dice", "naive_ce"):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv1d(2, 16, 1), nn.ReLU(), nn.Conv1d(16, 5, 1))
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
+        loss = make_loss(objective, table)
+        for _ in range(100):
+            optimizer.zero_grad()
+            loss(network(images), codes[None, None]).backward()
+            optimizer.step()
+        found = network(images).argmax(1)[0] == truth
+        right[objective] = found[truth < LESION].float().mean(), found[truth == LESION].float().mean()
+    assert min(*right["ace"], *right["ace_dice"]) > 0.95
+    assert right["naive_ce"][0] < 0.75
+
+
+def test_the_layout_of_the_logits_in_memory_changes_nothing(table):
+    logits, codes = torch.randn(2, 5, 4, 6, 8), torch.randint(0, 7, (2, 1, 4, 6, 8))
+    gradients = []
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        z = logits.clone(memory_format=layout).requires_grad_()
+        make_loss("ace_dice", table)(z, codes).backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients)
+    z = MetaTensor(logits).requires_grad_()
+    make_loss("ace_dice", table)(z, MetaTensor(codes)).backward()
+    torch.testing.assert_close(torch.as_tensor(z.grad), gradients[0])
+
+
 def test_the_patch_decides_in_the_paper_and_the_data_set_here():
     classes = ["background", "GM", "oedema", "tumour"]
     tumours = {"labels": {"1": "oedema", "2": "tumour"}}

@@ -483,7 +483,8 @@ def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     table = {"caption": "What is labelled", "columns": ["data set", "GM"], "rows": [["tissue", "exact"]]}
     page = page_of(Report(cases, out, label_names=NAMES, reference_sets=SETS, map_label=3, tables=[table]))
     text = html.unescape(page)
-    rows = re.findall(r'<th scope="row">(tissue|lesion|all)</th>(.*?)</tr>', text)
+    by_set = text[text.index("<h3>Mean Dice by data set") :]
+    rows = re.findall(r'<th scope="row">(tissue|lesion|all)</th>(.*?)</tr>', by_set)
     cells = {name: re.findall(r">([^<>]+)</td>", row) for name, row in reversed(rows)}
     assert cells["all"] == ["1.000", "1.000", "1.000"]
     assert cells["lesion"] == ["–", "1.000", "–"]

@@ -92,11 +92,6 @@ class LabelSets:
             raise InputError(f"{value!r} is no label value of dataset {dataset}, expected one of {_listed(values)}")
         return self.code_of[dataset, int(value)]
 
-    def annotated(self, dataset: str) -> tuple[int, ...]:
-        """Indices of the foreground classes that this data set labels exactly, so that it can score them."""
-        row = self.matrix()[dataset]
-        return tuple(c for c, name in enumerate(self.classes) if c > 0 and row[name] == "exact")
-
     def matrix(self) -> dict[str, dict[str, str]]:
         """Data set -> class -> what its labels say of the class.
 

@@ -64,8 +64,8 @@ def merged_dice(
 
     Of every group, ``1 - (2 sum PY + epsilon) / (sum P + sum Y + epsilon)``: P is the summed probability of its
     classes, Y whether the voxel is known to be in it. The sums run over the voxels of the batch whose data set has the
-    group and whose label decides it; a group without such a voxel is left out. A group is what a
-    foreground value of a data set stands for.
+    group and whose label decides it; a group without such a voxel is left out. The groups of a data set are what its
+    foreground values stand for.
 
     Args:
         logits: (B, C, *spatial).
@@ -198,8 +198,9 @@ class _LabelSetTerms(torch.autograd.Function):
         for i, piece, z, code, penalty in _pieces(logits, codes, allowed):
             log_p = z.log_softmax(0)
             log_q = (z + penalty).log_softmax(0)
-            member = allowed[i].int().argmax(1).index_select(0, code)[None]  # log P = log p - log q at any class of S
-            log_p_set[i, piece] = (log_p.gather(0, member) - log_q.gather(0, member))[0]
+            # log P = log p - log q at any class of S; at the most probable one no digits are lost
+            largest, member = log_q.max(0, keepdim=True)
+            log_p_set[i, piece] = (log_p.gather(0, member) - largest)[0]
             one_hot = (code == numbers).to(dtype)
             counts += one_hot.sum(1)
             sums += one_hot @ log_p.exp_().T
