@@ -75,11 +75,21 @@ def main(
 def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
     patients = {section: _cases(folder, ("mixed", "plain"), section) for section in ("training", "validation")}
     datalist = write_datalist(folder / "patients.json", patients)
-    # half of the patches from anywhere in the brain, so that probabilities mean something outside of lesions too
     unet = {"max_epochs": 70, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
+    # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
+    tuning = {"max_epochs": 24, "val_interval": 8, "lesion_patches": 1, "brain_patches": 3, "learning_rate": 5e-4}
     autoencoder = {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}
     options = {"seed": seed, "amp": amp}
     _train("uad_autoencoder", "train", folder / "uad_unet", datalist_file=datalist, **unet, **options)
+    _train(
+        "uad_autoencoder",
+        "train",
+        folder / "uad_tuning",
+        datalist_file=datalist,
+        initial_weights=ROOT / "bundles" / "uad_autoencoder" / "models" / "model.pt",
+        **{**unet, **tuning},
+        **options,
+    )
     _train(
         "uad_autoencoder",
         "train_autoencoder",
@@ -89,7 +99,9 @@ def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool)
         **options,
     )
     for layer in (None, "inference_residual.json", "inference_threshold.json"):
-        _calibrate("uad_autoencoder", datalist, *(["--layers", layer] if layer else []))
+        # of the two cohorts of patients, the one whose contrast is the measured one
+        plain = folder / "plain" / "datalist.json"
+        _calibrate("uad_autoencoder", plain, *(["--layers", layer] if layer else []))
 
 
 def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
