@@ -567,6 +567,11 @@ def test_within_a_data_set_no_case_is_preferred():
     count = Counter(draws())
     assert sorted(count[i] for i in range(3)) == [66, 67, 67]
     assert [count[i] for i in range(3, 53)] == [4] * 50
+    lesion = [i for i in draws() if i >= 3]
+    first, second = lesion[:50], lesion[50:100]
+    assert sorted(first) == sorted(second) == list(range(3, 53))  # each once before any comes again
+    assert first != second
+    assert sorted(first) != first
 
 
 def test_draws_follow_from_seed_and_epoch_alone_so_a_resumed_training_has_its_own():
