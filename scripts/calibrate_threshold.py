@@ -107,7 +107,7 @@ def calibrate(
 
 
 def write_threshold(config: Path, calibration: Calibration) -> None:
-    """Put a threshold and its source in the place of those in a config; every other byte stays.
+    """Put a threshold and its source in the place of those in a config; every other byte stays, references to them too.
 
     Raises:
         InputError: if the config does not have both, each once and on a line of its own, at its top.
@@ -116,7 +116,7 @@ def write_threshold(config: Path, calibration: Calibration) -> None:
     new = old
     values = {"threshold": calibration.threshold, "threshold_source": calibration.source}
     for key, value in values.items():
-        line = re.compile(rf'^(\s*"{key}":\s*)(?:"(?:[^"\\]|\\.)*"|[^",\s]+)(?=,?\s*$)', re.MULTILINE)
+        line = re.compile(rf'^(\s*"{key}":\s*)(?:"(?!@)(?:[^"\\]|\\.)*"|[^",\s]+)(?=,?\s*$)', re.MULTILINE)
         text = json.dumps(value, ensure_ascii=False)
         new, count = line.subn(lambda found, text=text: found[1] + text, new)
         if count != 1:
