@@ -367,12 +367,12 @@ def test_two_networks_learn_one_data_set_each_and_are_used_as_one(cohort, tmp_pa
 def test_the_threshold_comes_from_the_cases_of_the_lesion_set(trained, cohort, capsys, monkeypatch):
     folder, _ = trained
     script = load_script("calibrate_threshold")
-    workflow = script.ConfigWorkflow
+    open_configs = script.open_configs
 
     def tiny(*arguments, **options):
         handlers = weights(folder / "models" / "model.pt")
-        return workflow(*arguments, **options, handlers=handlers, window_size=[24, 24, 24], **TINY)
+        return open_configs(*arguments, **options, handlers=handlers, window_size=[24, 24, 24], **TINY)
 
-    monkeypatch.setattr(script, "ConfigWorkflow", tiny)
+    monkeypatch.setattr(script, "open_configs", tiny)
     script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset="lesion")
     assert "of 1 case (cases.json, lesion, validation)" in capsys.readouterr().out

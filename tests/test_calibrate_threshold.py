@@ -242,3 +242,11 @@ def test_subject_of_the_test_section_is_refused(bundle, tmp_path):
     datalist.write_text(json.dumps(content))
     with pytest.raises(InputError, match="b is also in the test section"):
         script.main(str(bundle), str(datalist), section="validation")
+
+
+def test_a_reference_to_the_threshold_is_no_threshold(tmp_path):
+    config = tmp_path / "config.json"
+    text = '{\n    "threshold": 0.1,\n    "threshold_source": "x",\n    "step": {\n        "threshold": "@threshold"\n    }\n}\n'
+    config.write_text(text)
+    script.write_threshold(config, script.Calibration(0.5, "y"))
+    assert config.read_text() == text.replace("0.1", "0.5").replace('"x"', '"y"')
