@@ -246,7 +246,7 @@ def test_subject_of_the_test_section_is_refused(bundle, tmp_path):
 
 def test_a_reference_to_the_threshold_is_no_threshold(tmp_path):
     config = tmp_path / "config.json"
-    text = '{\n    "threshold": 0.1,\n    "threshold_source": "x",\n    "step": {\n        "threshold": "@threshold"\n    }\n}\n'
-    config.write_text(text)
+    step = '    "step": {\n        "threshold": "@threshold"\n    }\n}\n'
+    config.write_text('{\n    "threshold": 0.1,\n    "threshold_source": "x",\n' + step)
     script.write_threshold(config, script.Calibration(0.5, "y"))
-    assert config.read_text() == text.replace("0.1", "0.5").replace('"x"', '"y"')
+    assert config.read_text() == '{\n    "threshold": 0.5,\n    "threshold_source": "y",\n' + step
