@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
 
-class SeedStudy:
+class SeedStudy(ABC):
     """All arms of one seed. It goes to the processes that train, so it holds nothing but names.
 
     Args:
@@ -21,9 +22,9 @@ class SeedStudy:
         self.seed = seed
         self.data = folder / "data"
 
+    @abstractmethod
     def run(self, pool: Executor) -> dict[str, dict[str, float]]:
         """Arm -> scores; arms are trained by the processes of the pool."""
-        raise NotImplementedError
 
     def once(self, arm: str, work: Callable[..., dict[str, float]], *arguments) -> dict[str, float]:
         """What ``work`` returns, kept in a file: an arm that is done is not run again."""
