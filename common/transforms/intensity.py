@@ -116,11 +116,7 @@ def scale_brain_intensity(
         InputError: if the mask is empty, or a channel is constant inside it or has no voxel above ``low``.
         ValueError: if the shapes differ.
     """
-    if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
-        raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")
-    inside = mask[0] != 0
-    if not inside.any():
-        raise InputError("the brain mask is empty, expected a voxel that is not 0")
+    inside = _inside(image, mask)
     out = torch.zeros_like(image, dtype=torch.float32)
     for index, channel in enumerate(image):
         values = channel[inside].float()
@@ -197,11 +193,7 @@ def normalize_brain_intensity(image: torch.Tensor, mask: torch.Tensor) -> torch.
         InputError: if the mask is empty, or a channel is constant inside it and not 0.
         ValueError: if the shapes differ.
     """
-    if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
-        raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")
-    inside = mask[0] != 0
-    if not inside.any():
-        raise InputError("the brain mask is empty, expected a voxel that is not 0")
+    inside = _inside(image, mask)
     out = torch.zeros_like(image, dtype=torch.float32)
     for index, channel in enumerate(image):
         values = channel[inside].double()  # float32 sums of millions of voxels lose digits
@@ -235,3 +227,13 @@ class NormalizeBrainIntensityd(MapTransform):
                 raise InputError(f"{file_of(image)}: {e}") from e
             d[key] = MetaTensor(scaled).copy_meta_from(image)
         return d
+
+
+def _inside(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Where a mask (1, *spatial) that has to fit an image (C, *spatial) is not 0: (*spatial), bool."""
+    if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")
+    inside = mask[0] != 0
+    if not inside.any():
+        raise InputError("the brain mask is empty, expected a voxel that is not 0")
+    return inside
