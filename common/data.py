@@ -159,18 +159,21 @@ def subject_of(case: dict[str, Any]) -> str:
     return _bids_subject(path) or (path.parent.name if nameless else stem(path))
 
 
-def write_datalist(path: str | Path, sections: dict[str, Sequence[dict[str, Any]]]) -> Path:
+def write_datalist(
+    path: str | Path, sections: dict[str, Sequence[dict[str, Any]]], header: dict[str, Any] | None = None
+) -> Path:
     """Write cases as MONAI's dict of lists, with paths relative to the file; it appears whole or not at all.
 
     Args:
         path: JSON file to write.
         sections: name -> cases, as :func:`split_by_subject` gives them; ``list_cases(section=...)`` reads them again.
+        header: what else stands in the file, before the lists.
 
     Raises:
         InputError: if the file cannot be written.
     """
     path = Path(path)
-    content = {
+    content = (header or {}) | {
         section: [
             {key: _map_paths(value, lambda p: _relative(p, path.parent)) for key, value in case.items()}
             for case in cases

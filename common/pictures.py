@@ -9,8 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from PIL import Image
 from scipy.ndimage import find_objects
@@ -24,6 +25,7 @@ CHART = "#00547a"
 
 # fills of label maps, in the order of the labels; the last of them, often lesions, stand out
 LABEL_COLORS = ("#0072B2", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#FFFFFF")
+FILL_ALPHA = 0.65
 
 PANEL_PIXELS = 440  # longest side
 FURTHER_MM = 8.0  # what is nearer to the first axial slice shows the same lesions
@@ -257,18 +259,25 @@ def _panel(
 
 
 def _fills(axes: Axes, labels: np.ndarray, extent: tuple[float, ...], label_names: Mapping[int, str]) -> None:
-    """Each label in a color of its own, with its name in that color at the lower margin."""
+    """Each label in a color of its own, and a legend of them at the lower margin."""
     values = [value for value in sorted(label_names) if value != 0]
     colors = dict(zip(values, (LABEL_COLORS * len(values))[: len(values)], strict=True))
     picture = np.zeros((*labels.shape, 4))
     for value, color in colors.items():
-        picture[labels == value] = to_rgba(color, 0.65)
+        picture[labels == value] = to_rgba(color, FILL_ALPHA)
     axes.imshow(picture, extent=extent, interpolation="nearest")
-    for row, (value, color) in enumerate(reversed(colors.items())):
-        text = axes.text(
-            0.02, 0.02 + 0.05 * row, label_names[value], transform=axes.transAxes, color=color, fontsize=10
-        )
-        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
+    # as the fill looks on medium gray
+    shades = {v: FILL_ALPHA * np.array(to_rgb(color)) + (1 - FILL_ALPHA) * 0.5 for v, color in colors.items()}
+    axes.legend(
+        handles=[Patch(facecolor=shade, label=label_names[value]) for value, shade in shades.items()],
+        loc="lower left",
+        frameon=False,
+        labelcolor="white",
+        fontsize=10,
+        handlelength=1,
+        handleheight=1,
+        borderaxespad=0.2,
+    )
 
 
 def _contours(

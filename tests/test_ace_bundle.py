@@ -27,6 +27,7 @@ from ace_multitask.evaluation import (
 )
 from ace_multitask.label_sets import LabelSets
 from ace_multitask.patches import CodeCentersd, RandDropChanneld
+from ace_multitask.pseudo_label import write_pseudo_datalist
 from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
@@ -148,7 +149,7 @@ def test_one_channel_at_most_is_left_out_and_never_the_last():
 def test_the_table_is_the_same_in_every_config_that_has_one():
     tables = [read_json(path).get("label_sets") for path in (BUNDLE / "configs").glob("*.json")]
     tables = [found for found in tables if found]
-    assert len(tables) == 3
+    assert len(tables) == 4
     assert all(found == tables[0] for found in tables)
 
 
@@ -335,6 +336,55 @@ def test_the_table_of_a_datalist_takes_the_place_of_the_configs(cohort, tmp_path
     with refused("sub-l001_T1w names 'lesion' as its dataset, expected one of tissue"):
         run(
             ["train.json"], datalist_file=str(datalist), output_dir=str(tmp_path), ckpt_dir=str(tmp_path / "m"), **TRAIN
+        )
+
+
+def test_labels_are_filled_in_and_a_second_stage_learns_from_them(trained, cohort, tmp_path):
+    folder, _ = trained
+    run(
+        ["inference.json", "pseudo_label.json"],
+        datalist_file=str(cohort),
+        output_dir=str(tmp_path / "pseudo"),
+        window_size=[24, 24, 24],
+        handlers=weights(folder / "models" / "model.pt"),
+        **TINY,
+    )
+    made = tmp_path / "pseudo" / "datalist.json"
+    options = {"sequences": ["T1w", "FLAIR"]}
+    before = list_cases(datalist_file=cohort, section="training", **options)
+    after = list_cases(datalist_file=made, section="training", **options)
+    assert [case["name"] for case in after] == [case["name"] for case in before]
+    assert {case["dataset"] for case in after} == {"completed"}
+    validation = [list_cases(datalist_file=path, section="validation", **options) for path in (cohort, made)]
+    assert [Path(c["label"]).resolve() for c in validation[0]] == [Path(c["label"]).resolve() for c in validation[1]]
+    for old, new in zip(before, after, strict=True):
+        drawn, filled = (np.asarray(nib.load(case["label"]).dataobj) for case in (old, new))
+        brain = np.asarray(nib.load(old["brain_mask"]).dataobj) > 0
+        assert drawn.shape == filled.shape
+        assert not filled[~brain].any()
+        if old["dataset"] == "tissue":
+            np.testing.assert_array_equal(filled[brain], drawn[brain])
+        else:  # lesions as drawn, and the rest no longer left open
+            np.testing.assert_array_equal(filled[brain] == 4, drawn[brain] == 1)
+            assert {1, 2, 3} & set(np.unique(filled).tolist())
+    models = tmp_path / "models"
+    run(
+        ["train.json"],
+        datalist_file=str(made),
+        output_dir=str(tmp_path / "second"),
+        ckpt_dir=str(models),
+        max_epochs=1,
+        **TRAIN,
+    )
+    assert (models / "model.pt").is_file()
+
+    case = after[0]
+    Path(case["label"]).unlink()
+    with pytest.raises(InputError, match="expected the filled-in label of"):
+        write_pseudo_datalist([case], [], made.parent, LabelSets(CLASSES, DATASETS))
+    with pytest.raises(InputError, match="label_sets has a dataset completed, expected another name"):
+        write_pseudo_datalist(
+            [], [], made.parent, LabelSets(CLASSES, {**DATASETS, "completed": {"labels": {"4": "lesion"}}})
         )
 
 

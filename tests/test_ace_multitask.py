@@ -533,14 +533,26 @@ def test_two_values_of_one_class_are_one_group():
 
 def test_pseudo_labels_are_the_best_class_that_the_label_allows(table):
     p = torch.tensor([0.1, 0.1, 0.2, 0.25, 0.35]).view(1, 5, 1).expand(1, 5, 4)
-    # padding: the best of all; CSF of the tissue set: CSF; rest of the lesion set: the best but lesion; lesion
-    assert pseudo_labels(p, observed(0, 2, 5, 6), table.allowed).flatten().tolist() == [LESION, CSF, WM, LESION]
+    codes = observed(0, 2, 5, 6)
+    # padding: lesion from its threshold on, else the best; CSF of the tissue set: CSF; rest of the lesion set: the best
+    # but lesion; lesion: lesion, however improbable
+    for threshold, padding in ((0.3, LESION), (0.4, WM)):
+        found = pseudo_labels(p, codes, table.allowed, LESION, threshold)
+        assert found.flatten().tolist() == [padding, CSF, WM, LESION]
+
+
+def test_pseudo_labels_find_lesions_under_a_label_that_may_hide_them():
+    hidden = LabelSets(CLASSES, {"tissue": HIDDEN, "joint": JOINT})
+    p = torch.tensor([[0.0, 0, 0.3, 0.3, 0.4], [0, 0, 0.8, 0.15, 0.05]]).T[None]
+    codes = torch.full((1, 1, 2), hidden.code_of["tissue", 3])
+    assert pseudo_labels(p, codes, hidden.allowed, LESION, 0.35).flatten().tolist() == [LESION, WM]
+    assert pseudo_labels(p, codes, hidden.allowed, LESION, 0.5).flatten().tolist() == [WM, WM]
 
 
 def test_pseudo_labels_keep_the_grid_of_the_prediction(table):
     pred = MetaTensor(torch.rand(5, 4, 4, 4), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])))
     case = {"pred": pred, "label": MetaTensor(torch.full((1, 4, 4, 4), 6, dtype=torch.uint8))}
-    made = PseudoLabelsd("pred", "label", table)(case)["pred"]
+    made = PseudoLabelsd("pred", "label", table, LESION, 0.5)(case)["pred"]
     assert made.shape == (1, 4, 4, 4)
     assert (made == LESION).all()
     assert made.affine.diagonal().tolist() == [2, 2, 2, 1]

@@ -7,12 +7,13 @@ All but :class:`TrainingState` and :class:`TimeLimit`, which every rank takes pa
 from .checkpoints import BestWeights, LoadWeights, TrainingState
 from .evaluator import AutocastInferer, ScanEvaluator, prepare_reconstruction
 from .tracking import TrackedParameters, ValidationPictures
-from .training import EpochSeed, TimeLimit, TrainingProgress
+from .training import EpochSeed, EpochValidation, TimeLimit, TrainingProgress
 
 __all__ = [
     "AutocastInferer",
     "BestWeights",
     "EpochSeed",
+    "EpochValidation",
     "LoadWeights",
     "ScanEvaluator",
     "TimeLimit",

@@ -37,12 +37,13 @@ class ValidationPictures:
     Args:
         output_dir: folder of the pictures, ``epoch_0001.png`` and so on.
         max_cases: number of cases in a picture.
-        image_key: image, (C, *spatial) with two or three spatial dimensions; its first channel is shown.
+        image_key: image, (C, *spatial) with two or three spatial dimensions.
         label_key: reference labels, (1, *spatial), or a channel per class, background first; may be missing.
         pred_key: prediction, likewise, or a map such as a probability.
         contours: True draws label and prediction as contours on the image. False puts the prediction below the image,
             on the same grey scale: for reconstructions.
         threshold: where the contour of a prediction that is no label map is drawn, in its unit.
+        channel: which channel of the image is shown.
 
     Raises:
         InputError: if the items have no image or prediction, or the picture cannot be written.
@@ -57,6 +58,7 @@ class ValidationPictures:
         pred_key: str = "pred",
         contours: bool = True,
         threshold: float = 0.5,
+        channel: int = 0,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.max_cases = max_cases
@@ -65,6 +67,7 @@ class ValidationPictures:
         self.pred_key = pred_key
         self.contours = contours
         self.threshold = threshold
+        self.channel = channel
         self._slices: list[dict[str, np.ndarray]] = []
         self._track = tracked_by_mlflow()
 
@@ -92,6 +95,7 @@ class ValidationPictures:
                 raise InputError(f"ValidationPictures: no {words(sorted(lacking))} in the output of the evaluator")
             keys = {"image": self.image_key, "label": self.label_key, "pred": self.pred_key}
             masks = ("label", "pred") if self.contours else ("label",)
+            item = item | {self.image_key: item[self.image_key][self.channel : self.channel + 1]}
             maps = {role: _array(item[key], role in masks) for role, key in keys.items() if item.get(key) is not None}
             self._slices.append(fullest_slice(maps, masks))
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
+from monai.engines import Evaluator
+from monai.handlers import ValidationHandler
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
@@ -63,6 +65,42 @@ class EpochSeed:
         if hasattr(getattr(loader, "sampler", None), "set_epoch"):
             loader.sampler.set_epoch(engine.state.epoch)
         engine.set_data(loader)
+
+
+class EpochValidation(ValidationHandler):
+    """Validate after every so many epochs, and after the last one.
+
+    MONAI's ValidationHandler leaves out a last epoch that its interval does not divide, so that a training shorter than
+    the interval ends without weights.
+
+    Args:
+        validator: the evaluator of the training.
+        interval: epochs from one validation to the next.
+
+    Raises:
+        InputError: if ``interval`` is below 1.
+    """
+
+    def __init__(self, validator: Evaluator, interval: int) -> None:
+        if interval < 1:
+            raise InputError(f"val_interval is {interval}, expected 1 or more")
+        super().__init__(interval, validator)
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=self._due), self)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _due(self, engine: Engine, epoch: int) -> bool:
+        return epoch % self.interval == 0 or epoch == engine.state.max_epochs
+
+    def _completed(self, engine: Engine) -> None:
+        if self.validator.state.best_metric_epoch < 1 and rank(engine) == 0:
+            logger.warning(
+                "stopped after epoch %d, before the first validation (val_interval %d): there are no weights yet, "
+                "the same command goes on from here",
+                engine.state.epoch,
+                self.interval,
+            )
 
 
 class TimeLimit:

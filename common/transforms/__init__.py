@@ -23,7 +23,7 @@ from .intensity import (
 )
 from .io import CheckLabeld, LoadScand, SaveScand
 from .plain import PlainTensorCompose
-from .spatial import ResampleSpacingd
+from .spatial import NeighbouringSlicesd, ResampleSpacingd
 
 __all__ = [
     "BrainMaskd",
@@ -35,6 +35,7 @@ __all__ = [
     "LoadScand",
     "MaskOutsided",
     "MedianFilterd",
+    "NeighbouringSlicesd",
     "NormalizeBrainIntensityd",
     "PlainTensorCompose",
     "RemoveSmallComponentsd",

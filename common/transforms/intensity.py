@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
+from scipy import ndimage
 
 from ..errors import InputError
 from .io import file_of, grid_difference
@@ -20,9 +21,9 @@ logger = logging.getLogger(__name__)
 class BrainMaskd(MapTransform):
     """Set images to 0 outside the brain and keep the mask under ``mask_key``.
 
-    The brain is where the item ``mask_key`` (1, *spatial) is not 0; without that item it is where the first channel of
-    the image is not 0, leaving out channels that are 0 everywhere, as a missing sequence is. The mask becomes a
-    MetaTensor (1, *spatial), float32, of 0 and 1.
+    The brain is where the item ``mask_key`` (1, *spatial) is not 0; without that item it is where any channel of the
+    image is not 0, with the holes inside: fluid may be 0 in a skull-stripped image. The mask becomes a MetaTensor
+    (1, *spatial), float32, of 0 and 1.
 
     Args:
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
@@ -62,15 +63,14 @@ class BrainMaskd(MapTransform):
                 raise InputError(f"{file_of(image)}: channel {index} is 0 everywhere in the brain, expected contrast")
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
-        present = [i for i, channel in enumerate(image) if channel.any()]
-        first = present[0] if present else 0
-        mask = image[first : first + 1] != 0
-        share = mask.float().mean().item()
+        nonzero = (image.as_tensor() != 0).numpy(force=True)
+        mask = fill_holes(nonzero.any(0))
+        share = mask.mean()
         if share > self.skull_stripped_share:
             logger.warning(
                 "%s: %.0f %% of the voxels are not 0, expected a skull-stripped image", file_of(image), 100 * share
             )
-        return mask
+        return MetaTensor(torch.from_numpy(mask[None]).to(image.device), meta=image.meta)
 
     def _checked(self, mask: MetaTensor, image: MetaTensor) -> MetaTensor:
         for name, item in ((self.mask_key, mask), ("image", image)):
@@ -87,6 +87,21 @@ class BrainMaskd(MapTransform):
         if not mask.any():
             raise InputError(f"the brain mask of {file_of(image)} is empty, expected a voxel that is not 0")
         return mask
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """The mask and what it encloses: all that no path along faces of voxels outside it joins to the margin.
+
+    Args:
+        mask: (X, Y, Z), bool.
+    """
+    box = next(iter(ndimage.find_objects(mask.view(np.uint8))), None)
+    if box is None:
+        return mask
+    outside, _ = ndimage.label(np.pad(~mask[box], 1, constant_values=True))
+    filled = mask.copy()
+    filled[box] = (outside != outside[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return filled
 
 
 def scale_brain_intensity(

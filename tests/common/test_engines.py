@@ -16,7 +16,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, Dataset, MetaTensor, ThreadDataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import LrScheduleHandler, MLFlowHandler, ValidationHandler, from_engine
+from monai.handlers import LrScheduleHandler, MLFlowHandler, from_engine
 from monai.inferers import SimpleInferer, SliceInferer
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
 from torch import nn
@@ -26,6 +26,7 @@ from common.engines import (
     AutocastInferer,
     BestWeights,
     EpochSeed,
+    EpochValidation,
     LoadWeights,
     ScanEvaluator,
     TimeLimit,
@@ -73,7 +74,9 @@ def draw_globally(item):
     return item
 
 
-def make_training(folder, loader="workers 0", max_epochs=4, scores=(0.2, 0.7, 0.5, 0.6), handlers=(), resume=True):
+def make_training(
+    folder, loader="workers 0", max_epochs=4, scores=(0.2, 0.7, 0.5, 0.6), handlers=(), resume=True, interval=1
+):
     """A training with all that is random: shuffling, transforms, dropout; and with a schedule and a validation."""
     rng = np.random.default_rng(0)
     images = [torch.from_numpy(rng.random((1, 10, 10), dtype=np.float32)) for _ in range(6)]
@@ -113,7 +116,7 @@ def make_training(folder, loader="workers 0", max_epochs=4, scores=(0.2, 0.7, 0.
             TrainingState(folder / "state.pt", objects, validator=evaluator, resume=resume),
             EpochSeed(7),
             LrScheduleHandler(scheduler, print_lr=False),
-            ValidationHandler(1, evaluator),
+            EpochValidation(evaluator, interval),
             *handlers,
         ],
     )
@@ -450,6 +453,28 @@ def test_no_time_limit_runs_to_the_end(tmp_path):
     assert training.trainer.state.epoch == 2
 
 
+def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path):
+    training = make_training(tmp_path, max_epochs=5, interval=3, scores=(0, 0, 0.2, 0, 0.5))
+    validated = []
+    training.evaluator.add_event_handler(Events.COMPLETED, lambda engine: validated.append(engine.state.epoch))
+    training.trainer.run()
+    assert validated == [3, 5]
+    assert training.evaluator.state.best_metric_epoch == 5
+    with pytest.raises(InputError, match="val_interval is 0, expected 1 or more"):
+        EpochValidation(training.evaluator, 0)
+
+
+def test_a_training_that_stops_without_weights_says_so(tmp_path, monkeypatch, caplog):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("common.engines.training.time", SimpleNamespace(monotonic=lambda: clock.now))
+    training = make_training(tmp_path, max_epochs=4, interval=3, handlers=[TimeLimit(25)])
+    training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(clock, "now", clock.now + 600))
+    training.trainer.run()
+    assert (
+        "stopped after epoch 2, before the first validation (val_interval 3): there are no weights yet" in caplog.text
+    )
+
+
 def test_progress_logs_a_line_per_epoch_with_mean_loss_and_metrics(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="common")
     training = make_training(tmp_path, max_epochs=2, scores=(0.75, 0.5))
@@ -740,7 +765,7 @@ def test_all_handlers_are_made_by_a_config(tmp_path):
         "data": [{"image": "$torch.ones(1, 1, 8, 8)", "label": "$torch.ones(1, 1, 8, 8)"}],
         "train": {
             "handlers": [
-                {"_target_": "ValidationHandler", "validator": "@validate#evaluator", "interval": 1},
+                {"_target_": "common.engines.EpochValidation", "validator": "@validate#evaluator", "interval": 1},
                 {
                     "_target_": "common.engines.TrainingState",
                     "path": "$@folder + '/state.pt'",
@@ -824,7 +849,7 @@ def train_on_two_ranks(rank, folder):
         optimizer,
         nn.MSELoss(),
         train_handlers=[
-            ValidationHandler(1, evaluator),
+            EpochValidation(evaluator, 1),
             # rank 0 reads and writes "state"; the others read it and write nothing
             TrainingState(folder / "state.pt", {"network": network, "optimizer": optimizer}, validator=evaluator),
             EpochSeed(0),

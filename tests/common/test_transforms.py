@@ -243,13 +243,25 @@ def test_unknown_label_values_are_named():
 # intensities
 
 
-def test_voxels_that_are_not_zero_are_the_brain():
-    image = meta(torch.tensor([[0.0, 5, -2, 0], [9, 0, 1, 1]]).reshape(2, 4, 1, 1))
+def test_voxels_that_are_not_zero_in_any_channel_are_the_brain():
+    image = meta(torch.tensor([[0.0, 5, -2, 0, 0], [0, 0, 1, 1, 0]]).reshape(2, 5, 1, 1))
     out = BrainMaskd()({"image": image})
-    assert out["brain_mask"].flatten().tolist() == [0, 1, 1, 0]
-    assert out["image"].reshape(2, 4).tolist() == [[0, 5, -2, 0], [0, 0, 1, 0]]
+    assert out["brain_mask"].flatten().tolist() == [0, 1, 1, 1, 0]
+    assert out["image"].equal(image)
     assert isinstance(out["brain_mask"], MetaTensor)
     np.testing.assert_array_equal(out["brain_mask"].affine, image.affine)
+
+
+def test_fluid_that_is_zero_inside_the_brain_is_brain():
+    image = torch.zeros(1, 7, 7, 7)
+    image[0, :6, 1:6, 1:6] = 1  # one side lies at the margin of the image
+    image[0, 2, 2, 2] = image[0, 3:5, 3, 3] = 0  # enclosed
+    image[0, 0, 5, 5] = 0  # at the margin: outside
+    mask = BrainMaskd()({"image": meta(image)})["brain_mask"][0]
+    assert mask[2, 2, 2] == 1
+    assert mask[3:5, 3, 3].all()
+    assert mask[0, 5, 5] == 0
+    assert mask.sum() == 6 * 5 * 5 - 1
 
 
 def test_a_given_mask_wins_over_the_voxels():

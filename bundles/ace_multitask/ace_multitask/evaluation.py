@@ -66,14 +66,7 @@ def table_of_cases(label_sets: LabelSets, cases: Sequence[Mapping[str, Any]]) ->
     """
     _check_names(label_sets, cases)
     present = set(names_of_datasets(cases))
-    kept = [name for name in label_sets.datasets if name in present]
-    tables = {
-        name: {
-            str(value): [label_sets.classes[c] for c in possible] for value, possible in _rows(label_sets, name).items()
-        }
-        for name in kept
-    }
-    return LabelSets(label_sets.classes, {name: {"labels": table} for name, table in tables.items()})
+    return LabelSets(label_sets.classes, {k: v for k, v in label_sets.tables().items() if k in present})
 
 
 def names_of_datasets(cases: Sequence[Mapping[str, Any]]) -> list[str]:

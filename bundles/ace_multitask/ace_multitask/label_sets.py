@@ -109,9 +109,13 @@ class LabelSets:
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """The ``datasets`` of this table as JSON has them, the value 0 spelled out."""
+        return {name: {"labels": self._named(table)} for name, table in self._tables.items()}
+
     def naive(self) -> LabelSets:
         """The same codes with every data set taken at its word: its 0 is background and nothing else."""
-        tables = {name: self._named(table) | {"0": self.classes[0]} for name, table in self._tables.items()}
+        tables = {name: table["labels"] | {"0": self.classes[0]} for name, table in self.tables().items()}
         return LabelSets(self.classes, {name: {"labels": labels} for name, labels in tables.items()})
 
     def single(self, dataset: str) -> LabelSets:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_data_type, convert_to_dst_type
+
+from common.data import write_datalist
+from common.errors import InputError
 
 from .label_sets import LabelSets
 
+logger = logging.getLogger(__name__)
 
-def pseudo_labels(values: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-    """The most probable class among those that the label of a voxel leaves possible.
+COMPLETED = "completed"
 
-    It is the hard step of expectation maximization; adaptive cross entropy is the soft one.
+
+def pseudo_labels(
+    probabilities: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor, index: int, threshold: float
+) -> torch.Tensor:
+    """The class of each voxel among those that its label leaves possible.
+
+    The lesion class where it is possible and reaches its threshold, as in inference; else the most probable of the
+    others. It is the hard step of expectation maximization; adaptive cross entropy is the soft one.
 
     Args:
-        values: logits or probabilities, (B, C, *spatial).
+        probabilities: (B, C, *spatial).
         codes: (B, 1, *spatial), see :class:`LabelSets`.
         allowed: possible classes of every code, (K, C), bool.
+        index: the class that has a threshold.
+        threshold: its smallest probability.
 
     Returns:
         Indices of joint classes, (B, 1, *spatial), uint8. Where the label names one class, it is this one.
@@ -30,28 +44,84 @@ def pseudo_labels(values: torch.Tensor, codes: torch.Tensor, allowed: torch.Tens
         Phitidis et al., arXiv 2601.20503, find a training on such labels best among six ways to use partial labels.
     """
     possible = allowed[codes[:, 0].int()].movedim(-1, 1)
-    return values.masked_fill(~possible, -torch.inf).argmax(1, keepdim=True).to(torch.uint8)
+    others = possible.clone()
+    others[:, index] = False
+    best = probabilities.masked_fill(~others, -torch.inf).argmax(1, keepdim=True)
+    chosen = (probabilities[:, index] >= threshold) | ~others.any(1)
+    return torch.where((possible[:, index] & chosen)[:, None], index, best).to(torch.uint8)
 
 
 class PseudoLabelsd(MapTransform):
-    """Put :func:`pseudo_labels` in the place of logits or probabilities (C, *spatial).
+    """Put :func:`pseudo_labels` in the place of probabilities (C, *spatial).
 
     Args:
         keys: predictions.
         codes_key: the codes of the case, (1, *spatial), on the grid of the prediction.
         label_sets: the table.
+        index: the class that has a threshold.
+        threshold: its smallest probability.
     """
 
-    def __init__(self, keys: KeysCollection, codes_key: str, label_sets: LabelSets) -> None:
+    def __init__(
+        self, keys: KeysCollection, codes_key: str, label_sets: LabelSets, index: int, threshold: float
+    ) -> None:
         super().__init__(keys)
         self.codes_key = codes_key
         self.allowed = label_sets.allowed
+        self.index = index
+        self.threshold = threshold
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        codes = torch.as_tensor(d[self.codes_key])[None]
+        codes = convert_data_type(d[self.codes_key], torch.Tensor)[0][None]
         for key in self.key_iterator(d):
-            values = torch.as_tensor(d[key])
-            label = pseudo_labels(values[None], codes.to(values.device), self.allowed.to(values.device))[0]
+            p = convert_data_type(d[key], torch.Tensor)[0]
+            label = pseudo_labels(p[None], codes.to(p.device), self.allowed.to(p.device), self.index, self.threshold)[0]
             d[key] = convert_to_dst_type(label, d[key], dtype=torch.uint8)[0]
         return d
+
+
+def as_observations(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases with their ``label`` under the key ``observed``."""
+    return [{"observed" if key == "label" else key: value for key, value in case.items()} for case in cases]
+
+
+def write_pseudo_datalist(
+    cases: Sequence[dict[str, Any]],
+    validation: Sequence[dict[str, Any]],
+    output_dir: str | Path,
+    label_sets: LabelSets,
+) -> Path:
+    """List the cases with their filled-in labels, as ``datalist.json`` beside these, for the second stage.
+
+    All are of one data set, ``completed``, whose value i is class i. The validation cases stay as they were, each of
+    its own data set.
+
+    Args:
+        cases: what the network was run on.
+        validation: cases to choose the weights of the second stage by.
+        output_dir: where ``<name>_label.nii.gz`` were written.
+        label_sets: the table of the first stage.
+
+    Raises:
+        InputError: if a label is missing, or the table has a data set of that name.
+    """
+    output_dir = Path(output_dir)
+    if COMPLETED in label_sets.datasets:
+        raise InputError(f"label_sets has a dataset {COMPLETED}, expected another name: filled-in labels are called so")
+    kept = ("image", "brain_mask", "subject")
+    items = []
+    for case in cases:
+        label = output_dir / f"{case['name']}_label.nii.gz"
+        if not label.is_file():
+            raise InputError(f"{label}: no such file, expected the filled-in label of {case['name']}")
+        items.append({key: case[key] for key in kept if key in case} | {"label": str(label), "dataset": COMPLETED})
+    values = {str(value): name for value, name in enumerate(label_sets.classes)}
+    datasets = label_sets.tables() | {COMPLETED: {"labels": values}}
+    path = write_datalist(
+        output_dir / "datalist.json",
+        {"training": items, "validation": list(validation)},
+        header={"label_sets": {"classes": list(label_sets.classes), "datasets": datasets}},
+    )
+    logger.info("%d scans with filled-in labels in %s", len(items), path)
+    return path
