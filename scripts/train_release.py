@@ -29,7 +29,9 @@ COHORTS = {
     "mixed": ("mixed", "ms", 40, 5),
     "plain": ("A", "ms", 24, 3),
     "healthy": ("mixed", "healthy", 20, 4),
+    "further": ("mixed", "ms", 60, 0),
 }
+PATIENTS = {"training": ("mixed", "plain", "further"), "validation": ("mixed", "plain")}
 
 
 def main(
@@ -73,11 +75,11 @@ def main(
 
 
 def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
-    patients = {section: _cases(folder, ("mixed", "plain"), section) for section in ("training", "validation")}
+    patients = {section: _cases(folder, cohorts, section) for section, cohorts in PATIENTS.items()}
     datalist = write_datalist(folder / "patients.json", patients)
-    unet = {"max_epochs": 70, "val_interval": 10, "volumes_per_epoch": 120, "lesion_patches": 2, "brain_patches": 2}
+    unet = {"max_epochs": 160, "val_interval": 20, "volumes_per_epoch": 128, "lesion_patches": 2, "brain_patches": 2}
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    tuning = {"max_epochs": 24, "val_interval": 8, "lesion_patches": 1, "brain_patches": 3, "learning_rate": 5e-4}
+    tuning = {"max_epochs": 40, "val_interval": 10, "lesion_patches": 1, "brain_patches": 3, "learning_rate": 5e-4}
     autoencoder = {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}
     options = {"seed": seed, "amp": amp}
     _train("uad_autoencoder", "train", folder / "uad_unet", datalist_file=datalist, **unet, **options)
@@ -106,16 +108,12 @@ def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool)
 
 def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
     """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients."""
-    sections: dict[str, list[dict]] = {}
-    for section in ("training", "validation"):
+    sections = {}
+    for section, patients in PATIENTS.items():
         every = slice(None) if section == "training" else slice(None, None, 2)  # whole volumes take their time
-        tissue = [{**case, "label": case["tissues"]} for case in _cases(folder, ("healthy",), section)[every]]
-        lesion = [{**case, "label": case["lesion"]} for case in _cases(folder, ("mixed", "plain"), section)[every]]
         sections[section] = [
-            {"image": [case["T1w"], case["FLAIR"]], "dataset": name}
-            | {key: case[key] for key in ("label", "brain_mask", "subject")}
-            for name, cases in (("tissue", tissue), ("lesion", lesion))
-            for case in cases
+            *_as_set("tissue", "tissues", _cases(folder, ("healthy",), section)[every]),
+            *_as_set("lesion", "lesion", _cases(folder, patients, section)[every]),
         ]
     if extra_data:
         scans = json.loads(Path(extra_data).read_text()).get("tissue_scans", {})
@@ -134,13 +132,24 @@ def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -
         "train",
         folder / "ace",
         datalist_file=datalist,
-        max_epochs=50,
-        val_interval=25,
+        max_epochs=320,
+        val_interval=40,
         channel_dropout=0.15,
         seed=seed,
         amp=amp,
     )
-    _calibrate("ace_multitask", datalist, "--dataset", "lesion")
+    # as above: patients whose contrast is the measured one
+    plain = _as_set("lesion", "lesion", _cases(folder, ("plain",), "validation"))
+    _calibrate("ace_multitask", write_datalist(folder / "ace_calibration.json", {"validation": plain}))
+
+
+def _as_set(dataset: str, label: str, cases: Sequence[dict]) -> list[dict]:
+    """Cases of ace_multitask: both sequences, one of the label maps, and what data set it is of."""
+    return [
+        {"image": [case["T1w"], case["FLAIR"]], "label": case[label], "dataset": dataset}
+        | {key: case[key] for key in ("brain_mask", "subject")}
+        for case in cases
+    ]
 
 
 def _cases(folder: Path, cohorts: Sequence[str], section: str) -> list[dict]:
