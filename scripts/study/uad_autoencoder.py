@@ -51,7 +51,8 @@ AUTOENCODER = {"network_def#channels": [16, 32, 64, 64, 64], "network_def#latent
 # the rim of the brain is left out and all but the brightest twentieth; the smallest median, three voxels, is 6 mm wide
 # here and takes small lesions away, so there is none
 RESIDUAL = {**AUTOENCODER, "median_mm": 2.0, "erosion_mm": 6.0, "bright_quantile": 0.95}
-UNET = {"network_def#features": [16, 16, 32, 64, 128, 16]}
+# slices of 2 mm one by one, as in the paper
+UNET = {"network_def#features": [16, 16, 32, 64, 128, 16], "slices": 1}
 
 
 class Study(SeedStudy):
