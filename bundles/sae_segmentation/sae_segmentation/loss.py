@@ -1,0 +1,172 @@
+"""The evidence lower bound: Kullback-Leibler divergence from the atlas, Markov random field, reconstruction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from torch import nn
+from torch.nn.functional import avg_pool3d, one_hot, pad
+
+from .network import PRIOR_FLOOR
+
+TABLE_FLOOR = -7.0
+
+
+def neighbour_sum(maps: torch.Tensor) -> torch.Tensor:
+    """Sum over the 26 neighbours of every voxel, (B, C, X, Y, Z); the volume goes on beyond its margin as it ends."""
+    return 27 * avg_pool3d(pad(maps, (1,) * 6, mode="replicate"), 3, stride=1) - maps
+
+
+def neighbour_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """``V[b, a] = log(pairs of a voxel of class a with a neighbour of class b / voxels of class a)``, equation 9.
+
+    Args:
+        labels: (X, Y, Z), integers, of any people; sharp, since small classes have no largest probability in a blurred
+            atlas.
+        classes: how many there are.
+
+    Returns:
+        (classes, classes), float32. One pair is added to every count, and nothing is below -7.
+
+    Raises:
+        ValueError: if a label is not in 0 to ``classes`` - 1.
+    """
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}")
+    maps = one_hot(labels.long(), classes).movedim(-1, 0)[None].float()
+    pairs = neighbour_sum(maps)[0].flatten(1) @ maps[0].flatten(1).T  # float32 counts; their logarithm is used
+    voxels = maps[0].flatten(1).sum(1)
+    return torch.log((pairs + 1) / (voxels + classes)).clamp(min=TABLE_FLOOR)
+
+
+def markov_field(q: torch.Tensor, table: torch.Tensor, one_sided: bool = False) -> torch.Tensor:
+    """Expected energy of the neighbourhoods at every voxel: ``-q_j(a) V(b, a) sum_k q_k(b)``, summed over a and b.
+
+    Args:
+        q: probabilities, (B, C, X, Y, Z).
+        table: V of :func:`neighbour_table`, (C, C).
+        one_sided: no gradient through the neighbours, and the term doubled for it: better on coarse grids, where the
+            gradient towards the neighbours punishes small classes.
+
+    Returns:
+        (B, X, Y, Z).
+    """
+    neighbours = neighbour_sum(q)
+    if one_sided:
+        neighbours = neighbours.detach()
+    field = torch.einsum("ba,nbxyz->naxyz", table, neighbours)
+    return -(1 + one_sided) * (q * field).sum(1)
+
+
+class EvidenceLowerBound(nn.Module):
+    """Equation 5 with the prior of equation 8, as a mean over the voxels of the brain.
+
+    ``KL(q || atlas) + beta * field + (x - decoded)^2 / (2 s^2) + log(s^2) / 2``: q are the probabilities of the logits,
+    s^2 is one number for all scans, the mean of the latest squared errors. In the first steps of a training the
+    reconstruction does not count (s^2 is infinite there in the paper).
+
+    The paper sums over the voxels and gives the field the weight 1; its code has 0.01, and rounds s^2 to a power of
+    ten. Here s^2 is not rounded; ``variance_floor`` is the largest weight of the code, 500.
+
+    Args:
+        classes: of the segmentation, background included.
+        table: V of :func:`neighbour_table`, as rows; None for no field.
+        beta: weight of the field.
+        one_sided: see :func:`markov_field`.
+        warmup: training steps without reconstruction, and steps that s^2 remembers.
+        variance_floor: smallest s^2.
+
+    Raises:
+        ValueError: if the table does not fit the classes.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        table: Sequence[Sequence[float]] | None = None,
+        beta: float = 0.01,
+        one_sided: bool = False,
+        warmup: int = 16,
+        variance_floor: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if table is not None and (len(table) != classes or any(len(row) != classes for row in table)):
+            raise ValueError(f"the table of neighbours is not {classes} x {classes}, expected a row for every class")
+        self.classes, self.beta, self.one_sided = classes, beta, one_sided
+        self.warmup, self.variance_floor = warmup, variance_floor
+        self.register_buffer("table", None if table is None else torch.tensor(table), persistent=False)
+        self.register_buffer("variance", torch.tensor(0.0))
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, output: torch.Tensor, scan: torch.Tensor) -> torch.Tensor:
+        """Scalar loss, nats per voxel.
+
+        Args:
+            output: of the auto-encoder, (B, classes + images, *spatial).
+            scan: its input, (B, images + classes, *spatial).
+        """
+        logits, decoded = output.float().split([self.classes, output.shape[1] - self.classes], dim=1)
+        image, prior = scan.float().split([scan.shape[1] - self.classes, self.classes], dim=1)
+        brain = (prior[:, 0] < 0.99) & (prior.sum(1) > 0.5)  # padding has no prior
+        count = brain.sum().clamp(min=1)
+
+        def mean(values: torch.Tensor) -> torch.Tensor:
+            return (values * brain).sum() / count
+
+        log_q = logits.log_softmax(1)
+        q = log_q.exp()
+        loss = mean((q * (log_q - torch.log(prior + PRIOR_FLOOR))).sum(1))
+        if self.table is not None and self.beta > 0:
+            loss = loss + self.beta * mean(markov_field(q, self.table, self.one_sided))
+        error = mean((image - decoded).square().sum(1))
+        if self.training:
+            self._remember(error.detach() / decoded.shape[1])
+        if self.training and self.steps <= self.warmup:
+            return loss + 0 * error
+        variance = self.variance.clamp(min=self.variance_floor)
+        return loss + error / (2 * variance) + decoded.shape[1] * 0.5 * variance.log()
+
+    def _remember(self, error: torch.Tensor) -> None:
+        self.steps += 1
+        share = 1 / torch.clamp(self.steps, max=self.warmup + 1)
+        self.variance.lerp_(error, share)
+
+
+class MeanEvidence(Metric):
+    """Mean evidence lower bound of the validation scans, up to constants: minus the loss, so the highest is best.
+
+    Args:
+        loss: of the training; its s^2 is used as it stands.
+        output_transform: engine output -> (outputs of the auto-encoder, scans), lists of volumes.
+        device: where the sum is kept.
+    """
+
+    def __init__(
+        self, loss: EvidenceLowerBound, output_transform: Callable = lambda output: output, device: str = "cpu"
+    ) -> None:
+        self.loss = loss
+        super().__init__(output_transform, device=device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all scans; ignite calls it when an epoch starts."""
+        self._sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
+        self._count = torch.tensor(0, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Score the scans of one iteration."""
+        was_training = self.loss.training
+        self.loss.eval()
+        for decoded, scan in zip(*output, strict=True):
+            self._sum -= float(self.loss(decoded[None], scan[None]))
+            self._count += 1
+        self.loss.train(was_training)
+
+    @sync_all_reduce("_sum", "_count")
+    def compute(self) -> float:
+        """Nats per voxel."""
+        return float(self._sum / self._count)

@@ -1,0 +1,119 @@
+"""Encoder, which segments, and decoder, which makes the scan of the segmentation again: the paper's figure 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d
+
+PRIOR_FLOOR = 1e-6  # of a class that the atlas rules out
+
+
+class SegmentationEncoder(nn.Module):
+    """q(s | x), the paper's U-Net on top of the prior: ``logits = f(x) + log prior``.
+
+    f has one convolution a level with ReLU, max-pooling, nearest upsampling and concatenated skips, and no
+    normalization, as in the paper's code; and beside it, per voxel, a linear function of x and x squared, which is the
+    form of a Gaussian log-likelihood. Both begin as 0, so the training begins at the atlas; the code needs a
+    pretrained encoder in the place of that, and a mask of the atlas's support.
+
+    Args:
+        classes: of the atlas, background included.
+        images: sequences of a scan.
+        channels: width of each level, the first at full resolution. The paper's are (4, 8, 16, 32, 32).
+
+    Raises:
+        ValueError: if ``channels`` has fewer than two levels.
+
+    Reference:
+        Yu et al., "An Auto-Encoder Strategy for Adaptive Image Segmentation", MIDL 2020.
+    """
+
+    def __init__(self, classes: int = 4, images: int = 1, channels: Sequence[int] = (8, 16, 32, 32)) -> None:
+        super().__init__()
+        if len(channels) < 2:
+            raise ValueError(f"channels is {tuple(channels)}, expected the widths of two levels or more")
+        self.classes, self.images = classes, images
+        self.factor = 2 ** (len(channels) - 1)
+        self.down = nn.ModuleList(nn.Conv3d(i, o, 3, padding=1) for i, o in pairwise([images, *channels]))
+        ups = [*channels[-2::-1]]
+        inputs = [channels[-1], *ups[:-1]]
+        self.up = nn.ModuleList(nn.Conv3d(i + o, o, 3, padding=1) for i, o in zip(inputs, ups, strict=True))
+        self.output = nn.Conv3d(channels[0], classes, 3, padding=1)
+        self.intensity = nn.Conv3d(2 * images, classes, 1)
+        for layer in (self.output, self.intensity):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, scan: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, *spatial).
+
+        Args:
+            scan: (B, images + classes, *spatial): intensities, about 0 to 1, then the prior probabilities.
+
+        Raises:
+            ValueError: if the channels are others, or a spatial size is no multiple of ``factor``.
+        """
+        if scan.shape[1] != self.images + self.classes:
+            raise ValueError(f"the scan has {scan.shape[1]} channels, expected {self.images + self.classes}")
+        for size in scan.shape[2:]:
+            if size % self.factor != 0:
+                raise ValueError(f"a size of the scan is {size}, expected a multiple of {self.factor}")
+        image, prior = scan[:, : self.images], scan[:, self.images :]
+        x = image
+        skips: list[torch.Tensor] = []
+        for layer in self.down:
+            if len(skips) > 0:
+                x = max_pool3d(x, 2)
+            x = torch.relu(layer(x))
+            skips.append(x)
+        x = skips.pop()
+        for layer in self.up:
+            x = torch.relu(layer(torch.cat([interpolate(x, scale_factor=2.0), skips.pop()], dim=1)))
+        likelihood = self.intensity(10 * torch.cat([image, image * image], dim=1))  # 10: learns faster
+        return self.output(x) + likelihood + torch.log(prior.float() + PRIOR_FLOOR)
+
+
+class ImageDecoder(nn.Sequential):
+    """p(x | s): one convolution, then a sigmoid; the mean of the image given the classes around a voxel.
+
+    Args:
+        classes: of the segmentation.
+        images: sequences of a scan.
+    """
+
+    def __init__(self, classes: int = 4, images: int = 1) -> None:
+        super().__init__(nn.Conv3d(classes, images, 3, padding=1), nn.Sigmoid())
+
+
+class SegmentationAutoencoder(nn.Module):
+    """Encoder, one sample of the segmentation, decoder.
+
+    In training the sample is a straight-through Gumbel softmax: one class at every voxel, the gradient of the softmax.
+    In evaluation mode the probabilities themselves are decoded, so that nothing is random.
+
+    Args:
+        encoder: scan to logits.
+        decoder: segmentation to image.
+        temperature: of the Gumbel softmax; the paper's is 2/3.
+    """
+
+    def __init__(self, encoder: SegmentationEncoder, decoder: ImageDecoder, temperature: float = 2 / 3) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.temperature = encoder, decoder, temperature
+
+    def forward(self, scan: torch.Tensor) -> torch.Tensor:
+        """(B, classes + images, *spatial): logits, then the image that is made of them.
+
+        Args:
+            scan: as for the encoder.
+        """
+        logits = self.encoder(scan).float()
+        if self.training:
+            segmentation = gumbel_softmax(logits, tau=self.temperature, hard=True, dim=1)
+        else:
+            segmentation = logits.softmax(1)
+        return torch.cat([logits, self.decoder(segmentation)], dim=1)
