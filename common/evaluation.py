@@ -405,9 +405,10 @@ class Evaluation:
             np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml", "false_positive_ml")
         )
         agreed, both = 2 * (prediction - false), reference + prediction
-        low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
-        out = {"cases": len(rows), "dice": float(agreed.sum() / both.sum()) if reference.any() else NAN}
-        out |= {"dice_low": low, "dice_high": high}
+        out = {"cases": len(rows), "dice": NAN, "dice_low": NAN, "dice_high": NAN}
+        if reference.any():
+            low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
+            out |= {"dice": float(agreed.sum() / both.sum()), "dice_low": low, "dice_high": high}
         if rows[0]["reference_lesions"] is not None:
             found = LesionDetection(*(sum(row[key] for row in rows) for key in _COUNTS))
             out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}

@@ -237,6 +237,14 @@ def test_healthy_cases_need_no_reference(cohort):
     assert "1 without lesion" in page_of(report)
 
 
+@pytest.mark.parametrize("found", [boxes(), boxes((10, 10, 10), size=2)])
+def test_healthy_cases_alone_have_no_pooled_dice(tmp_path, found):
+    cases = [add_case(tmp_path, name, found) | {"healthy": True} for name in ("a", "b")]
+    report = Report(cases, tmp_path / "out", max_pictures=0)
+    assert "2 without lesion" in page_of(report)
+    assert np.isnan([report.pooled["lesion"][key] for key in ("dice", "dice_low", "dice_high")]).all()
+
+
 def test_mixed_cases_are_ranked_lesions_then_healthy_then_unknown(cohort):
     cases, out, *_ = cohort
     cases[0].pop("label")
