@@ -70,7 +70,12 @@ METRICS = (
     Column("lesion_f1", "lesion F1", 3, "Harmonic mean of lesion-wise recall and precision."),
     Column("reference_ml", "reference, ml", 2, "Volume of the reference."),
     Column("prediction_ml", "prediction, ml", 2, "Volume of the prediction."),
-    Column("volume_difference_ml", "difference, ml", 2, "Predicted minus reference volume."),
+    Column(
+        "volume_difference_ml",
+        "difference, ml",
+        2,
+        "Predicted minus reference volume, without the voxels that the reference leaves open.",
+    ),
     Column("false_positive_ml", "false positive, ml", 2, "Volume that was predicted outside the reference."),
 )
 COLUMN = {metric.key: metric for metric in METRICS}
@@ -401,9 +406,9 @@ class Evaluation:
     def _pool(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if not rows:
             return {}
-        reference, prediction, false = (
-            np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml", "false_positive_ml")
-        )
+        keys = ("reference_ml", "volume_difference_ml", "false_positive_ml")
+        reference, difference, false = (np.array([row[key] for row in rows]) for key in keys)
+        prediction = reference + difference  # prediction_ml has the voxels that the reference leaves open too
         agreed, both = 2 * (prediction - false), reference + prediction
         out = {"cases": len(rows), "dice": NAN, "dice_low": NAN, "dice_high": NAN}
         if reference.any():

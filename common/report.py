@@ -194,8 +194,10 @@ class Report(Evaluation):
         elif len(present) > 1:
             charts.append(load_chart(*(np.array([row[key] for row in present]) for key in ("reference_ml", "dice"))))
         if rows:
-            volumes = (np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml"))
-            charts.append(volume_chart(*volumes))
+            reference, difference = (
+                np.array([row[key] for row in rows]) for key in ("reference_ml", "volume_difference_ml")
+            )
+            charts.append(volume_chart(reference, reference + difference))
         return charts
 
     def _summary_tables(self) -> list[Table]:

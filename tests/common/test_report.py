@@ -472,9 +472,19 @@ def test_each_data_set_is_scored_on_what_it_labels_and_on_nothing_else(two_sets)
     # merged, white matter with lesions is found whole; what a label leaves open is no false positive
     assert scored == {("tissue", "GM"): 1, ("tissue", "WM + lesion"): 1, ("lesion", "lesion"): 1}
     assert report.pooled["lesion"]["cases"] == 1
+    assert [pooled.get("dice") for pooled in report.pooled.values()] == [1, None, 1, 1]
     assert {row["label"] for row in report.rows} == {1, 2, 3, "2+3"}
     volumes = [row["prediction_ml"] for row in report.rows if (row["name"], row["label_name"]) == ("l", "GM")]
     assert volumes == [pytest.approx(64 * 0.009)]  # known from the file alone
+
+
+def test_volumes_are_compared_where_the_reference_decides(two_sets, monkeypatch):
+    cases, out = two_sets
+    shown = []
+    monkeypatch.setattr("common.report.volume_chart", lambda *volumes: shown.extend(volumes))
+    _ = Report(cases, out, label_names=NAMES, reference_sets=SETS)._charts()
+    np.testing.assert_allclose(shown[0], 0.009 * np.array([64, 128, 64]))  # GM and WM + lesion of t, lesion of l
+    np.testing.assert_allclose(shown[1], shown[0])
 
 
 def test_a_voxel_outside_of_all_that_a_label_allows_counts_against(two_sets):
