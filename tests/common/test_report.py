@@ -478,6 +478,19 @@ def test_each_data_set_is_scored_on_what_it_labels_and_on_nothing_else(two_sets)
     assert volumes == [pytest.approx(64 * 0.009)]  # known from the file alone
 
 
+def test_a_map_is_scored_where_the_reference_decides(two_sets):
+    cases, out = two_sets
+    lesion, unsure, wrong = boxes((12, 12, 10)), boxes((6, 16, 4)), boxes((2, 2, 2))
+    for case in cases:
+        save(out / f"{case['name']}_prob.nii.gz", (0.5 * lesion + 0.9 * unsure + 0.7 * wrong).astype(np.float32))
+    report = Report(cases, out, label_names=NAMES, reference_sets=SETS, map_label=3)
+    # 64 voxels of lesion, found together with 64 wrong ones; nobody knows whether the 64 of the largest score are wrong
+    (row,) = [row for row in report.rows if row["average_precision"] is not None]
+    pooled = report.pooled["lesion"]
+    assert (row["name"], row["average_precision"]) == ("l", 0.5)
+    assert (pooled["average_precision"], pooled["best_dice_any_threshold"]) == (0.5, pytest.approx(2 / 3))
+
+
 def test_volumes_are_compared_where_the_reference_decides(two_sets, monkeypatch):
     cases, out = two_sets
     shown = []
