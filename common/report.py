@@ -163,7 +163,7 @@ class Report(Evaluation):
         return tiles
 
     def _volume_tile(self, name: str) -> Tile:
-        volume = summarize([row["prediction_ml"] for row in self.rows if row["label_name"] == name])
+        volume = self._summarize([row for row in self.rows if row["label_name"] == name], "prediction_ml")
         note = f"mean volume per case, {_interval(volume.low, volume.high, 2)}"
         return Tile(f"Predicted {name}", f"{_number(volume.mean, 2)} ml", note)
 

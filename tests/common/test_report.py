@@ -228,6 +228,12 @@ def test_without_references_only_volumes_are_reported(cohort):
     assert "Dice, mean" not in page
 
 
+def test_volumes_of_one_subject_have_no_interval(cohort):
+    cases, out, *_ = cohort
+    unlabelled = [{"image": case["image"], "name": case["name"], "subject": "sub-01"} for case in cases]
+    assert "mean volume per case, no interval" in page_of(Report(unlabelled, out, max_pictures=0))
+
+
 def test_healthy_cases_need_no_reference(cohort):
     cases, out, *_ = cohort
     healthy = [{"image": cases[0]["image"], "name": "good", "healthy": True}]
