@@ -560,7 +560,9 @@ def shown(value: Any) -> Any:
 
 def _without_folders(sentence: str) -> str:
     """A sentence with the names of files in it, but not their folders, for the same reason."""
-    return re.sub(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]\S*[/\\]", "", sentence)
+    # a folder may have spaces in its name: up to the name of a NIfTI file all of it goes, elsewhere up to a space
+    folders = r"(?:(?:(?!\.nii).)*[/\\](?=[^/\\]*\.nii)|\S*[/\\])"
+    return re.sub(rf"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]{folders}", "", sentence)
 
 
 def versions() -> dict[str, str]:

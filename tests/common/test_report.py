@@ -206,6 +206,23 @@ def test_cases_that_failed_are_listed_and_in_no_number(cohort):
     )
 
 
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("/data/Ann Lee/1.nii.gz has 3 NaN voxels", "1.nii.gz has 3 NaN voxels"),
+        ("/Ann Lee/1.nii and /b c/d/2.nii.gz have shapes 1/2", "1.nii and 2.nii.gz have shapes 1/2"),
+        (r"C:\Ann Lee\1.nii does not exist", "1.nii does not exist"),
+        ("/home/ann/1.mgz cannot be read, expected .nii", "1.mgz cannot be read, expected .nii"),
+        ("the file '/home/ann/model.pt' is missing", "the file 'model.pt' is missing"),
+    ],
+)
+def test_no_folder_of_this_machine_is_in_a_failure(cohort, sentence, shown):
+    cases, out, *_ = cohort
+    evaluation = Evaluation(cases, out)
+    evaluation.leave_out({"good": sentence})
+    assert evaluation.failures == {"good": shown}
+
+
 def test_names_may_have_folders(tmp_path):
     item = add_case(tmp_path, "sub-01/anat/FLAIR", boxes((4, 4, 4)), boxes((4, 4, 4)))
     assert Evaluation([item], tmp_path / "out").rows[0]["dice"] == 1
