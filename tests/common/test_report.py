@@ -546,6 +546,15 @@ def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     assert ">exact</td>" in text
 
 
+@pytest.mark.parametrize(
+    ("which", "labels"), [((0, 1), "what each case labels"), ((0,), "2 labels"), ((1,), "1 label")]
+)
+def test_the_first_tile_says_how_many_labels_the_mean_is_of(two_sets, which, labels):
+    cases, out = two_sets
+    report = Report([cases[i] for i in which], out, label_names=NAMES, reference_sets=SETS, max_pictures=0)
+    assert f"<span>Dice, mean of {labels}</span>" in page_of(report)
+
+
 def test_a_case_of_no_known_data_set_is_named(two_sets):
     cases, out = two_sets
     with pytest.raises(InputError, match="the case t has the dataset 'tissues', expected one of tissue, lesion"):
