@@ -222,10 +222,10 @@ class Report(Evaluation):
         return tables
 
     def _dataset_tables(self) -> list[Table]:
-        """Mean Dice of each data set on what it labels, where there are several."""
-        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows if row["dataset"] is not None))
-        if self.reference_sets is None or not datasets:
+        """Mean Dice of each data set on what it labels, where data sets differ in that."""
+        if self.reference_sets is None or not self.summary:
             return []
+        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows if row["dataset"] is not None))
         names = [name for name in self.targets if name in self.summary]
         rows = []
         for dataset in datasets:

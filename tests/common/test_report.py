@@ -546,6 +546,13 @@ def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     assert ">exact</td>" in text
 
 
+def test_without_references_there_is_no_table_of_data_sets(two_sets):
+    cases, out = two_sets
+    unlabelled = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    page = page_of(Report(unlabelled, out, label_names=NAMES, reference_sets=SETS, max_pictures=0))
+    assert "Mean Dice by data set" not in page
+
+
 @pytest.mark.parametrize(
     ("which", "labels"), [((0, 1), "what each case labels"), ((0,), "2 labels"), ((1,), "1 label")]
 )
