@@ -35,7 +35,7 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .transforms.io import LoadScand, grid_difference, write_atomically
+from .transforms.io import LoadScand, grid_difference, open_scan, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,12 @@ METRICS = (
     Column("lesion_f1", "lesion F1", 3, "Harmonic mean of lesion-wise recall and precision."),
     Column("reference_ml", "reference, ml", 2, "Volume of the reference."),
     Column("prediction_ml", "prediction, ml", 2, "Volume of the prediction."),
-    Column("volume_difference_ml", "difference, ml", 2, "Predicted minus reference volume."),
+    Column(
+        "volume_difference_ml",
+        "difference, ml",
+        2,
+        "Predicted minus reference volume, without the voxels that the reference leaves open.",
+    ),
     Column("false_positive_ml", "false positive, ml", 2, "Volume that was predicted outside the reference."),
 )
 COLUMN = {metric.key: metric for metric in METRICS}
@@ -328,16 +333,14 @@ class Evaluation:
         known = set(self._sets_of(case).values()) if self.has_reference(case) else set()
         return [name for name, labels in self.targets.items() if labels in known]
 
-    def _known_masks(
-        self, case: Mapping[str, Any], name: str, values: np.ndarray, prediction: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Masks of a target in prediction and reference, both false where the reference leaves it open."""
+    def _known_masks(self, case: Mapping[str, Any], name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mask of a target in the reference, and of the voxels where the reference does not leave it open."""
         labels = self.targets[name]
         sets = self._sets_of(case).items()
         inside = [value for value, possible in sets if possible <= labels]
         outside = [value for value, possible in sets if not possible & labels]
         reference = np.isin(values, inside)
-        return np.isin(prediction, [*labels]) & (reference | np.isin(values, outside)), reference
+        return reference, reference | np.isin(values, outside)
 
     def _score(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
         scans = self.load(case)
@@ -357,7 +360,8 @@ class Evaluation:
         return rows
 
     def _compare(self, case: Mapping[str, Any], scans: Scans, name: str) -> dict[str, Any]:
-        prediction, reference = self._known_masks(case, name, scans.values, scans.prediction)
+        reference, decided = self._known_masks(case, name, scans.values)
+        prediction = np.isin(scans.prediction, [*self.targets[name]]) & decided
         overlap = voxel_overlap(prediction, reference)
         surfaces = surface_distances(prediction, reference, scans.spacing)
         reference_ml = volume_ml(reference, scans.spacing)
@@ -377,7 +381,7 @@ class Evaluation:
             out |= {key: getattr(found, key) for key in _COUNTS}
             out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}
         if self.targets[name] == {self.map_label} and scans.scores is not None:
-            out["average_precision"] = precision_recall(scans.scores, reference).average_precision
+            out["average_precision"] = precision_recall(scans.scores[decided], reference[decided]).average_precision
         return out
 
     # all cases
@@ -401,31 +405,45 @@ class Evaluation:
     def _pool(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if not rows:
             return {}
-        reference, prediction, false = (
-            np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml", "false_positive_ml")
-        )
+        keys = ("reference_ml", "volume_difference_ml", "false_positive_ml")
+        reference, difference, false = (np.array([row[key] for row in rows]) for key in keys)
+        prediction = reference + difference  # prediction_ml has the voxels that the reference leaves open too
         agreed, both = 2 * (prediction - false), reference + prediction
-        low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
-        out = {"cases": len(rows), "dice": float(agreed.sum() / both.sum()) if reference.any() else NAN}
-        out |= {"dice_low": low, "dice_high": high}
+        out = {"cases": len(rows), "dice": NAN, "dice_low": NAN, "dice_high": NAN}
+        if reference.any():
+            low, high = bootstrap_interval(agreed, both, [row["subject"] for row in rows])
+            out |= {"dice": float(agreed.sum() / both.sum()), "dice_low": low, "dice_high": high}
         if rows[0]["reference_lesions"] is not None:
             found = LesionDetection(*(sum(row[key] for row in rows) for key in _COUNTS))
             out |= {"lesion_recall": found.recall, "lesion_precision": found.precision, "lesion_f1": found.f1}
         return out
 
     def maps_on_disk(self) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-        """Maps, and masks of what they score, of the cases that have a reference; each is read when it is asked for."""
+        """Maps, and masks of what they score, of the cases that have a reference; each is read when it is asked for.
+
+        Of a reference that leaves voxels open both have the others only, in one row.
+        """
         name = self.label_names.get(self.map_label)
         cases = [case for case in self.cases if self._has_maps and name in self.scored_targets(case)]
-        maps = _FromDisk(cases, lambda case: _read(self._path(case, "prob")).numpy())
-        return maps, _FromDisk(cases, self._scored_mask)
+        return _FromDisk(cases, self._scored_map), _FromDisk(cases, self._scored_mask)
+
+    def _scored_map(self, case: Mapping[str, Any]) -> np.ndarray:
+        scores = _read(self._path(case, "prob")).numpy()
+        return scores[self._masks_on_disk(case)[1]] if self._leaves_open(case) else scores
 
     def _scored_mask(self, case: Mapping[str, Any]) -> np.ndarray:
-        path = case.get(self.reference_key)
-        if path is None:  # healthy
-            return np.zeros(_read(self._path(case, "prob")).shape, dtype=bool)
-        inside = [value for value, labels in self._sets_of(case).items() if labels == {self.map_label}]
-        return np.isin(_read(path).numpy(), inside)
+        if case.get(self.reference_key) is None:  # healthy
+            return np.zeros(open_scan(self._path(case, "prob")).shape[:3], dtype=bool)
+        reference, decided = self._masks_on_disk(case)
+        return reference[decided] if self._leaves_open(case) else reference
+
+    def _leaves_open(self, case: Mapping[str, Any]) -> bool:
+        """Whether a value in the reference of a case may stand for the label of the map and for others."""
+        return any(self.map_label in possible and len(possible) > 1 for possible in self._sets_of(case).values())
+
+    def _masks_on_disk(self, case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        values = _read(case[self.reference_key]).numpy()
+        return self._known_masks(case, self.label_names[self.map_label], values)
 
     def all_settings(self) -> dict[str, Any]:
         """How the cases were scored, and the settings that were handed over."""
@@ -542,7 +560,9 @@ def shown(value: Any) -> Any:
 
 def _without_folders(sentence: str) -> str:
     """A sentence with the names of files in it, but not their folders, for the same reason."""
-    return re.sub(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]\S*[/\\]", "", sentence)
+    # a folder may have spaces in its name: up to the name of a NIfTI file all of it goes, elsewhere up to a space
+    folders = r"(?:(?:(?!\.nii).)*[/\\](?=[^/\\]*\.nii)|\S*[/\\])"
+    return re.sub(rf"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]{folders}", "", sentence)
 
 
 def versions() -> dict[str, str]:

@@ -163,7 +163,7 @@ class Report(Evaluation):
         return tiles
 
     def _volume_tile(self, name: str) -> Tile:
-        volume = summarize([row["prediction_ml"] for row in self.rows if row["label_name"] == name])
+        volume = self._summarize([row for row in self.rows if row["label_name"] == name], "prediction_ml")
         note = f"mean volume per case, {_interval(volume.low, volume.high, 2)}"
         return Tile(f"Predicted {name}", f"{_number(volume.mean, 2)} ml", note)
 
@@ -172,7 +172,9 @@ class Report(Evaluation):
         means = {case["name"]: mean_dice(self.rows_of(case)) for case in self.cases}
         subjects = {row["name"]: row["subject"] for row in self.rows}
         overall = summarize(list(means.values()), [subjects[name] for name in means])
-        what = "Dice, mean" if self._only_label else f"Dice, mean of {len(self.label_names)} labels"
+        labelled = {len(self.scored_targets(case)) for case in self.cases if self.has_reference(case)}
+        labels = _count(*labelled, "label") if len(labelled) == 1 else "what each case labels"
+        what = "Dice, mean" if self._only_label else f"Dice, mean of {labels}"
         note = f"{_count(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
         return Tile(what, _number(overall.mean, 3), note)
 
@@ -194,8 +196,10 @@ class Report(Evaluation):
         elif len(present) > 1:
             charts.append(load_chart(*(np.array([row[key] for row in present]) for key in ("reference_ml", "dice"))))
         if rows:
-            volumes = (np.array([row[key] for row in rows]) for key in ("reference_ml", "prediction_ml"))
-            charts.append(volume_chart(*volumes))
+            reference, difference = (
+                np.array([row[key] for row in rows]) for key in ("reference_ml", "volume_difference_ml")
+            )
+            charts.append(volume_chart(reference, reference + difference))
         return charts
 
     def _summary_tables(self) -> list[Table]:
@@ -218,10 +222,10 @@ class Report(Evaluation):
         return tables
 
     def _dataset_tables(self) -> list[Table]:
-        """Mean Dice of each data set on what it labels, where there are several."""
-        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows if row["dataset"] is not None))
-        if self.reference_sets is None or not datasets:
+        """Mean Dice of each data set on what it labels, where data sets differ in that."""
+        if self.reference_sets is None or not self.summary:
             return []
+        datasets = list(dict.fromkeys(row["dataset"] for row in self.rows if row["dataset"] is not None))
         names = [name for name in self.targets if name in self.summary]
         rows = []
         for dataset in datasets:

@@ -125,9 +125,14 @@ def test_patches_are_centered_on_voxels_of_the_brain_by_code():
     image = torch.zeros(2, 3, 2, 1)
     image[1, :2] = -1.0  # the mean of a brain is 0, so half of it is below
     label = torch.tensor([[1, 2], [2, 2], [1, 2]]).reshape(1, 3, 2, 1)
-    centers = CodeCentersd("label", codes=4)({"image": image, "label": label})["label_centers"]
+    centers = CodeCentersd("label", ratios=[0, 0, 1, 0])({"image": image, "label": label})["label_centers"]
     assert [c.tolist() for c in centers] == [[], [0], [1, 2, 3], []]
-    assert len(CodeCentersd("label", codes=4, most=2)({"image": image, "label": label})["label_centers"][2]) == 2
+    assert (
+        len(CodeCentersd("label", ratios=[0, 0, 1, 0], most=2)({"image": image, "label": label})["label_centers"][2])
+        == 2
+    )
+    with pytest.raises(InputError, match="has no labelled voxel in the brain to center a patch on"):
+        CodeCentersd("label", ratios=[1, 0, 0, 1])({"image": image, "label": label})
 
 
 def test_one_channel_at_most_is_left_out_and_never_the_last():

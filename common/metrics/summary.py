@@ -75,7 +75,7 @@ def bootstrap_interval(
         seed: of the draws; the same input gives the same interval.
 
     Returns:
-        The bounds; nan with fewer than two subjects.
+        The bounds; nan with fewer than two subjects, or if all denominators are 0.
 
     Reference:
         Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
@@ -83,7 +83,7 @@ def bootstrap_interval(
     numerators, denominators = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     members = np.arange(numerators.size) if subjects is None else np.asarray([str(subject) for subject in subjects])
     names, index = np.unique(members, return_inverse=True)
-    if len(names) < 2:
+    if len(names) < 2 or not denominators.any():
         return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
     over, under = (np.bincount(index, weights)[draws].sum(axis=1) for weights in (numerators, denominators))

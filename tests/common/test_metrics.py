@@ -397,6 +397,9 @@ class TestSummary:
         low, high = bootstrap_interval([1, 0, 0], [2, 0, 0])
         assert low == high == 0.5
 
+    def test_a_ratio_of_nothing_but_zeros_has_no_interval(self):
+        assert np.isnan(bootstrap_interval([0, 0], [0, 0])).all()
+
     def test_same_input_gives_the_same_interval(self):
         values = np.random.default_rng(5).random(10)
         assert bootstrap_interval(values, np.ones(10)) == bootstrap_interval(values, np.ones(10))

@@ -206,6 +206,23 @@ def test_cases_that_failed_are_listed_and_in_no_number(cohort):
     )
 
 
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("/data/Ann Lee/1.nii.gz has 3 NaN voxels", "1.nii.gz has 3 NaN voxels"),
+        ("/Ann Lee/1.nii and /b c/d/2.nii.gz have shapes 1/2", "1.nii and 2.nii.gz have shapes 1/2"),
+        (r"C:\Ann Lee\1.nii does not exist", "1.nii does not exist"),
+        ("/home/ann/1.mgz cannot be read, expected .nii", "1.mgz cannot be read, expected .nii"),
+        ("the file '/home/ann/model.pt' is missing", "the file 'model.pt' is missing"),
+    ],
+)
+def test_no_folder_of_this_machine_is_in_a_failure(cohort, sentence, shown):
+    cases, out, *_ = cohort
+    evaluation = Evaluation(cases, out)
+    evaluation.leave_out({"good": sentence})
+    assert evaluation.failures == {"good": shown}
+
+
 def test_names_may_have_folders(tmp_path):
     item = add_case(tmp_path, "sub-01/anat/FLAIR", boxes((4, 4, 4)), boxes((4, 4, 4)))
     assert Evaluation([item], tmp_path / "out").rows[0]["dice"] == 1
@@ -228,6 +245,12 @@ def test_without_references_only_volumes_are_reported(cohort):
     assert "Dice, mean" not in page
 
 
+def test_volumes_of_one_subject_have_no_interval(cohort):
+    cases, out, *_ = cohort
+    unlabelled = [{"image": case["image"], "name": case["name"], "subject": "sub-01"} for case in cases]
+    assert "mean volume per case, no interval" in page_of(Report(unlabelled, out, max_pictures=0))
+
+
 def test_healthy_cases_need_no_reference(cohort):
     cases, out, *_ = cohort
     healthy = [{"image": cases[0]["image"], "name": "good", "healthy": True}]
@@ -235,6 +258,14 @@ def test_healthy_cases_need_no_reference(cohort):
     assert report.rows[0]["false_positive_ml"] == pytest.approx(128 * 0.009)
     assert report.curve is None
     assert "1 without lesion" in page_of(report)
+
+
+@pytest.mark.parametrize("found", [boxes(), boxes((10, 10, 10), size=2)])
+def test_healthy_cases_alone_have_no_pooled_dice(tmp_path, found):
+    cases = [add_case(tmp_path, name, found) | {"healthy": True} for name in ("a", "b")]
+    report = Report(cases, tmp_path / "out", max_pictures=0)
+    assert "2 without lesion" in page_of(report)
+    assert np.isnan([report.pooled["lesion"][key] for key in ("dice", "dice_low", "dice_high")]).all()
 
 
 def test_mixed_cases_are_ranked_lesions_then_healthy_then_unknown(cohort):
@@ -464,9 +495,32 @@ def test_each_data_set_is_scored_on_what_it_labels_and_on_nothing_else(two_sets)
     # merged, white matter with lesions is found whole; what a label leaves open is no false positive
     assert scored == {("tissue", "GM"): 1, ("tissue", "WM + lesion"): 1, ("lesion", "lesion"): 1}
     assert report.pooled["lesion"]["cases"] == 1
+    assert [pooled.get("dice") for pooled in report.pooled.values()] == [1, None, 1, 1]
     assert {row["label"] for row in report.rows} == {1, 2, 3, "2+3"}
     volumes = [row["prediction_ml"] for row in report.rows if (row["name"], row["label_name"]) == ("l", "GM")]
     assert volumes == [pytest.approx(64 * 0.009)]  # known from the file alone
+
+
+def test_a_map_is_scored_where_the_reference_decides(two_sets):
+    cases, out = two_sets
+    lesion, unsure, wrong = boxes((12, 12, 10)), boxes((6, 16, 4)), boxes((2, 2, 2))
+    for case in cases:
+        save(out / f"{case['name']}_prob.nii.gz", (0.5 * lesion + 0.9 * unsure + 0.7 * wrong).astype(np.float32))
+    report = Report(cases, out, label_names=NAMES, reference_sets=SETS, map_label=3)
+    # 64 voxels of lesion, found together with 64 wrong ones; nobody knows whether the 64 of the largest score are wrong
+    (row,) = [row for row in report.rows if row["average_precision"] is not None]
+    pooled = report.pooled["lesion"]
+    assert (row["name"], row["average_precision"]) == ("l", 0.5)
+    assert (pooled["average_precision"], pooled["best_dice_any_threshold"]) == (0.5, pytest.approx(2 / 3))
+
+
+def test_volumes_are_compared_where_the_reference_decides(two_sets, monkeypatch):
+    cases, out = two_sets
+    shown = []
+    monkeypatch.setattr("common.report.volume_chart", lambda *volumes: shown.extend(volumes))
+    _ = Report(cases, out, label_names=NAMES, reference_sets=SETS)._charts()
+    np.testing.assert_allclose(shown[0], 0.009 * np.array([64, 128, 64]))  # GM and WM + lesion of t, lesion of l
+    np.testing.assert_allclose(shown[1], shown[0])
 
 
 def test_a_voxel_outside_of_all_that_a_label_allows_counts_against(two_sets):
@@ -490,6 +544,22 @@ def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     assert cells["lesion"] == ["–", "1.000", "–"]
     assert "What is labelled" in text
     assert ">exact</td>" in text
+
+
+def test_without_references_there_is_no_table_of_data_sets(two_sets):
+    cases, out = two_sets
+    unlabelled = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    page = page_of(Report(unlabelled, out, label_names=NAMES, reference_sets=SETS, max_pictures=0))
+    assert "Mean Dice by data set" not in page
+
+
+@pytest.mark.parametrize(
+    ("which", "labels"), [((0, 1), "what each case labels"), ((0,), "2 labels"), ((1,), "1 label")]
+)
+def test_the_first_tile_says_how_many_labels_the_mean_is_of(two_sets, which, labels):
+    cases, out = two_sets
+    report = Report([cases[i] for i in which], out, label_names=NAMES, reference_sets=SETS, max_pictures=0)
+    assert f"<span>Dice, mean of {labels}</span>" in page_of(report)
 
 
 def test_a_case_of_no_known_data_set_is_named(two_sets):

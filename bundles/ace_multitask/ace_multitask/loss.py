@@ -184,7 +184,8 @@ class _LabelSetTerms(torch.autograd.Function):
     """log P of every voxel, and the softmax p summed over the voxels of every code: all that both losses need.
 
     The gradient is written out: ``d log P / dz = q - p``, where q is p inside S, divided by P, and 0 outside. Nothing
-    but the inputs is kept for it, and no temporary is as large as the logits: the voxels pass in pieces.
+    but the inputs is kept for it, and the voxels pass sample by sample, on a CPU in smaller pieces: temporaries are as
+    large as such a piece of the logits, not as the batch.
     """
 
     @staticmethod

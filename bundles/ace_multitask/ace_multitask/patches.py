@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
+
+from common.errors import InputError
+from common.transforms.io import file_of
 
 
 class CodeCentersd(MapTransform):
@@ -19,14 +22,19 @@ class CodeCentersd(MapTransform):
 
     Args:
         keys: code volumes, (1, *spatial).
-        codes: number of codes.
+        ratios: how often patches are centered on each code, see :func:`~.sampler.crop_ratios`.
         image_key: image, 0 outside the brain.
         most: how many voxels of a code are kept; the sample is the same for the same volume.
+
+    Raises:
+        InputError: if a volume has no voxel of a code with a ratio above 0.
     """
 
-    def __init__(self, keys: KeysCollection, codes: int, image_key: str = "image", most: int = 20000) -> None:
+    def __init__(
+        self, keys: KeysCollection, ratios: Sequence[float], image_key: str = "image", most: int = 20000
+    ) -> None:
         super().__init__(keys)
-        self.codes = codes
+        self.ratios = ratios
         self.image_key = image_key
         self.most = most
 
@@ -35,7 +43,13 @@ class CodeCentersd(MapTransform):
         brain = (np.asarray(d[self.image_key]) != 0).any(axis=0)
         for key in self.key_iterator(d):
             volume = np.asarray(d[key])[0]
-            d[f"{key}_centers"] = [self._sample((volume == code) & brain) for code in range(self.codes)]
+            centers = [self._sample((volume == code) & brain) for code in range(len(self.ratios))]
+            if not any(ratio > 0 and len(found) for ratio, found in zip(self.ratios, centers, strict=True)):
+                raise InputError(
+                    f"{file_of(d[key])} has no labelled voxel in the brain to center a patch on, expected one; where "
+                    "only lesions are labelled, background_patches above 0 will do"
+                )
+            d[f"{key}_centers"] = centers
         return d
 
     def _sample(self, mask: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def _repeated_permutations(members: np.ndarray, length: int, rng: np.random.Gene
     return np.concatenate([rng.permutation(members) for _ in range(repeats)])[:length]
 
 
-def crop_ratios(label_sets: LabelSets, background: float = 1 / 3) -> list[float]:
+def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset: str | None = None) -> list[float]:
     """How often a patch is centered on a voxel of each code, for ``RandCropByLabelClassesd`` over codes.
 
     Within a data set all foreground classes are drawn equally often. Where value 0 covers classes that other data sets
@@ -84,16 +84,20 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3) -> list[float]
     Args:
         label_sets: the table.
         background: share of the patches on the 0 of such a data set, at least 0 and below 1.
+        dataset: ratios of the codes of ``label_sets.single(dataset)``, but by what the whole table says of its 0.
 
     Returns:
-        One ratio per code; the sum over the codes of a data set is 1.
+        One ratio per code; the sum over the codes of a data set is 1, or 0 if it has no foreground.
+
+    Raises:
+        InputError: if ``background`` is no such share.
     """
     if not 0 <= background < 1:
         raise InputError(f"background is {background}, expected a share of at least 0 and below 1")
     ratios = [0.0] * len(label_sets.allowed)
     full = label_sets.allowed.all(1).tolist()
-    for dataset in label_sets.datasets:
-        codes = {value: label_sets.code_of[dataset, value] for value in label_sets.values(dataset)}
+    for name in label_sets.datasets:
+        codes = {value: label_sets.code_of[name, value] for value in label_sets.values(name)}
         foreground: dict[tuple[bool, ...], list[int]] = {}  # values may stand for the same classes
         for value, code in codes.items():
             if value and not full[code]:
@@ -103,4 +107,6 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3) -> list[float]
         for same in foreground.values():
             for code in same:
                 ratios[code] = (1 - rest) / len(foreground) / len(same)
+    if dataset is not None:
+        return ratios[:1] + [ratios[label_sets.code_of[dataset, value]] for value in label_sets.values(dataset)]
     return ratios
