@@ -15,6 +15,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from ..atlas import icbm_maps
 from ..geometry import apply_affine, integrate_velocity, rotation_matrix, sample, smooth_noise, voxel_grid
 
 STRUCTURES = {
@@ -114,20 +115,8 @@ class Anatomy:
 @functools.lru_cache(maxsize=1)
 def load_anatomy() -> Anatomy:
     """Read the template that nilearn carries: tissue maps as they are, regions by place."""
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-
-    template = load_mni152_template(resolution=1)
-    t1, gm, wm = (
-        np.asarray(image.dataobj, dtype=np.float32)
-        for image in (template, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
-    )
+    t1, gm, wm, affine = icbm_maps()
     brain = ndimage.binary_fill_holes(t1 > 0.02)
-    box = ndimage.find_objects(brain.astype(np.uint8))[0]
-    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in box)
-    t1, gm, wm, brain = (a[box] for a in (t1, gm, wm, brain))
-    affine = template.affine @ np.array(
-        [[1, 0, 0, box[0].start], [0, 1, 0, box[1].start], [0, 0, 1, box[2].start], [0, 0, 0, 1]]
-    )
     return _with_regions((1 - gm - wm).clip(0, 1) * brain, gm, wm, brain, t1, affine)
 
 

@@ -1,0 +1,258 @@
+"""Probabilistic atlases: where they come from, what they must be, and how they get onto a scan.
+
+World coordinates are RAS mm. The default atlas is made of the tissue maps of the ICBM 152 template, nonlinear 2009,
+that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.neuroimage.2010.07.033; copyright
+1993-2004 Louis Collins, McConnell Brain Imaging Centre, McGill University).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy import ndimage
+
+from .errors import InputError
+from .geometry import apply_affine, sample, voxel_grid
+
+TISSUES = ("background", "CSF", "GM", "WM")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Probability of every class at every voxel.
+
+    Attributes:
+        probabilities: (C, X, Y, Z), float32, background first, the sum over C is 1.
+        affine: voxel to world, 4 x 4.
+    """
+
+    probabilities: torch.Tensor
+    affine: np.ndarray
+
+    def smoothed(self, sigma_mm: float) -> Atlas:
+        """Each class smoothed by a Gaussian; beyond the margin is background."""
+        sigma = sigma_mm / nib.affines.voxel_sizes(self.affine)
+        maps = np.stack([ndimage.gaussian_filter(p, sigma, mode="constant") for p in self.probabilities[1:].numpy()])
+        background = (1 - maps.sum(0, keepdims=True)).clip(min=0)
+        return Atlas(torch.from_numpy(np.concatenate([background, maps])), self.affine)
+
+    def coarser(self, factor: int) -> Atlas:
+        """Means of blocks of ``factor`` voxels along each axis; what does not fill a block is left out."""
+        shift = np.diag([factor, factor, factor, 1.0])
+        shift[:3, 3] = (factor - 1) / 2
+        return Atlas(torch.nn.functional.avg_pool3d(self.probabilities, factor), self.affine @ shift)
+
+
+def icbm_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """T1, grey and white matter of the template at 1 mm, cropped to the brain, each (X, Y, Z), and the affine."""
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    template = load_mni152_template(resolution=1)
+    t1, gm, wm = (
+        np.asarray(image.dataobj, dtype=np.float32)
+        for image in (template, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
+    )
+    box = ndimage.find_objects((t1 > 0.02).astype(np.uint8))[0]
+    box = tuple(slice(max(s.start - 4, 0), s.stop + 4) for s in box)
+    shift = np.eye(4)
+    shift[:3, 3] = [s.start for s in box]
+    return t1[box], gm[box], wm[box], template.affine @ shift
+
+
+@functools.lru_cache(maxsize=1)
+def icbm_atlas() -> Atlas:
+    """Background, CSF, GM and WM of the template; CSF is what its brain has besides the two."""
+    t1, gm, wm, affine = icbm_maps()
+    brain = ndimage.gaussian_filter(ndimage.binary_fill_holes(t1 > 0.02).astype(np.float32), 0.7)
+    tissue = np.stack([(brain - gm - wm).clip(0, 1), gm * brain, wm * brain])
+    background = (1 - tissue.sum(0, keepdims=True)).clip(0, 1)
+    maps = np.concatenate([background, tissue])
+    return Atlas(torch.from_numpy(maps / maps.sum(0)), affine)
+
+
+@functools.lru_cache(maxsize=4)
+def open_atlas(
+    files: str | tuple[str, ...] | None = None, classes: int | None = None, label_sigma_mm: float | None = None
+) -> Atlas:
+    """An atlas of any source.
+
+    Args:
+        files: None for :func:`icbm_atlas`; one 4-D NIfTI file with a volume per class, background first; a 3-D file per
+            class; or, with ``label_sigma_mm``, one label map of 0, 1, ..., C - 1.
+        classes: how many classes there have to be, background included; None for any number.
+        label_sigma_mm: sd of the Gaussian that makes probabilities of a label map.
+
+    Raises:
+        InputError: if a file cannot be read, files lie on different grids, a probability is negative, a class is empty,
+            a sum over classes is not 1, or the number of classes is not ``classes``.
+    """
+    if files is None:
+        atlas, source = icbm_atlas(), "the atlas of the ICBM template"
+    else:
+        paths = [files] if isinstance(files, str) else list(files)
+        source = ", ".join(paths)
+        atlas = _atlas_of_label_map(paths, label_sigma_mm) if label_sigma_mm is not None else _read_maps(paths)
+    found = len(atlas.probabilities)
+    if classes is not None and found != classes:
+        raise InputError(f"{source} has {found} classes with background, expected {classes} as the network")
+    empty = [c for c, p in enumerate(atlas.probabilities) if not p.any()]
+    if empty:
+        raise InputError(f"{source}: class {empty[0]} is 0 everywhere, expected a probability above 0 somewhere")
+    return atlas
+
+
+def _read_maps(paths: Sequence[str]) -> Atlas:
+    scans = [_open(path) for path in paths]
+    first = scans[0]
+    for path, scan in zip(paths, scans, strict=True):
+        if scan.shape[:3] != first.shape[:3] or not np.allclose(scan.affine, first.affine, atol=1e-3):
+            raise InputError(f"{path} and {paths[0]} differ in shape or affine, expected one grid for all classes")
+    maps = np.concatenate([np.asarray(s.dataobj, dtype=np.float32).reshape(*s.shape[:3], -1) for s in scans], axis=3)
+    maps = np.moveaxis(maps, 3, 0)
+    if not np.isfinite(maps).all() or maps.min() < 0:
+        raise InputError(f"{paths[0]} has probabilities down to {np.nanmin(maps):g}, expected 0 or above")
+    total = maps.sum(0)
+    off = float(np.abs(total - 1).max())
+    if len(maps) < 2 or off > 0.02:
+        raise InputError(
+            f"{', '.join(paths)}: the sum over {len(maps)} classes differs from 1 by up to {off:.3g}, expected at most "
+            "0.02; background is the first class"
+        )
+    return Atlas(torch.from_numpy(maps / total), first.affine)
+
+
+def _atlas_of_label_map(paths: Sequence[str], sigma_mm: float) -> Atlas:
+    if len(paths) != 1 or not sigma_mm >= 0:
+        raise InputError(f"label_sigma_mm is {sigma_mm} for {len(paths)} files, expected 0 or above and one label map")
+    labels, affine = read_label_map(paths[0])
+    classes = torch.nn.functional.one_hot(torch.from_numpy(labels).long()).movedim(-1, 0).float()
+    return Atlas(classes, affine).smoothed(sigma_mm)
+
+
+def read_label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (X, Y, Z), int, and affine of a file that holds whole numbers from 0 on.
+
+    Raises:
+        InputError: if it holds something else.
+    """
+    scan = _open(path)
+    values = np.asarray(scan.dataobj).squeeze()
+    if values.ndim != 3 or (values != np.floor(values)).any() or values.min() < 0 or values.max() > 255:
+        raise InputError(f"{path} has shape {scan.shape} and values up to {values.max():g}, expected labels 0, 1, ...")
+    return values.astype(np.int64), scan.affine
+
+
+def _open(path: str) -> nib.Nifti1Image:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file, expected an atlas")
+    try:
+        return nib.load(path)
+    except nib.filebasedimages.ImageFileError as e:
+        raise InputError(f"{path} cannot be read ({e}), expected a NIfTI file") from e
+
+
+def atlas_on_grid(atlas: Atlas, to_atlas: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> torch.Tensor:
+    """The atlas sampled at the voxels of a scan, (C, *shape); outside of it is background.
+
+    Args:
+        atlas: what is sampled.
+        to_atlas: 4 x 4, from the world of the scan to that of the atlas.
+        shape: of the scan, three numbers.
+        affine: of the scan, voxel to world.
+    """
+    voxels = voxel_grid(tuple(shape), np.linalg.inv(atlas.affine) @ to_atlas @ affine)
+    values = sample(atlas.probabilities[1:], voxels, padding="zeros")
+    return torch.cat([(1 - values.sum(0, keepdim=True)).clamp(min=0), values])
+
+
+def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_mm: float = 4.0) -> np.ndarray:
+    """Affine map from the world of a skull-stripped scan to that of the atlas, whatever the contrast of the scan.
+
+    It begins with the centres and the extents of brain and atlas along the axes of the world, and then makes the
+    intensities within the classes as uniform as it can: the least within-class share of the variance, which is the
+    correlation ratio with the classes as bins, background being one of them. Coarse to fine, by L-BFGS.
+
+    Args:
+        atlas: its class 0 is outside of the brain.
+        image: (X, Y, Z), 0 outside the brain.
+        affine: voxel to world.
+        spacing_mm: about the distance of the voxels that are looked at.
+
+    Returns:
+        4 x 4.
+
+    Raises:
+        InputError: if the image has no brain.
+
+    Reference:
+        Roche et al., "The correlation ratio as a new similarity measure for multimodal image registration", MICCAI
+        1998; Ashburner and Friston, "Unified segmentation", NeuroImage 2005, align tissue maps by mixture likelihoods.
+    """
+    if not (image != 0).any():
+        raise InputError("the scan is 0 everywhere, expected a brain to align the atlas to")
+    points, values = _sparse_points(image, affine, spacing_mm)
+    weight = 1 - atlas.probabilities[0].double()
+    places = apply_affine(atlas.affine, voxel_grid(tuple(weight.shape)).double())
+    center, spread = _moments(places.flatten(1), weight.flatten())
+    own_center, own_spread = _moments(points, (values > 0.1 * values.max()).double())
+    unit = 60.0  # mm; matrix and shift, changed by the same number, then move the rim of the brain alike
+    matrix = torch.diag(spread / own_spread).requires_grad_()
+    offset = (center / unit).requires_grad_()
+    for sigma_mm, every in ((4.0, 8), (2.0, 1)):
+        maps = atlas.coarser(2).smoothed(sigma_mm)
+        some, seen = points[:, ::every] - own_center[:, None], values[::every]
+        _minimize(
+            lambda maps=maps, some=some, seen=seen: _within_class_variance(
+                maps, matrix @ some + unit * offset[:, None], seen
+            ),
+            [matrix, offset],
+        )
+    to_atlas = np.eye(4)
+    to_atlas[:3, :3] = matrix.detach().numpy()
+    to_atlas[:3, 3] = (unit * offset - matrix @ own_center).detach().numpy()
+    return to_atlas
+
+
+def _sparse_points(image: torch.Tensor, affine: np.ndarray, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (3, N) in the world, around the brain and in it, and the smoothed image there, (N,), with unit sd."""
+    steps = np.maximum(1, np.round(spacing_mm / nib.affines.voxel_sizes(affine))).astype(int)
+    box = ndimage.find_objects((image != 0).numpy().astype(np.uint8))[0]
+    lattice = np.diag([*steps, 1.0])
+    lattice[:3, 3] = [s.start - 2 * k for s, k in zip(box, steps, strict=True)]
+    shape = tuple(int(np.ceil((s.stop - s.start) / k)) + 4 for s, k in zip(box, steps, strict=True))
+    smooth = torch.from_numpy(ndimage.gaussian_filter(image.numpy(), steps / 2.5))
+    values = sample(smooth[None], voxel_grid(shape, lattice), padding="zeros").flatten().double()
+    return voxel_grid(shape, affine @ lattice).flatten(1).double(), values / values.std()
+
+
+def _moments(points: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted mean and sd along each axis, (3,), of points (3, N)."""
+    mean = points @ weight / weight.sum()
+    return mean, ((points - mean[:, None]).square() @ weight / weight.sum()).sqrt()
+
+
+def _within_class_variance(atlas: Atlas, points: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Mean square of the values less the mean of their class, each point being in the classes by its probabilities."""
+    inverse = torch.from_numpy(np.linalg.inv(atlas.affine))
+    voxels = inverse[:3, :3] @ points + inverse[:3, 3:]
+    p = sample(atlas.probabilities[1:], voxels.float(), padding="zeros").double()
+    p = torch.cat([(1 - p.sum(0, keepdim=True)).clamp(min=0), p])
+    return (p @ values.square() - (p @ values) ** 2 / (p.sum(1) + 1e-6)).sum() / values.numel()
+
+
+def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+    optimizer = torch.optim.LBFGS(parameters, max_iter=30, tolerance_change=1e-5, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = loss_of()
+        loss.backward()
+        return loss
+
+    optimizer.step(step)
