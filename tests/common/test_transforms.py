@@ -730,6 +730,9 @@ def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_sec
     p = p.reshape(4, 5, 1, 1)
     assert thresholded_argmax(p, 3, 0.3).flatten().tolist() == [1, 3, 3, 0, 0]
     assert thresholded_argmax(p, 3, 0.96).flatten().tolist() == [1, 1, 0, 0, 0]  # never lesion by its size alone
+    inside = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.5, 0.1, 0.0, 0.4], [0.0, 0, 0, 0]]).T[..., None, None]
+    assert thresholded_argmax(inside, 3, 0.3).flatten().tolist() == [0, 3, 0]
+    assert thresholded_argmax(inside, 3, 0.3, background=False).flatten().tolist() == [1, 3, 0]
     out = ThresholdedArgmaxd("pred", 3, 0.3)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
     assert (out.dtype, tuple(out.shape), float(out.affine[0, 0])) == (torch.uint8, (1, 5, 1, 1), 2.0)
     for index, threshold in ((4, 0.5), (-1, 0.5), (3, 0.0), (3, 1.5)):
