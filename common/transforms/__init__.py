@@ -13,7 +13,6 @@ from .anomaly import (
     remove_small_components,
     residual_map,
 )
-from .atlas import AtlasPriord
 from .classes import ChannelMapd, EntropyMapd, ThresholdedArgmaxd, entropy, thresholded_argmax
 from .intensity import (
     BrainMaskd,
@@ -27,7 +26,6 @@ from .plain import PlainTensorCompose
 from .spatial import NeighbouringSlicesd, ResampleSpacingd
 
 __all__ = [
-    "AtlasPriord",
     "BrainMaskd",
     "ChannelMapd",
     "CheckLabeld",

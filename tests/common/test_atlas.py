@@ -8,10 +8,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.atlas import Atlas, align_atlas, atlas_on_grid, icbm_atlas, open_atlas
+from common.atlas import Atlas, AtlasPriord, align_atlas, atlas_on_grid, icbm_atlas, open_atlas
 from common.errors import InputError
 from common.geometry import rotation_matrix
-from common.transforms import AtlasPriord
 
 
 def save(path, array, affine=None):
