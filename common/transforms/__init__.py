@@ -23,7 +23,7 @@ from .intensity import (
 )
 from .io import CheckLabeld, LoadScand, SaveScand
 from .plain import PlainTensorCompose
-from .spatial import NeighbouringSlicesd, ResampleSpacingd
+from .spatial import NeighboringSlicesd, ResampleSpacingd
 
 __all__ = [
     "BrainMaskd",
@@ -35,7 +35,7 @@ __all__ = [
     "LoadScand",
     "MaskOutsided",
     "MedianFilterd",
-    "NeighbouringSlicesd",
+    "NeighboringSlicesd",
     "NormalizeBrainIntensityd",
     "PlainTensorCompose",
     "RemoveSmallComponentsd",

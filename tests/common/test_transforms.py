@@ -24,7 +24,7 @@ from common.transforms import (
     LoadScand,
     MaskOutsided,
     MedianFilterd,
-    NeighbouringSlicesd,
+    NeighboringSlicesd,
     NormalizeBrainIntensityd,
     PlainTensorCompose,
     RemoveSmallComponentsd,
@@ -759,12 +759,12 @@ def test_one_channel_is_copied_and_the_others_stay():
 
 def test_a_slice_gets_its_neighbours_as_channels():
     volume = meta(torch.arange(1.0, 5).expand(1, 2, 3, 4).clone())
-    out = NeighbouringSlicesd("image", slices=3)({"image": volume})["image"]
+    out = NeighboringSlicesd("image", slices=3)({"image": volume})["image"]
     assert out.shape == (3, 2, 3, 4)
     assert out[:, 0, 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 0]]
     np.testing.assert_array_equal(out.affine, volume.affine)
-    assert NeighbouringSlicesd("image", slices=1)({"image": volume})["image"].equal(volume)
+    assert NeighboringSlicesd("image", slices=1)({"image": volume})["image"].equal(volume)
     with pytest.raises(ValueError, match="slices is 4, expected an odd number"):
-        NeighbouringSlicesd("image", slices=4)
+        NeighboringSlicesd("image", slices=4)
     with pytest.raises(ValueError, match="image has 3 channels, expected 1"):
-        NeighbouringSlicesd("image", slices=3)({"image": out})
+        NeighboringSlicesd("image", slices=3)({"image": out})
