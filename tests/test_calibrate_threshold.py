@@ -244,7 +244,8 @@ def test_empty_section_is_refused(bundle, tmp_path):
     datalist = save_cases(tmp_path / "data", LOW)
     datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "validation": []}))
     with refused("lists no case under validation"):
-        script.main(str(bundle), str(datalist), section="validation")
+        script.main(str(bundle), str(datalist), section="validation", output_dir=str(tmp_path / "maps"))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_subject_of_the_test_section_is_refused(bundle, tmp_path):
