@@ -26,8 +26,6 @@ from .geometry import apply_affine, sample, voxel_grid
 from .transforms.intensity import fill_holes
 from .transforms.io import file_of
 
-TISSUES = ("background", "CSF", "GM", "WM")
-
 
 @dataclass(frozen=True)
 class Atlas:
@@ -121,8 +119,10 @@ def _read_maps(paths: Sequence[str]) -> Atlas:
             raise InputError(f"{path} and {paths[0]} differ in shape or affine, expected one grid for all classes")
     maps = np.concatenate([np.asarray(s.dataobj, dtype=np.float32).reshape(*s.shape[:3], -1) for s in scans], axis=3)
     maps = np.moveaxis(maps, 3, 0)
-    if not np.isfinite(maps).all() or maps.min() < 0:
-        raise InputError(f"{paths[0]} has probabilities down to {np.nanmin(maps):g}, expected 0 or above")
+    if not np.isfinite(maps).all():
+        raise InputError(f"{', '.join(paths)} has NaN or infinite voxels, expected probabilities")
+    if maps.min() < 0:
+        raise InputError(f"{', '.join(paths)} has probabilities down to {maps.min():g}, expected 0 or above")
     total = maps.sum(0)
     off = float(np.abs(total - 1).max())
     if len(maps) < 2 or off > 0.02:
@@ -210,8 +210,9 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     unit = 60.0  # mm; matrix and shift, changed by the same number, then move the rim of the brain alike
     matrix = torch.diag(spread / own_spread).requires_grad_()
     offset = (center / unit).requires_grad_()
+    coarse = atlas.coarser(2)
     for sigma_mm, every in ((4.0, 8), (2.0, 1)):
-        maps = atlas.coarser(2).smoothed(sigma_mm)
+        maps = coarse.smoothed(sigma_mm)
         some, seen = points[:, ::every] - own_center[:, None], values[::every]
         _minimize(
             lambda maps=maps, some=some, seen=seen: _within_class_variance(
