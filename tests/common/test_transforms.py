@@ -253,6 +253,17 @@ def test_voxels_that_are_not_zero_in_any_channel_are_the_brain():
     np.testing.assert_array_equal(out["brain_mask"].affine, image.affine)
 
 
+def test_one_sequence_with_its_skull_is_refused():
+    image = torch.zeros(3, 8, 8, 8)  # the last one is missing
+    image[0, 2:6, 2:6, 2:6] = 1
+    image[1, 1:7, 1:7, 1:7] = 1
+    sentence = r"scan\.nii\.gz: channel 1 is not 0 in 3\.4 times as many voxels as channel 0, expected all sequences"
+    with pytest.raises(InputError, match=sentence):
+        BrainMaskd()({"image": meta(image)})
+    mask = meta((image[:1] > 0).float())
+    assert BrainMaskd()({"image": meta(image), "brain_mask": mask})["image"][1].sum() == 4**3
+
+
 def test_fluid_that_is_zero_inside_the_brain_is_brain():
     image = torch.zeros(1, 7, 7, 7)
     image[0, :6, 1:6, 1:6] = 1  # one side lies at the margin of the image
