@@ -8,19 +8,23 @@ that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
 from scipy import ndimage
 
 from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
-
-TISSUES = ("background", "CSF", "GM", "WM")
+from .transforms.intensity import fill_holes
+from .transforms.io import file_of
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,10 @@ def _read_maps(paths: Sequence[str]) -> Atlas:
             raise InputError(f"{path} and {paths[0]} differ in shape or affine, expected one grid for all classes")
     maps = np.concatenate([np.asarray(s.dataobj, dtype=np.float32).reshape(*s.shape[:3], -1) for s in scans], axis=3)
     maps = np.moveaxis(maps, 3, 0)
-    if not np.isfinite(maps).all() or maps.min() < 0:
-        raise InputError(f"{paths[0]} has probabilities down to {np.nanmin(maps):g}, expected 0 or above")
+    if not np.isfinite(maps).all():
+        raise InputError(f"{', '.join(paths)} has NaN or infinite voxels, expected probabilities")
+    if maps.min() < 0:
+        raise InputError(f"{', '.join(paths)} has probabilities down to {maps.min():g}, expected 0 or above")
     total = maps.sum(0)
     off = float(np.abs(total - 1).max())
     if len(maps) < 2 or off > 0.02:
@@ -204,8 +210,9 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     unit = 60.0  # mm; matrix and shift, changed by the same number, then move the rim of the brain alike
     matrix = torch.diag(spread / own_spread).requires_grad_()
     offset = (center / unit).requires_grad_()
+    coarse = atlas.coarser(2)
     for sigma_mm, every in ((4.0, 8), (2.0, 1)):
-        maps = atlas.coarser(2).smoothed(sigma_mm)
+        maps = coarse.smoothed(sigma_mm)
         some, seen = points[:, ::every] - own_center[:, None], values[::every]
         _minimize(
             lambda maps=maps, some=some, seen=seen: _within_class_variance(
@@ -256,3 +263,70 @@ def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor
         return loss
 
     optimizer.step(step)
+
+
+class AtlasPriord(MapTransform):
+    """Append an atlas to a skull-stripped scan, as a channel per class: the prior of a segmentation.
+
+    The atlas is aligned to the scan by an affine map, whatever its contrast (:func:`align_atlas`), and
+    sampled at its voxels. Inside the brain of the scan background is ruled out and a little of every other class is
+    allowed; outside of it is background.
+
+    Args:
+        keys: scans (M, X, Y, Z), MetaTensors in RAS mm, exactly 0 outside the brain; the first channel is aligned.
+        files: NIfTI file or files of the atlas, see :func:`open_atlas`; None for the ICBM template's.
+        classes: how many the network has, background included.
+        label_sigma_mm: if the file is one label map, the sd of the Gaussian that makes probabilities of it.
+        blur_mm: the probabilities are smoothed by this.
+        floor: share of the prior that all classes but background have everywhere in the brain, together.
+        align: False if scan and atlas are in one space already.
+        min_overlap: smallest Dice of the scan's brain and the aligned atlas's.
+
+    Raises:
+        InputError: as ``open_atlas``; if scan and atlas overlap less than ``min_overlap``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        files: str | Sequence[str] | None = None,
+        classes: int | None = None,
+        label_sigma_mm: float | None = None,
+        blur_mm: float = 0.0,
+        floor: float = 0.05,
+        align: bool = True,
+        min_overlap: float = 0.7,
+    ) -> None:
+        super().__init__(keys)
+        self.source = (files if files is None or isinstance(files, str) else tuple(files), classes, label_sigma_mm)
+        self.blur_mm, self.floor, self.align, self.min_overlap = blur_mm, floor, align, min_overlap
+        self._atlas: Atlas | None = None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        if self._atlas is None:
+            atlas = open_atlas(*self.source)
+            self._atlas = atlas.smoothed(self.blur_mm) if self.blur_mm else atlas
+        for key in self.key_iterator(d):
+            d[key] = self._append(d[key])
+        return d
+
+    def _append(self, scan: MetaTensor) -> MetaTensor:
+        image, affine = scan.as_tensor().float(), scan.affine.numpy()
+        brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
+        if not brain.any():
+            raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
+        to_atlas = align_atlas(self._atlas, image[0], affine) if self.align else np.eye(4)
+        prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
+        covered = prior[0] < 0.5
+        overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
+        if overlap < self.min_overlap:
+            raise InputError(
+                f"{file_of(scan)}: its brain and the atlas have a Dice of {overlap:.2f}, expected {self.min_overlap:g} "
+                "or more; is it skull-stripped, and is the orientation in its header right?"
+            )
+        tissue = prior[1:]
+        tissue = (1 - self.floor) * tissue / tissue.sum(0).clamp(min=1e-3) + self.floor / len(tissue)
+        prior = torch.cat([torch.zeros_like(prior[:1]), tissue / tissue.sum(0)])
+        prior = torch.where(brain, prior, torch.eye(len(prior))[0][:, None, None, None])
+        return MetaTensor(torch.cat([image, prior]), meta=scan.meta, applied_operations=scan.applied_operations)

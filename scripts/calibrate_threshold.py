@@ -74,6 +74,7 @@ def calibrate(
     rate: float | None = None,
     data: str = "these cases",
     label_value: int | None = None,
+    ignore_value: int | None = None,
 ) -> Calibration:
     """Find the threshold of maps on disk.
 
@@ -85,6 +86,7 @@ def calibrate(
         rate: for ``false_positive_rate``, between 0 and 1.
         data: what the data set is called.
         label_value: the value in the labels that the map scores; None for labels of 0 and 1 only.
+        ignore_value: voxels with this value in the labels are left out.
 
     Returns:
         The threshold, rounded to four significant digits, and its source with the value that it reaches.
@@ -92,7 +94,7 @@ def calibrate(
     Raises:
         InputError: if there is no lesion voxel, or no threshold keeps the rate.
     """
-    brains = [_brain(case) for case in cases]
+    brains = [_brain(case) & _decided(case, ignore_value) for case in cases]
     maps = (_read(Path(output_dir) / f"{case['name']}_prob.nii.gz") for case in cases)
     scores = [values[brain] for values, brain in zip(maps, brains, strict=True)]  # 6 MB of a head at 1 mm
     if criterion == "best_dice":
@@ -136,6 +138,7 @@ def main(
     layers: str | Sequence[str] = (),
     dataset: str | None = None,
     label_value: int | None = None,
+    ignore_value: int | None = None,
     output_dir: str | None = None,
     device: str | None = None,
     write: bool = False,
@@ -152,6 +155,7 @@ def main(
         layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
         dataset: use only the cases that name this data set, where a datalist joins several.
         label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
+        ignore_value: a value in the labels that says nothing, beside label_value; its voxels are left out.
         output_dir: keep the maps there; by default they are removed.
         device: cpu, cuda:0, ...; by default what the bundle says.
         write: put the threshold and its source into the config.
@@ -177,11 +181,13 @@ def main(
         workflow = open_configs(configs[0].parents[1], names, logging_file=None, output_dir=str(folder), **given)
         cases = workflow.parser.get_parsed_content("datalist")
         _refuse_test_subjects(cases, datalist_file)
+        if ignore_value is not None and (criterion != "best_dice" or label_value is None):
+            raise InputError(f"ignore_value is {ignore_value}, expected it with best_dice and a label_value only")
         check_cases(cases, criterion, label_value)
         workflow.run()
         workflow.finalize()
         data = _data_name(datalist_file, dataset_dir, section, dataset)
-        calibration = calibrate(cases, folder, criterion, rate, data, label_value)
+        calibration = calibrate(cases, folder, criterion, rate, data, label_value, ignore_value)
     print(f'"threshold": {calibration.threshold},\n"threshold_source": {json.dumps(calibration.source)}')
     if write:
         write_threshold(target, calibration)
@@ -249,6 +255,11 @@ def _label(case: Case, label_value: int | None = None) -> np.ndarray:
     if label_value is not None:
         return label["label"][0].numpy() == label_value
     return CheckLabeld("label")(label)["label"][0].numpy() > 0
+
+
+def _decided(case: Case, ignore_value: int | None) -> np.ndarray | bool:
+    """Where the label does not have the value that says nothing."""
+    return True if ignore_value is None else LoadScand("label")(case)["label"][0].numpy() != ignore_value
 
 
 def _brain(case: Case) -> np.ndarray:

@@ -342,6 +342,7 @@ def test_the_table_of_a_datalist_takes_the_place_of_the_configs(cohort, tmp_path
         run(
             ["train.json"], datalist_file=str(datalist), output_dir=str(tmp_path), ckpt_dir=str(tmp_path / "m"), **TRAIN
         )
+    assert not (tmp_path / "m").exists()
 
 
 def test_labels_are_filled_in_and_a_second_stage_learns_from_them(trained, cohort, tmp_path):

@@ -539,6 +539,10 @@ def test_pseudo_labels_are_the_best_class_that_the_label_allows(table):
     for threshold, padding in ((0.3, LESION), (0.4, WM)):
         found = pseudo_labels(p, codes, table.allowed, LESION, threshold)
         assert found.flatten().tolist() == [padding, CSF, WM, LESION]
+    # in the brain nothing is background but what the label calls so
+    p = torch.tensor([[0.9, 0.0, 0.06, 0.04, 0.0], [0.9, 0, 0.06, 0.04, 0], [0, 0, 0, 0, 0]]).T[None]
+    found = pseudo_labels(p, observed(5, 1, 5), table.allowed, LESION, 0.3, background=False)
+    assert found.flatten().tolist() == [GM, BG, BG]
 
 
 def test_pseudo_labels_find_lesions_under_a_label_that_may_hide_them():

@@ -25,7 +25,7 @@ from bundle_tools import (
 )
 
 
-def refused(done: Finished, output_dir: Path, *mentioned: str) -> None:
+def assert_refused(done: Finished, output_dir: Path, *mentioned: str) -> None:
     """One sentence that mentions the given words, an exit code, and no file."""
     assert done.code != 0, done.output[-3000:]
     assert len(done.errors) == 1, done.output[-3000:]
@@ -59,26 +59,26 @@ def scans(bundle, tmp_path_factory) -> Path:
 
 def test_missing_weights_stop_the_run(infer, root_with, scans, tmp_path):
     done = infer(tmp_path / "out", bundle_root=root_with(None), datalist_file=scans)
-    refused(done, tmp_path / "out", "model.pt")
+    assert_refused(done, tmp_path / "out", "model.pt")
 
 
 def test_weights_of_another_shape_stop_the_run(bundle, infer, root_with, scans, tmp_path):
     state = weights(bundle)
     key = next(k for k, v in state.items() if v.ndim > 1)
     done = infer(tmp_path / "out", bundle_root=root_with({**state, key: state[key][:, :0]}), datalist_file=scans)
-    refused(done, tmp_path / "out", "model.pt", key)
+    assert_refused(done, tmp_path / "out", "model.pt", key)
 
 
 def test_weights_of_another_network_stop_the_run(infer, root_with, scans, tmp_path):
     done = infer(tmp_path / "out", bundle_root=root_with({"other.weight": torch.ones(3)}), datalist_file=scans)
-    refused(done, tmp_path / "out", "model.pt")
+    assert_refused(done, tmp_path / "out", "model.pt")
 
 
 def test_weights_that_are_no_tensors_stop_the_run(infer, root_with, scans, tmp_path):
     root = root_with({})
     (root / "models" / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     done = infer(tmp_path / "out", bundle_root=root, datalist_file=scans)
-    refused(done, tmp_path / "out", "model.pt")
+    assert_refused(done, tmp_path / "out", "model.pt")
 
 
 @pytest.mark.parametrize("content", [[], ["notes.txt"]])
@@ -86,12 +86,12 @@ def test_a_folder_without_nifti_is_named(infer, tmp_path, content):
     (tmp_path / "empty").mkdir()
     for name in content:
         (tmp_path / "empty" / name).write_text("no image")
-    refused(infer(tmp_path / "out", dataset_dir=tmp_path / "empty"), tmp_path / "out", str(tmp_path / "empty"))
+    assert_refused(infer(tmp_path / "out", dataset_dir=tmp_path / "empty"), tmp_path / "out", str(tmp_path / "empty"))
 
 
 def test_a_missing_folder_and_a_missing_datalist_are_named(infer, tmp_path):
-    refused(infer(tmp_path / "out", dataset_dir=tmp_path / "nowhere"), tmp_path / "out", "nowhere")
-    refused(infer(tmp_path / "out", datalist_file=tmp_path / "nothing.json"), tmp_path / "out", "nothing.json")
+    assert_refused(infer(tmp_path / "out", dataset_dir=tmp_path / "nowhere"), tmp_path / "out", "nowhere")
+    assert_refused(infer(tmp_path / "out", datalist_file=tmp_path / "nothing.json"), tmp_path / "out", "nothing.json")
 
 
 def truncated(path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_bad_file_is_named_and_nothing_is_written(bundle, infer, tmp_path, wha
     case = save_case(bundle, tmp_path / "bad.nii.gz", shape=SMALL)
     datalist = save_datalist(tmp_path, [case])
     damage(tmp_path / "bad.nii.gz")
-    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "bad.nii.gz", *mentioned)
+    assert_refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "bad.nii.gz", *mentioned)
 
 
 def test_a_case_with_one_image_too_many_is_refused(bundle, infer, tmp_path):
@@ -138,7 +138,7 @@ def test_a_case_with_one_image_too_many_is_refused(bundle, infer, tmp_path):
     extra = save_nifti(tmp_path / "extra.nii.gz", make_head(5, shape=SMALL).image, OBLIQUE)
     datalist = save_datalist(tmp_path, [[*(case if isinstance(case, list) else [case]), str(extra)]])
     n = sequences(bundle)
-    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "scan.nii.gz", str(n), str(n + 1))
+    assert_refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "scan.nii.gz", str(n), str(n + 1))
 
 
 def test_a_brain_mask_on_another_grid_is_refused(bundle, infer, tmp_path):
@@ -146,13 +146,13 @@ def test_a_brain_mask_on_another_grid_is_refused(bundle, infer, tmp_path):
     datalist = save_datalist(tmp_path, [case])
     save_nifti(tmp_path / "mask.nii.gz", make_head(shape=SMALL).brain, OBLIQUE @ np.diag([1.0, 1.0, 1.1, 1.0]))
     datalist.write_text(json.dumps([item | {"brain_mask": "mask.nii.gz"} for item in json.loads(datalist.read_text())]))
-    refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "mask.nii.gz")
+    assert_refused(infer(tmp_path / "out", datalist_file=datalist), tmp_path / "out", "mask.nii.gz")
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(infer, scans, tmp_path):
     (tmp_path / "taken").write_text("a file, no folder")
     done = infer(tmp_path / "taken", datalist_file=scans)
-    refused(done, tmp_path / "nothing", "taken")
+    assert_refused(done, tmp_path / "nothing", "taken")
 
 
 def test_keep_going_reports_on_the_other_cases_and_still_fails(bundle, cohort, monai_bundle, tmp_path):

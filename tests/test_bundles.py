@@ -50,7 +50,9 @@ def test_weights_are_a_flat_dict_of_finite_tensors(bundle):
 
 
 def test_weights_fit_the_network_of_inference_exactly(bundle):
-    network(bundle).load_state_dict(weights(bundle), strict=True)
+    found = network(bundle).load_state_dict(weights(bundle), strict=True)  # raises if a name or a shape differs
+    assert not found.missing_keys
+    assert not found.unexpected_keys
 
 
 def test_only_model_pt_has_a_name_so_short_that_monai_label_takes_it(bundle):

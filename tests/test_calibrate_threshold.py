@@ -118,6 +118,18 @@ def test_threshold_is_that_of_the_largest_dice_over_all_brain_voxels(bundle, tmp
     assert config["threshold_source"] in capsys.readouterr().out
 
 
+def test_voxels_whose_label_says_nothing_are_left_out(bundle, tmp_path):
+    # as LOW, but nobody knows whether the voxel at 0.1 is lesion, nor those at 0.7 and 0.2
+    cases = {"a": ([0.9, 0.7, 0.6, 0.2], [1, 9, 1, 9]), "b": ([0.8, 0.1, 0.05], [1, 9, 0])}
+    options = {"datalist_file": str(save_cases(tmp_path / "data", cases)), "section": "validation", "write": True}
+    script.main(str(bundle), label_value=1, ignore_value=9, **options)
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert config["threshold"] == 0.6
+    assert config["threshold_source"].startswith("best pooled Dice, 1.000")
+    with refused("ignore_value is 9, expected it with best_dice and a label_value only"):
+        script.main(str(bundle), ignore_value=9, **options)
+
+
 def test_cases_of_one_data_set_and_one_value_of_their_labels_are_used(bundle, tmp_path):
     low, high = LOW["a"], ([0.8, 0.1, 0.05], [2, 1, 3])
     datalist = save_cases(tmp_path / "data", {"a": low, "b": high})
@@ -232,7 +244,8 @@ def test_empty_section_is_refused(bundle, tmp_path):
     datalist = save_cases(tmp_path / "data", LOW)
     datalist.write_text(json.dumps({**json.loads(datalist.read_text()), "validation": []}))
     with refused("lists no case under validation"):
-        script.main(str(bundle), str(datalist), section="validation")
+        script.main(str(bundle), str(datalist), section="validation", output_dir=str(tmp_path / "maps"))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_subject_of_the_test_section_is_refused(bundle, tmp_path):

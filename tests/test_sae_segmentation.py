@@ -22,8 +22,8 @@ from sae_segmentation.loss import (
     EvidenceLowerBound,
     MeanEvidence,
     markov_field,
-    neighbour_sum,
-    neighbour_table,
+    neighbor_sum,
+    neighbor_table,
 )
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
 
@@ -32,33 +32,33 @@ BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sae_segmentation"
 # --- Markov random field ---------------------------------------------------------------------------------------------
 
 
-def neighbours_of(shape, place):
-    """The 26 neighbours, those beyond the margin being the voxel of the margin."""
+def neighbors_of(shape, place):
+    """The 26 neighbors, those beyond the margin being the voxel of the margin."""
     for step in product((-1, 0, 1), repeat=3):
         if step != (0, 0, 0):
             yield tuple(min(max(p + s, 0), n - 1) for p, s, n in zip(place, step, shape, strict=True))
 
 
-def test_the_neighbour_sum_leaves_the_voxel_itself_out():
+def test_the_neighbor_sum_leaves_the_voxel_itself_out():
     maps = torch.randn(2, 3, 4, 5, 3)
-    found = neighbour_sum(maps)
+    found = neighbor_sum(maps)
     for place in product(range(4), range(5), range(3)):
-        expected = sum(maps[(..., *other)] for other in neighbours_of((4, 5, 3), place))
+        expected = sum(maps[(..., *other)] for other in neighbors_of((4, 5, 3), place))
         assert torch.allclose(found[(..., *place)], expected, atol=1e-4)
 
 
 def test_the_table_counts_pairs():
     labels = torch.zeros(4, 3, 3, dtype=torch.int64)
     labels[2:] = 1
-    # 18 voxels each. A voxel of class 0 beside class 1 (9 of them) has 9 neighbours there; the margin goes on.
+    # 18 voxels each. A voxel of class 0 beside class 1 (9 of them) has 9 neighbors there; the margin goes on.
     pairs = {(1, 0): 9 * 9, (0, 0): 18 * 26 - 81}
-    table = neighbour_table(labels, 2)
+    table = neighbor_table(labels, 2)
     for (b, a), count in pairs.items():
         assert table[b, a].item() == pytest.approx(log((count + 1) / 20), abs=1e-5)
-    assert neighbour_table(labels, 3)[2, 0].item() == pytest.approx(log(1 / 21), abs=1e-5)
-    assert neighbour_table(torch.zeros(20, 20, 20, dtype=torch.int64), 2)[1, 0].item() == -7
+    assert neighbor_table(labels, 3)[2, 0].item() == pytest.approx(log(1 / 21), abs=1e-5)
+    assert neighbor_table(torch.zeros(20, 20, 20, dtype=torch.int64), 2)[1, 0].item() == -7
     with pytest.raises(ValueError, match="labels are 0 to 1, expected 0 to 0"):
-        neighbour_table(labels, 1)
+        neighbor_table(labels, 1)
 
 
 def test_the_field_is_the_expected_energy_of_all_pairs():
@@ -66,13 +66,13 @@ def test_the_field_is_the_expected_energy_of_all_pairs():
     found = markov_field(q, table)
     for place in product(range(3), range(4), range(2)):
         energy = 0.0
-        for other in neighbours_of((3, 4, 2), place):
+        for other in neighbors_of((3, 4, 2), place):
             for a, b in product(range(3), repeat=2):
                 energy -= q[(0, a, *place)] * q[(0, b, *other)] * table[b, a]
         assert found[(0, *place)].item() == pytest.approx(energy.item(), abs=1e-4)
 
 
-def test_one_sided_is_twice_the_term_without_the_gradient_of_the_neighbours():
+def test_one_sided_is_twice_the_term_without_the_gradient_of_the_neighbors():
     logits, table = torch.randn(1, 3, 4, 4, 4, requires_grad=True), torch.randn(3, 3)
     symmetric = (table + table.T) / 2
     two, one = (
@@ -107,7 +107,7 @@ def test_the_bound_by_hand():
     field = EvidenceLowerBound(3, table, beta=0.01, variance_floor=0.04).eval()
     energy = -26 * (0.75**2 + 0.25**2 - 2 * 2 * 0.75 * 0.25)
     assert bound_of(field, q, prior, 0.5, 0.5) == pytest.approx(kl + 0.5 * log(0.04) + 0.01 * energy, abs=1e-4)
-    with pytest.raises(ValueError, match="table of neighbours is not 3 x 3"):
+    with pytest.raises(ValueError, match="table of neighbors is not 3 x 3"):
         EvidenceLowerBound(3, [[0.0] * 3] * 2)
 
 
@@ -221,8 +221,8 @@ def test_the_mixture_finds_classes_whose_intensities_it_was_never_told(means):
 
 def test_the_table_in_the_config_is_the_one_it_says():
     config = read_json(BUNDLE / "configs" / "train.json")
-    found = neighbour_table(icbm_atlas().probabilities.argmax(0), 4)
-    assert torch.allclose(found, torch.tensor(config["neighbours"]), atol=2e-3)
+    found = neighbor_table(icbm_atlas().probabilities.argmax(0), 4)
+    assert torch.allclose(found, torch.tensor(config["neighbors"]), atol=2e-3)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from .anomaly import (
     remove_small_components,
     residual_map,
 )
-from .atlas import AtlasPriord
 from .classes import ChannelMapd, EntropyMapd, ThresholdedArgmaxd, entropy, thresholded_argmax
 from .intensity import (
     BrainMaskd,
@@ -24,10 +23,9 @@ from .intensity import (
 )
 from .io import CheckLabeld, LoadScand, SaveScand
 from .plain import PlainTensorCompose
-from .spatial import NeighbouringSlicesd, ResampleSpacingd
+from .spatial import NeighboringSlicesd, ResampleSpacingd
 
 __all__ = [
-    "AtlasPriord",
     "BrainMaskd",
     "ChannelMapd",
     "CheckLabeld",
@@ -37,7 +35,7 @@ __all__ = [
     "LoadScand",
     "MaskOutsided",
     "MedianFilterd",
-    "NeighbouringSlicesd",
+    "NeighboringSlicesd",
     "NormalizeBrainIntensityd",
     "PlainTensorCompose",
     "RemoveSmallComponentsd",

@@ -11,7 +11,9 @@ from monai.transforms import MapTransform
 from .anomaly import _like, _plain
 
 
-def thresholded_argmax(probabilities: torch.Tensor, index: int, threshold: float) -> torch.Tensor:
+def thresholded_argmax(
+    probabilities: torch.Tensor, index: int, threshold: float, background: bool = True
+) -> torch.Tensor:
     """Label map in which one class is decided by a threshold and the others by the largest probability.
 
     A rare class seldom is the most probable one where it is uncertain; its operating point is chosen apart.
@@ -20,6 +22,7 @@ def thresholded_argmax(probabilities: torch.Tensor, index: int, threshold: float
         probabilities: (C, *spatial), each in [0, 1].
         index: the class with a threshold; it takes every voxel where its probability reaches the threshold.
         threshold: above 0, so that nothing is labelled where all probabilities are 0.
+        background: False keeps class 0 for where all probabilities are 0, as outside of a brain mask.
 
     Returns:
         (1, *spatial), uint8; 0 where all probabilities are 0.
@@ -33,7 +36,11 @@ def thresholded_argmax(probabilities: torch.Tensor, index: int, threshold: float
         raise ValueError(f"threshold is {threshold}, expected a probability above 0")
     others = probabilities.clone()
     others[index] = -1  # below every probability
+    if not background:
+        others[0] = -1
     label = others.argmax(dim=0)
+    if not background:
+        label[(probabilities == 0).all(dim=0)] = 0
     label[probabilities[index] >= threshold] = index
     return label[None].to(torch.uint8)
 
@@ -41,15 +48,16 @@ def thresholded_argmax(probabilities: torch.Tensor, index: int, threshold: float
 class ThresholdedArgmaxd(MapTransform):
     """Put :func:`thresholded_argmax` in the place of each map of probabilities in ``keys``."""
 
-    def __init__(self, keys: str | Sequence[str], index: int, threshold: float) -> None:
+    def __init__(self, keys: str | Sequence[str], index: int, threshold: float, background: bool = True) -> None:
         super().__init__(keys)
         self.index = index
         self.threshold = threshold
+        self.background = background
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _like(thresholded_argmax(_plain(d[key]), self.index, self.threshold), d[key])
+            d[key] = _like(thresholded_argmax(_plain(d[key]), self.index, self.threshold, self.background), d[key])
         return d
 
 

@@ -29,10 +29,12 @@ class BrainMaskd(MapTransform):
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
         mask_key: item of the mask.
         skull_stripped_share: without a mask item, warn if more than this share of the voxels is not 0.
+        largest_ratio: without a mask item, of the voxels that are not 0 in one sequence to those in another.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the mask is empty or lies on another grid than the image, or a channel has nothing inside it.
+        InputError: if the mask is empty or lies on another grid than the image, or a channel has nothing inside it; if
+            sequences differ in what is not 0, so that not all of them are skull-stripped.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class BrainMaskd(MapTransform):
         keys: str | Sequence[str] = "image",
         mask_key: str = "brain_mask",
         skull_stripped_share: float = 0.95,
+        largest_ratio: float = 1.5,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
         self.skull_stripped_share = skull_stripped_share
+        self.largest_ratio = largest_ratio
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -64,6 +68,7 @@ class BrainMaskd(MapTransform):
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
         nonzero = (image.as_tensor() != 0).numpy(force=True)
+        self._check_extents(nonzero, image)
         mask = fill_holes(nonzero.any(0))
         share = mask.mean()
         if share > self.skull_stripped_share:
@@ -71,6 +76,16 @@ class BrainMaskd(MapTransform):
                 "%s: %.0f %% of the voxels are not 0, expected a skull-stripped image", file_of(image), 100 * share
             )
         return MetaTensor(torch.from_numpy(mask[None]).to(image.device), meta=image.meta)
+
+    def _check_extents(self, nonzero: np.ndarray, image: MetaTensor) -> None:
+        """One sequence with its skull among others without would make a head of the brain."""
+        counts = {index: int(np.count_nonzero(channel)) for index, channel in enumerate(nonzero) if channel.any()}
+        if counts and max(counts.values()) > self.largest_ratio * min(counts.values()):
+            most, least = max(counts, key=counts.get), min(counts, key=counts.get)
+            raise InputError(
+                f"{file_of(image)}: channel {most} is not 0 in {counts[most] / counts[least]:.1f} times as many voxels "
+                f"as channel {least}, expected all sequences skull-stripped, or a brain mask"
+            )
 
     def _checked(self, mask: MetaTensor, image: MetaTensor) -> MetaTensor:
         for name, item in ((self.mask_key, mask), ("image", image)):

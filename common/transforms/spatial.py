@@ -13,7 +13,7 @@ from monai.utils import convert_to_dst_type
 from torch.nn.functional import pad
 
 
-class NeighbouringSlicesd(MapTransform):
+class NeighboringSlicesd(MapTransform):
     """Give each axial slice its neighbours as further channels: what a 2-D network sees of the third dimension.
 
     Slices beyond the first and the last one are 0.

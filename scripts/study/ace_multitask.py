@@ -161,6 +161,7 @@ def _score(arm: str, output_dir: Path, models: Path, data: Path) -> dict[str, fl
             datalist_file=data / f"{part}.json",
             output_dir=output_dir / part,
             threshold=0.5,
+            background_in_brain=True,  # what naive cross entropy makes of tissue
             handlers=handlers,
             **COMMON,
             **(SINGLE if arm == "two" else NETWORK),

@@ -8,10 +8,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.atlas import Atlas, align_atlas, atlas_on_grid, icbm_atlas, open_atlas
+from common.atlas import Atlas, AtlasPriord, align_atlas, atlas_on_grid, icbm_atlas, open_atlas
 from common.errors import InputError
 from common.geometry import rotation_matrix
-from common.transforms import AtlasPriord
 
 
 def save(path, array, affine=None):
@@ -70,6 +69,8 @@ def test_what_is_no_atlas_is_named(tmp_path, maps):
         open_atlas(save(tmp_path / "sum.nii", maps * 0.9))
     with pytest.raises(InputError, match=r"probabilities down to -0\.5, expected 0 or above"):
         open_atlas(save(tmp_path / "negative.nii", maps - 0.5))
+    with pytest.raises(InputError, match=r"nan\.nii has NaN or infinite voxels, expected probabilities"):
+        open_atlas(save(tmp_path / "nan.nii", np.where(maps > 0.7, np.nan, maps)))
     with pytest.raises(InputError, match="has 3 classes with background, expected 4 as the network"):
         open_atlas(save(tmp_path / "three.nii", maps), 4)
     empty = np.concatenate([maps, np.zeros_like(maps[..., :1])], axis=-1)

@@ -24,6 +24,7 @@ from common.transforms import (
     LoadScand,
     MaskOutsided,
     MedianFilterd,
+    NeighboringSlicesd,
     NormalizeBrainIntensityd,
     PlainTensorCompose,
     RemoveSmallComponentsd,
@@ -250,6 +251,17 @@ def test_voxels_that_are_not_zero_in_any_channel_are_the_brain():
     assert out["image"].equal(image)
     assert isinstance(out["brain_mask"], MetaTensor)
     np.testing.assert_array_equal(out["brain_mask"].affine, image.affine)
+
+
+def test_one_sequence_with_its_skull_is_refused():
+    image = torch.zeros(3, 8, 8, 8)  # the last one is missing
+    image[0, 2:6, 2:6, 2:6] = 1
+    image[1, 1:7, 1:7, 1:7] = 1
+    sentence = r"scan\.nii\.gz: channel 1 is not 0 in 3\.4 times as many voxels as channel 0, expected all sequences"
+    with pytest.raises(InputError, match=sentence):
+        BrainMaskd()({"image": meta(image)})
+    mask = meta((image[:1] > 0).float())
+    assert BrainMaskd()({"image": meta(image), "brain_mask": mask})["image"][1].sum() == 4**3
 
 
 def test_fluid_that_is_zero_inside_the_brain_is_brain():
@@ -729,6 +741,9 @@ def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_sec
     p = p.reshape(4, 5, 1, 1)
     assert thresholded_argmax(p, 3, 0.3).flatten().tolist() == [1, 3, 3, 0, 0]
     assert thresholded_argmax(p, 3, 0.96).flatten().tolist() == [1, 1, 0, 0, 0]  # never lesion by its size alone
+    inside = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.5, 0.1, 0.0, 0.4], [0.0, 0, 0, 0]]).T[..., None, None]
+    assert thresholded_argmax(inside, 3, 0.3).flatten().tolist() == [0, 3, 0]
+    assert thresholded_argmax(inside, 3, 0.3, background=False).flatten().tolist() == [1, 3, 0]
     out = ThresholdedArgmaxd("pred", 3, 0.3)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
     assert (out.dtype, tuple(out.shape), float(out.affine[0, 0])) == (torch.uint8, (1, 5, 1, 1), 2.0)
     for index, threshold in ((4, 0.5), (-1, 0.5), (3, 0.0), (3, 1.5)):
@@ -751,3 +766,16 @@ def test_one_channel_is_copied_and_the_others_stay():
     assert item["pred"] is p
     with pytest.raises(ValueError, match="has 4 channels, expected one with the index 4"):
         ChannelMapd("pred", names="prob", index=4)({"pred": p})
+
+
+def test_a_slice_gets_its_neighbours_as_channels():
+    volume = meta(torch.arange(1.0, 5).expand(1, 2, 3, 4).clone())
+    out = NeighboringSlicesd("image", slices=3)({"image": volume})["image"]
+    assert out.shape == (3, 2, 3, 4)
+    assert out[:, 0, 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 0]]
+    np.testing.assert_array_equal(out.affine, volume.affine)
+    assert NeighboringSlicesd("image", slices=1)({"image": volume})["image"].equal(volume)
+    with pytest.raises(ValueError, match="slices is 4, expected an odd number"):
+        NeighboringSlicesd("image", slices=4)
+    with pytest.raises(ValueError, match="image has 3 channels, expected 1"):
+        NeighboringSlicesd("image", slices=3)({"image": out})

@@ -23,7 +23,12 @@ COMPLETED = "completed"
 
 
 def pseudo_labels(
-    probabilities: torch.Tensor, codes: torch.Tensor, allowed: torch.Tensor, index: int, threshold: float
+    probabilities: torch.Tensor,
+    codes: torch.Tensor,
+    allowed: torch.Tensor,
+    index: int,
+    threshold: float,
+    background: bool = True,
 ) -> torch.Tensor:
     """The class of each voxel among those that its label leaves possible.
 
@@ -36,6 +41,7 @@ def pseudo_labels(
         allowed: possible classes of every code, (K, C), bool.
         index: the class that has a threshold.
         threshold: its smallest probability.
+        background: False keeps class 0 for where all probabilities are 0 or the label says so.
 
     Returns:
         Indices of joint classes, (B, 1, *spatial), uint8. Where the label names one class, it is this one.
@@ -46,6 +52,8 @@ def pseudo_labels(
     possible = allowed[codes[:, 0].int()].movedim(-1, 1)
     others = possible.clone()
     others[:, index] = False
+    if not background:
+        others[:, 0] &= (probabilities == 0).all(1) | ~others[:, 1:].any(1)
     best = probabilities.masked_fill(~others, -torch.inf).argmax(1, keepdim=True)
     chosen = (probabilities[:, index] >= threshold) | ~others.any(1)
     return torch.where((possible[:, index] & chosen)[:, None], index, best).to(torch.uint8)
@@ -60,23 +68,32 @@ class PseudoLabelsd(MapTransform):
         label_sets: the table.
         index: the class that has a threshold.
         threshold: its smallest probability.
+        background: False keeps class 0 for where all probabilities are 0 or the label says so.
     """
 
     def __init__(
-        self, keys: KeysCollection, codes_key: str, label_sets: LabelSets, index: int, threshold: float
+        self,
+        keys: KeysCollection,
+        codes_key: str,
+        label_sets: LabelSets,
+        index: int,
+        threshold: float,
+        background: bool = True,
     ) -> None:
         super().__init__(keys)
         self.codes_key = codes_key
         self.allowed = label_sets.allowed
         self.index = index
         self.threshold = threshold
+        self.background = background
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         codes = convert_data_type(d[self.codes_key], torch.Tensor)[0][None]
         for key in self.key_iterator(d):
             p = convert_data_type(d[key], torch.Tensor)[0]
-            label = pseudo_labels(p[None], codes.to(p.device), self.allowed.to(p.device), self.index, self.threshold)[0]
+            possible = codes.to(p.device), self.allowed.to(p.device)
+            label = pseudo_labels(p[None], *possible, self.index, self.threshold, self.background)[0]
             d[key] = convert_to_dst_type(label, d[key], dtype=torch.uint8)[0]
         return d
 

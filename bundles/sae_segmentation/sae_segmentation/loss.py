@@ -15,13 +15,13 @@ from .network import PRIOR_FLOOR
 TABLE_FLOOR = -7.0
 
 
-def neighbour_sum(maps: torch.Tensor) -> torch.Tensor:
-    """Sum over the 26 neighbours of every voxel, (B, C, X, Y, Z); the volume goes on beyond its margin as it ends."""
+def neighbor_sum(maps: torch.Tensor) -> torch.Tensor:
+    """Sum over the 26 neighbors of every voxel, (B, C, X, Y, Z); the volume goes on beyond its margin as it ends."""
     return 27 * avg_pool3d(pad(maps, (1,) * 6, mode="replicate"), 3, stride=1) - maps
 
 
-def neighbour_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """``V[b, a] = log(pairs of a voxel of class a with a neighbour of class b / voxels of class a)``, equation 9.
+def neighbor_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """``V[b, a] = log(pairs of a voxel of class a with a neighbor of class b / voxels of class a)``, equation 9.
 
     Args:
         labels: (X, Y, Z), integers, of any people; sharp, since small classes have no largest probability in a blurred
@@ -37,27 +37,27 @@ def neighbour_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}")
     maps = one_hot(labels.long(), classes).movedim(-1, 0)[None].float()
-    pairs = neighbour_sum(maps)[0].flatten(1) @ maps[0].flatten(1).T  # float32 counts; their logarithm is used
+    pairs = neighbor_sum(maps)[0].flatten(1) @ maps[0].flatten(1).T  # float32 counts; their logarithm is used
     voxels = maps[0].flatten(1).sum(1)
     return torch.log((pairs + 1) / (voxels + classes)).clamp(min=TABLE_FLOOR)
 
 
 def markov_field(q: torch.Tensor, table: torch.Tensor, one_sided: bool = False) -> torch.Tensor:
-    """Expected energy of the neighbourhoods at every voxel: ``-q_j(a) V(b, a) sum_k q_k(b)``, summed over a and b.
+    """Expected energy of the neighborhoods at every voxel: ``-q_j(a) V(b, a) sum_k q_k(b)``, summed over a and b.
 
     Args:
         q: probabilities, (B, C, X, Y, Z).
-        table: V of :func:`neighbour_table`, (C, C).
-        one_sided: no gradient through the neighbours, and the term doubled for it: better on coarse grids, where the
-            gradient towards the neighbours punishes small classes.
+        table: V of :func:`neighbor_table`, (C, C).
+        one_sided: no gradient through the neighbors, and the term doubled for it: better on coarse grids, where the
+            gradient towards the neighbors punishes small classes.
 
     Returns:
         (B, X, Y, Z).
     """
-    neighbours = neighbour_sum(q)
+    neighbors = neighbor_sum(q)
     if one_sided:
-        neighbours = neighbours.detach()
-    field = torch.einsum("ba,nbxyz->naxyz", table, neighbours)
+        neighbors = neighbors.detach()
+    field = torch.einsum("ba,nbxyz->naxyz", table, neighbors)
     return -(1 + one_sided) * (q * field).sum(1)
 
 
@@ -73,7 +73,7 @@ class EvidenceLowerBound(nn.Module):
 
     Args:
         classes: of the segmentation, background included.
-        table: V of :func:`neighbour_table`, as rows; None for no field.
+        table: V of :func:`neighbor_table`, as rows; None for no field.
         beta: weight of the field.
         one_sided: see :func:`markov_field`.
         warmup: training steps without reconstruction, and steps that s^2 remembers.
@@ -94,7 +94,7 @@ class EvidenceLowerBound(nn.Module):
     ) -> None:
         super().__init__()
         if table is not None and (len(table) != classes or any(len(row) != classes for row in table)):
-            raise ValueError(f"the table of neighbours is not {classes} x {classes}, expected a row for every class")
+            raise ValueError(f"the table of neighbors is not {classes} x {classes}, expected a row for every class")
         self.classes, self.beta, self.one_sided = classes, beta, one_sided
         self.warmup, self.variance_floor = warmup, variance_floor
         self.register_buffer("table", None if table is None else torch.tensor(table), persistent=False)
