@@ -8,6 +8,7 @@ that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.n
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,42 @@ def icbm_atlas() -> Atlas:
     background = (1 - tissue.sum(0, keepdims=True)).clip(0, 1)
     maps = np.concatenate([background, tissue])
     return Atlas(torch.from_numpy(maps / maps.sum(0)), affine)
+
+
+def average_of_label_maps(
+    maps: Sequence[tuple[np.ndarray, np.ndarray]], classes: int, sigma_mm: float, spacing_mm: float = 1.0
+) -> Atlas:
+    """Share of the people that have a class at a place, smoothed, on axes along those of the world, cut to the brain.
+
+    Args:
+        maps: label map (X, Y, Z) of 0, 1, ..., ``classes`` - 1, and its affine, of every person, in one world.
+        classes: how many, background included.
+        sigma_mm: sd of the Gaussian that smooths the classes.
+        spacing_mm: voxel size.
+    """
+    corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
+    margin = 4 * sigma_mm + 2 * spacing_mm
+    low = np.min([c.min(0) for c in corners], axis=0) - margin
+    shape = np.ceil((np.max([c.max(0) for c in corners], axis=0) + margin - low) / spacing_mm).astype(int) + 1
+    grid = np.diag([spacing_mm] * 3 + [1.0])
+    grid[:3, 3] = low
+    counts = torch.zeros(classes, *shape)
+    for labels, affine in maps:
+        matrix = np.linalg.inv(affine) @ grid
+        values = ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=0)
+        counts.scatter_add_(0, torch.from_numpy(values).long()[None], torch.ones(1, *shape))
+    box = ndimage.find_objects((counts[0] < len(maps)).numpy().astype(np.uint8))[0]
+    cells = int(np.ceil(margin / spacing_mm))
+    box = tuple(slice(max(s.start - cells, 0), s.stop + cells) for s in box)
+    start = np.eye(4)
+    start[:3, 3] = [s.start for s in box]
+    return Atlas(counts[:, *box] / len(maps), grid @ start).smoothed(sigma_mm)
+
+
+def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
+    """Corners of the box around what is not 0, (8, 3), voxels."""
+    box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
 
 
 @functools.lru_cache(maxsize=4)

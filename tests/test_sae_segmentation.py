@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools import read_json
+from ignite.engine import Engine
 
 from common.atlas import icbm_atlas
 from common.cohort import make_cohort
@@ -26,6 +27,7 @@ from sae_segmentation.loss import (
     neighbor_table,
 )
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
+from sae_segmentation.start import StartAtClassMeans
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sae_segmentation"
 
@@ -93,7 +95,7 @@ def bound_of(loss, q, prior, image, decoded):
     """Loss of one class distribution everywhere."""
     size = (1, 1, 4, 4, 4)
     volume = lambda values: torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, len(values), 4, 4, 4)  # noqa: E731
-    output = torch.cat([volume(q).log(), torch.full(size, decoded)], 1)
+    output = torch.cat([volume(q).log(), volume(q), torch.full(size, decoded)], 1)
     return loss(output, torch.cat([torch.full(size, image), volume(prior)], 1)).item()
 
 
@@ -113,7 +115,7 @@ def test_the_bound_by_hand():
 
 def test_what_lies_outside_the_brain_does_not_count():
     loss = EvidenceLowerBound(2).eval()
-    output, scan = torch.randn(1, 3, 4, 4, 4), torch.rand(1, 3, 4, 4, 4)
+    output, scan = torch.randn(1, 5, 4, 4, 4), torch.rand(1, 3, 4, 4, 4)
     scan[:, 1], scan[:, 2] = 0, 1
     scan[:, 1, 2:], scan[:, 2, 2:] = 1, 0  # background
     before = loss(output, scan)
@@ -128,21 +130,35 @@ def test_the_variance_is_that_of_the_latest_steps_and_counts_after_the_warmup():
     q = prior = [1e-9, 1.0]
     early = [bound_of(loss, q, prior, 0.5, 0.5 + e) for e in (0.1, 0.2, 0.3)]
     assert early == pytest.approx([0, 0, 0], abs=1e-4)
-    assert loss.variance.item() == pytest.approx((0.01 + 0.04 + 0.09) / 3, rel=1e-4)
+    assert loss.variance[1].item() == pytest.approx((0.01 + 0.04 + 0.09) / 3, rel=1e-4)
     late = bound_of(loss, q, prior, 0.5, 0.6)
     variance = 0.75 * 0.14 / 3 + 0.25 * 0.01
-    assert loss.variance.item() == pytest.approx(variance, rel=1e-4)
+    assert loss.variance[1].item() == pytest.approx(variance, rel=1e-4)
     assert late == pytest.approx(0.01 / (2 * variance) + 0.5 * log(variance), rel=1e-3)
     loss.eval()
     bound_of(loss, q, prior, 0.5, 0.9)
-    assert loss.variance.item() == pytest.approx(variance, rel=1e-4)
-    assert set(loss.state_dict()) == {"variance", "steps"}  # a resumed training goes on with them
+    assert loss.variance[1].item() == pytest.approx(variance, rel=1e-4)
+    assert set(loss.state_dict()) == {"errors", "voxels", "steps"}  # a resumed training goes on with them
+
+
+@pytest.mark.parametrize(("class_variance", "expected"), [(True, [0.01, 0.16]), (False, [0.06, 0.06])])
+def test_every_class_has_its_own_variance_or_all_have_one(class_variance, expected):
+    loss = EvidenceLowerBound(2, class_variance=class_variance, warmup=1).train()
+    sample = torch.zeros(1, 2, 3, 1, 1)
+    sample[0, 0, :2], sample[0, 1, 2:] = 1, 1  # two voxels of the first class, one of the second
+    error = torch.tensor([0.1, 0.1, 0.4]).view(1, 1, 3, 1, 1)
+    scan = torch.cat([error, torch.full((1, 2, 3, 1, 1), 0.5)], 1)  # decoded is 0
+    loss(torch.cat([torch.zeros(1, 2, 3, 1, 1), sample, 0 * error], 1), scan)
+    assert loss.variance.tolist() == pytest.approx(expected, rel=1e-4)
+    found = loss.eval()(torch.cat([torch.zeros(1, 2, 3, 1, 1), sample, 0 * error], 1), scan).item()
+    terms = [0.5 * (e**2 / v + log(v)) for e, v in zip((0.1, 0.1, 0.4), (expected[0], *expected), strict=True)]
+    assert found == pytest.approx(sum(terms) / 3, abs=1e-4)  # q is the prior
 
 
 def test_validation_reports_the_mean_evidence_and_changes_nothing():
     loss = EvidenceLowerBound(2).train()
     metric = MeanEvidence(loss)
-    pairs = [(torch.randn(3, 4, 4, 4), torch.rand(3, 4, 4, 4)) for _ in range(3)]
+    pairs = [(torch.randn(5, 4, 4, 4), torch.rand(3, 4, 4, 4)) for _ in range(3)]
     for output, scan in pairs:
         metric.update(([output], [scan]))
     assert loss.training
@@ -168,8 +184,8 @@ def test_the_training_begins_at_the_atlas():
 def test_sizes_and_channels_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="the scan has 4 channels, expected 5"):
         SegmentationEncoder()(torch.zeros(1, 4, 16, 16, 16))
-    with pytest.raises(ValueError, match="a size of the scan is 12, expected a multiple of 8"):
-        SegmentationEncoder()(torch.zeros(1, 5, 16, 12, 16))
+    with pytest.raises(ValueError, match="a size of the scan is 24, expected a multiple of 16"):
+        SegmentationEncoder()(torch.zeros(1, 5, 16, 24, 16))
 
 
 def test_the_sample_is_one_class_in_training_and_the_probabilities_in_evaluation():
@@ -182,7 +198,8 @@ def test_the_sample_is_one_class_in_training_and_the_probabilities_in_evaluation
     network = SegmentationAutoencoder(SegmentationEncoder(), decoder)
     scan = scan_with_prior()
     out = network.train()(scan)
-    assert out.shape == (2, 5, 16, 16, 16)
+    assert out.shape == (2, 9, 16, 16, 16)
+    assert torch.equal(out[:, 4:8], decoder.seen)
     assert set(decoder.seen.unique().tolist()) <= {0.0, 1.0}
     shares = decoder.seen.mean((0, 2, 3, 4))
     assert torch.allclose(shares, scan[:, 1:].mean((0, 2, 3, 4)), atol=0.03)  # drawn from q, here the atlas
@@ -196,6 +213,26 @@ def test_the_decoder_gives_a_uniform_region_one_value_between_0_and_1():
     inside = image[..., 1:-1, 1:-1, 1:-1]
     assert inside.max() - inside.min() < 1e-6
     assert 0 < inside.mean() < 1
+
+
+def test_the_start_is_the_expectation_step_of_a_mixture(tmp_path):
+    """Class means and variances under the atlas; then the encoder is Bayes' rule and the decoder gives the means."""
+    scan = scan_with_prior()
+    network = SegmentationAutoencoder(SegmentationEncoder(), ImageDecoder())
+    StartAtClassMeans(network, [{"image": scan[:1]}, {"image": scan[1:]}])(Engine(lambda engine, batch: None))
+    image, prior = scan[:, 0].flatten(), scan[:, 1:].movedim(1, 0).flatten(1)
+    mean = (prior @ image) / prior.sum(1)
+    variance = (prior @ image.square()) / prior.sum(1) - mean.square()
+    likelihood = torch.exp(-0.5 * (image - mean[:, None]) ** 2 / variance[:, None]) / variance[:, None].sqrt()
+    expected = prior * likelihood / (prior * likelihood).sum(0)
+    found = network.encoder(scan).softmax(1).movedim(1, 0).flatten(1)
+    assert torch.allclose(found, expected, atol=1e-4)
+    uniform = torch.eye(4)[:, :, None, None, None].expand(4, 4, 5, 5, 5)
+    assert torch.allclose(network.decoder(uniform)[:, 0, 2, 2, 2], mean, atol=1e-4)
+    before = network.encoder.intensity.weight.clone()
+    StartAtClassMeans(network, [{"image": scan + 0.1}], encoder_too=False)(Engine(lambda engine, batch: None))
+    assert torch.equal(network.encoder.intensity.weight, before)
+    assert (network.decoder(uniform)[:, 0, 2, 2, 2] > mean + 0.05).all()
 
 
 # --- mixture of Gaussians --------------------------------------------------------------------------------------------

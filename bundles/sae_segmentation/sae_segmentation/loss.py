@@ -62,11 +62,12 @@ def markov_field(q: torch.Tensor, table: torch.Tensor, one_sided: bool = False) 
 
 
 class EvidenceLowerBound(nn.Module):
-    """Equation 5 with the prior of equation 8, as a mean over the voxels of the brain.
+    """Equation 5 with the prior of equation 8, as a mean over the voxels of the brain, with its sign turned: a loss.
 
-    ``KL(q || atlas) + beta * field + (x - decoded)^2 / (2 s^2) + log(s^2) / 2``: q are the probabilities of the logits,
-    s^2 is one number for all scans, the mean of the latest squared errors. In the first steps of a training the
-    reconstruction does not count (s^2 is infinite there in the paper).
+    ``KL(q || atlas) + beta * field + (x - decoded)^2 / (2 s^2) + log(s^2) / 2``: q are the probabilities of the logits.
+    In the first steps of a training the reconstruction does not count (s^2 is infinite there in the paper). After them
+    s^2 is the mean of the squared errors of the latest steps, in the paper over all voxels, here over those that were
+    sampled as one class, a number for each: CSF, which comes in part volumes, is not as uniform as white matter.
 
     The paper sums over the voxels and gives the field the weight 1; its code has 0.01, and rounds s^2 to a power of
     ten. Here s^2 is not rounded; ``variance_floor`` is the largest weight of the code, 500.
@@ -76,6 +77,7 @@ class EvidenceLowerBound(nn.Module):
         table: V of :func:`neighbor_table`, as rows; None for no field.
         beta: weight of the field.
         one_sided: see :func:`markov_field`.
+        class_variance: s^2 of every class; False for the paper's one number.
         warmup: training steps without reconstruction, and steps that s^2 remembers.
         variance_floor: smallest s^2.
 
@@ -89,6 +91,7 @@ class EvidenceLowerBound(nn.Module):
         table: Sequence[Sequence[float]] | None = None,
         beta: float = 0.01,
         one_sided: bool = False,
+        class_variance: bool = True,
         warmup: int = 16,
         variance_floor: float = 1e-3,
     ) -> None:
@@ -96,20 +99,30 @@ class EvidenceLowerBound(nn.Module):
         if table is not None and (len(table) != classes or any(len(row) != classes for row in table)):
             raise ValueError(f"the table of neighbors is not {classes} x {classes}, expected a row for every class")
         self.classes, self.beta, self.one_sided = classes, beta, one_sided
-        self.warmup, self.variance_floor = warmup, variance_floor
+        self.class_variance, self.warmup, self.variance_floor = class_variance, warmup, variance_floor
         self.register_buffer("table", None if table is None else torch.tensor(table), persistent=False)
-        self.register_buffer("variance", torch.tensor(0.0))
+        self.register_buffer("errors", torch.zeros(classes))  # squared, of the latest steps, voxels by their class
+        self.register_buffer("voxels", torch.zeros(classes))
         self.register_buffer("steps", torch.tensor(0))
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """s^2 of every class, (classes,)."""
+        errors, voxels = self.errors, self.voxels
+        if not self.class_variance:
+            errors, voxels = errors.sum(0, keepdim=True), voxels.sum(0, keepdim=True)
+        return (errors / voxels.clamp(min=1e-6)).clamp(min=self.variance_floor).expand(self.classes)
 
     def forward(self, output: torch.Tensor, scan: torch.Tensor) -> torch.Tensor:
         """Scalar loss, nats per voxel.
 
         Args:
-            output: of the auto-encoder, (B, classes + images, *spatial).
+            output: of the auto-encoder, (B, classes + classes + images, *spatial).
             scan: its input, (B, images + classes, *spatial).
         """
-        logits, decoded = output.float().split([self.classes, output.shape[1] - self.classes], dim=1)
-        image, prior = scan.float().split([scan.shape[1] - self.classes, self.classes], dim=1)
+        images = scan.shape[1] - self.classes
+        logits, sample, decoded = output.float().split([self.classes, self.classes, images], dim=1)
+        image, prior = scan.float().split([images, self.classes], dim=1)
         brain = (prior[:, 0] < 0.99) & (prior.sum(1) > 0.5)  # padding has no prior
         count = brain.sum().clamp(min=1)
 
@@ -121,18 +134,21 @@ class EvidenceLowerBound(nn.Module):
         loss = mean((q * (log_q - torch.log(prior + PRIOR_FLOOR))).sum(1))
         if self.table is not None and self.beta > 0:
             loss = loss + self.beta * mean(markov_field(q, self.table, self.one_sided))
-        error = mean((image - decoded).square().sum(1))
+        error = (image - decoded).square().sum(1)
         if self.training:
-            self._remember(error.detach() / decoded.shape[1])
+            self._remember(sample.detach() * brain[:, None], error.detach() / images)
         if self.training and self.steps <= self.warmup:
-            return loss + 0 * error
-        variance = self.variance.clamp(min=self.variance_floor)
-        return loss + error / (2 * variance) + decoded.shape[1] * 0.5 * variance.log()
+            return loss + 0 * error.sum()
+        variance = self.variance
+        precision, log_variance = torch.einsum("bkxyz,nk->nbxyz", sample, torch.stack([1 / variance, variance.log()]))
+        return loss + 0.5 * mean(error * precision + images * log_variance)
 
-    def _remember(self, error: torch.Tensor) -> None:
+    def _remember(self, sample: torch.Tensor, error: torch.Tensor) -> None:
+        """Take a step's squared errors (B, *spatial) into account, of the voxels of each class in the sample."""
         self.steps += 1
         share = 1 / torch.clamp(self.steps, max=self.warmup + 1)
-        self.variance.lerp_(error, share)
+        self.errors.lerp_(torch.einsum("bkxyz,bxyz->k", sample, error), share)
+        self.voxels.lerp_(sample.sum((0, 2, 3, 4)), share)
 
 
 class MeanEvidence(Metric):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d
 
-PRIOR_FLOOR = 1e-6  # of a class that the atlas rules out
+PRIOR_FLOOR = 1e-30  # of a class that the atlas rules out, so that its logarithm is a number
+SKIP_SCALE = 100.0  # of the intensities: Adam moves all weights alike, and those of this skip have a long way to go
 
 
 class SegmentationEncoder(nn.Module):
@@ -32,7 +33,7 @@ class SegmentationEncoder(nn.Module):
         Yu et al., "An Auto-Encoder Strategy for Adaptive Image Segmentation", MIDL 2020.
     """
 
-    def __init__(self, classes: int = 4, images: int = 1, channels: Sequence[int] = (8, 16, 32, 32)) -> None:
+    def __init__(self, classes: int = 4, images: int = 1, channels: Sequence[int] = (4, 8, 16, 32, 32)) -> None:
         super().__init__()
         if len(channels) < 2:
             raise ValueError(f"channels is {tuple(channels)}, expected the widths of two levels or more")
@@ -73,9 +74,22 @@ class SegmentationEncoder(nn.Module):
         x = skips.pop()
         for layer in self.up:
             x = torch.relu(layer(torch.cat([interpolate(x, scale_factor=2.0), skips.pop()], dim=1)))
-        centered = 4 * (image - 0.5)  # x and x^2 of about unit size, and not alike: learns faster
-        likelihood = self.intensity(5 * torch.cat([centered, centered * centered - 1], dim=1))
+        centered = 4 * (image - 0.5)  # so that x and x^2 are not alike
+        likelihood = self.intensity(SKIP_SCALE * torch.cat([centered, centered * centered], dim=1))
         return self.output(x) + likelihood + torch.log(prior.float() + PRIOR_FLOOR)
+
+    @torch.no_grad()
+    def start_at(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        """Make the skip of the intensities the logarithm of a Gaussian for every class.
+
+        Args:
+            mean: of the classes' intensities, (classes, images).
+            variance: likewise.
+        """
+        slope, offset = (4 * mean - 2) / 16 / variance, 4 * mean - 2  # of c = 4 (x - 0.5): -(c - offset)^2 / (32 v)
+        curve = -1 / (32 * variance)
+        self.intensity.weight.copy_(torch.cat([slope, curve], dim=1)[..., None, None, None] / SKIP_SCALE)
+        self.intensity.bias.copy_((curve * offset.square() - 0.5 * variance.log()).sum(1))
 
 
 class ImageDecoder(nn.Sequential):
@@ -88,6 +102,14 @@ class ImageDecoder(nn.Sequential):
 
     def __init__(self, classes: int = 4, images: int = 1) -> None:
         super().__init__(nn.Conv3d(classes, images, 3, padding=1), nn.Sigmoid())
+
+    @torch.no_grad()
+    def start_at(self, mean: torch.Tensor) -> None:
+        """Make the image of every class its mean, (classes, images), without a look at the neighbors."""
+        convolution = self[0]
+        convolution.weight.zero_()
+        convolution.bias.zero_()
+        convolution.weight[:, :, 1, 1, 1] = torch.logit(mean.T, eps=0.02)
 
 
 class SegmentationAutoencoder(nn.Module):
@@ -107,7 +129,7 @@ class SegmentationAutoencoder(nn.Module):
         self.encoder, self.decoder, self.temperature = encoder, decoder, temperature
 
     def forward(self, scan: torch.Tensor) -> torch.Tensor:
-        """(B, classes + images, *spatial): logits, then the image that is made of them.
+        """(B, classes + classes + images, *spatial): logits, the segmentation, the image that is made of it.
 
         Args:
             scan: as for the encoder.
@@ -117,4 +139,4 @@ class SegmentationAutoencoder(nn.Module):
             segmentation = gumbel_softmax(logits, tau=self.temperature, hard=True, dim=1)
         else:
             segmentation = logits.softmax(1)
-        return torch.cat([logits, self.decoder(segmentation)], dim=1)
+        return torch.cat([logits, segmentation, self.decoder(segmentation)], dim=1)
