@@ -239,6 +239,7 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     """
     if not (image != 0).any():
         raise InputError("the scan is 0 everywhere, expected a brain to align the atlas to")
+    affine = np.round(affine, 4)  # the last bits of a header may send a search elsewhere; they hold nothing
     points, values = _sparse_points(image, affine, spacing_mm)
     weight = 1 - atlas.probabilities[0].double()
     places = apply_affine(atlas.affine, voxel_grid(tuple(weight.shape)).double())

@@ -138,23 +138,25 @@ def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -
 
 
 def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
-    """T1 scans without any label: healthy phantoms, and real ones if there are any."""
+    """T1 scans without labels: real ones, or, where there are none, healthy phantoms."""
     sections = {
-        section: [
-            {"image": case["T1w"], "brain_mask": case["brain_mask"], "subject": case["subject"]}
-            for case in _cases(folder, ("healthy",), section)
-        ]
-        for section in PATIENTS
+        section: [{"image": item["T1w"]} for item in items] for section, items in _tissue_scans(extra_data).items()
     }
-    for section, items in _tissue_scans(extra_data).items():
-        sections[section] += [{"image": item["T1w"]} for item in items]
+    if not sections:
+        keys = ("brain_mask", "subject")
+        sections = {
+            section: [
+                {"image": case["T1w"]} | {k: case[k] for k in keys} for case in _cases(folder, ("healthy",), section)
+            ]
+            for section in PATIENTS
+        }
     _train(
         "sae_segmentation",
         "train",
         folder / "sae",
         datalist_file=write_datalist(folder / "sae.json", sections),
-        max_epochs=60,
-        val_interval=20,
+        max_epochs=150,
+        val_interval=25,
         seed=seed,
         amp=amp,
     )

@@ -82,7 +82,10 @@ def test_what_cannot_be_used_is_named(people):
     folder, _ = people
     a, out = str(folder / "a.nii.gz"), str(folder / "atlas.nii.gz")
     cases = [
-        ({"label_files": a, "classes": {"background": [0], "grey": [3, 42]}}, "has the values 2, 9, which are in no class"),
+        (
+            {"label_files": a, "classes": {"background": [0], "grey": [3, 42]}},
+            "has the values 2, 9, which are in no class",
+        ),
         ({"label_files": a, "classes": {"background": [0, 3], "grey": [3]}}, "has the value 3 in two classes"),
         ({"label_files": a, "classes": {"background": [0]}}, "expected two names or more"),
         ({"label_files": a, "classes": str(folder / "none.json")}, "none.json cannot be read"),

@@ -229,9 +229,9 @@ def test_the_start_is_the_expectation_step_of_a_mixture(tmp_path):
     assert torch.allclose(found, expected, atol=1e-4)
     uniform = torch.eye(4)[:, :, None, None, None].expand(4, 4, 5, 5, 5)
     assert torch.allclose(network.decoder(uniform)[:, 0, 2, 2, 2], mean, atol=1e-4)
-    before = network.encoder.intensity.weight.clone()
+    before = network.encoder.intensity.clone()
     StartAtClassMeans(network, [{"image": scan + 0.1}], encoder_too=False)(Engine(lambda engine, batch: None))
-    assert torch.equal(network.encoder.intensity.weight, before)
+    assert torch.equal(network.encoder.intensity, before)
     assert (network.decoder(uniform)[:, 0, 2, 2, 2] > mean + 0.05).all()
 
 

@@ -17,7 +17,7 @@ class SegmentationEncoder(nn.Module):
     """q(s | x), the paper's U-Net on top of the prior: ``logits = f(x) + log prior``.
 
     f has one convolution a level with ReLU, max-pooling, nearest upsampling and concatenated skips, and no
-    normalization, as in the paper's code; and beside it, per voxel, a linear function of x and x squared, which is the
+    normalization, as in the paper's code; and beside it, per voxel, a quadratic function of x, which is the
     form of a Gaussian log-likelihood. Both begin as 0, so the training begins at the atlas; the code needs a
     pretrained encoder in the place of that, and a mask of the atlas's support.
 
@@ -38,16 +38,17 @@ class SegmentationEncoder(nn.Module):
         if len(channels) < 2:
             raise ValueError(f"channels is {tuple(channels)}, expected the widths of two levels or more")
         self.classes, self.images = classes, images
+        self.skip_scale, self.prior_floor = SKIP_SCALE, PRIOR_FLOOR  # TorchScript knows no globals
         self.factor = 2 ** (len(channels) - 1)
         self.down = nn.ModuleList(nn.Conv3d(i, o, 3, padding=1) for i, o in pairwise([images, *channels]))
         ups = [*channels[-2::-1]]
         inputs = [channels[-1], *ups[:-1]]
         self.up = nn.ModuleList(nn.Conv3d(i + o, o, 3, padding=1) for i, o in zip(inputs, ups, strict=True))
         self.output = nn.Conv3d(channels[0], classes, 3, padding=1)
-        self.intensity = nn.Conv3d(2 * images, classes, 1)
-        for layer in (self.output, self.intensity):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        # of a class: constant; then slope and curve of every image
+        self.intensity = nn.Parameter(torch.zeros(classes, 1 + 2 * images))
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, scan: torch.Tensor) -> torch.Tensor:
         """Logits (B, classes, *spatial).
@@ -74,9 +75,16 @@ class SegmentationEncoder(nn.Module):
         x = skips.pop()
         for layer in self.up:
             x = torch.relu(layer(torch.cat([interpolate(x, scale_factor=2.0), skips.pop()], dim=1)))
-        centered = 4 * (image - 0.5)  # so that x and x^2 are not alike
-        likelihood = self.intensity(SKIP_SCALE * torch.cat([centered, centered * centered], dim=1))
-        return self.output(x) + likelihood + torch.log(prior.float() + PRIOR_FLOOR)
+        return self.output(x) + self._likelihood(image.float()) + torch.log(prior.float() + self.prior_floor)
+
+    def _likelihood(self, image: torch.Tensor) -> torch.Tensor:
+        """Quadratic function of the intensities, (B, classes, *spatial), voxel by voxel in full precision."""
+        weight = self.skip_scale * self.intensity[:, :, None, None, None].float()
+        out = weight[:, 0]
+        for i in range(self.images):
+            c = 4 * (image[:, i : i + 1] - 0.5)  # so that c and c^2 are not alike
+            out = out + c * (weight[:, 1 + i] + c * weight[:, 1 + self.images + i])
+        return out
 
     @torch.no_grad()
     def start_at(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
@@ -86,10 +94,10 @@ class SegmentationEncoder(nn.Module):
             mean: of the classes' intensities, (classes, images).
             variance: likewise.
         """
-        slope, offset = (4 * mean - 2) / 16 / variance, 4 * mean - 2  # of c = 4 (x - 0.5): -(c - offset)^2 / (32 v)
-        curve = -1 / (32 * variance)
-        self.intensity.weight.copy_(torch.cat([slope, curve], dim=1)[..., None, None, None] / SKIP_SCALE)
-        self.intensity.bias.copy_((curve * offset.square() - 0.5 * variance.log()).sum(1))
+        curve = -1 / (32 * variance)  # the logarithm is curve (c - offset)^2 - log(variance) / 2, c = 4 (x - 0.5)
+        offset = 4 * mean - 2
+        constant = (curve * offset.square() - 0.5 * variance.log()).sum(1, keepdim=True)
+        self.intensity.copy_(torch.cat([constant, -2 * curve * offset, curve], dim=1) / self.skip_scale)
 
 
 class ImageDecoder(nn.Sequential):
