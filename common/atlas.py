@@ -108,7 +108,7 @@ def average_of_label_maps(
     box = tuple(slice(max(s.start - cells, 0), s.stop + cells) for s in box)
     start = np.eye(4)
     start[:3, 3] = [s.start for s in box]
-    return Atlas(counts[:, *box] / len(maps), grid @ start).smoothed(sigma_mm)
+    return Atlas(counts[(slice(None), *box)] / len(maps), grid @ start).smoothed(sigma_mm)
 
 
 def _corners_of_brain(labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Make an atlas of label maps: ``python scripts/make_atlas.py --label_files seg.nii.gz --sigma_mm 3 --output_file atlas.nii.gz``.
+"""An atlas of label maps: ``python scripts/make_atlas.py --label_files a.nii.gz --output_file atlas.nii.gz``.
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
 stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by

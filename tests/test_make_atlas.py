@@ -59,7 +59,7 @@ def test_people_in_one_space_are_averaged(people):
 
 
 def test_people_who_differ_share_the_probability_and_smoothing_keeps_the_sum(people):
-    folder, labels = people
+    _, labels = people
     moved = np.eye(4)
     moved[0, 3] = 6
     sharp = average_of_label_maps([(labels, np.eye(4)), (labels, moved)], 3, sigma_mm=0)

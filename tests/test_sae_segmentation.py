@@ -74,6 +74,19 @@ def test_the_field_is_the_expected_energy_of_all_pairs():
         assert found[(0, *place)].item() == pytest.approx(energy.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_the_gradient_of_the_field_is_that_of_its_terms(one_sided):
+    """Of the sum written out, neighbors detached or not; weighted, since the loss looks at the brain only."""
+    q = torch.rand(2, 3, 4, 3, 5, dtype=torch.float64).softmax(1).requires_grad_()
+    table, weight = torch.randn(3, 3, dtype=torch.float64), torch.rand(2, 4, 3, 5, dtype=torch.float64)
+    neighbors = neighbor_sum(q.detach() if one_sided else q)
+    plain = -(1 + one_sided) * (q * torch.einsum("ba,nbxyz->naxyz", table, neighbors)).sum(1)
+    found = markov_field(q, table, one_sided)
+    assert torch.allclose(found, plain)
+    expected, gradient = (torch.autograd.grad((weight * energy).sum(), q)[0] for energy in (plain, found))
+    assert torch.allclose(gradient, expected)
+
+
 def test_one_sided_is_twice_the_term_without_the_gradient_of_the_neighbors():
     logits, table = torch.randn(1, 3, 4, 4, 4, requires_grad=True), torch.randn(3, 3)
     symmetric = (table + table.T) / 2
@@ -188,7 +201,7 @@ def test_sizes_and_channels_that_do_not_fit_are_named():
         SegmentationEncoder()(torch.zeros(1, 5, 16, 24, 16))
 
 
-def test_the_sample_is_one_class_in_training_and_the_probabilities_in_evaluation():
+def test_what_is_decoded_is_a_sample_of_one_class_and_the_same_one_in_every_validation():
     class Sum(torch.nn.Module):
         def forward(self, segmentation):
             self.seen = segmentation
@@ -197,15 +210,20 @@ def test_the_sample_is_one_class_in_training_and_the_probabilities_in_evaluation
     decoder = Sum()
     network = SegmentationAutoencoder(SegmentationEncoder(), decoder)
     scan = scan_with_prior()
-    out = network.train()(scan)
-    assert out.shape == (2, 9, 16, 16, 16)
-    assert torch.equal(out[:, 4:8], decoder.seen)
-    assert set(decoder.seen.unique().tolist()) <= {0.0, 1.0}
-    shares = decoder.seen.mean((0, 2, 3, 4))
-    assert torch.allclose(shares, scan[:, 1:].mean((0, 2, 3, 4)), atol=0.03)  # drawn from q, here the atlas
-    out.sum().backward()
-    network.eval()(scan)
-    assert torch.allclose(decoder.seen, scan[:, 1:], atol=1e-4)
+    seen = []
+    for mode in (network.train, network.train, network.eval, network.eval):
+        out = mode()(scan)
+        assert out.shape == (2, 9, 16, 16, 16)
+        assert torch.equal(out[:, 4:8], decoder.seen)
+        assert set(decoder.seen.unique().tolist()) <= {0.0, 1.0}
+        assert (decoder.seen.sum(1) == 1).all()
+        shares = decoder.seen.mean((0, 2, 3, 4))
+        assert torch.allclose(shares, scan[:, 1:].mean((0, 2, 3, 4)), atol=0.03)  # drawn from q, here the atlas
+        seen.append(decoder.seen)
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], seen[3])
+    network.train()(scan).sum().backward()
+    assert network.encoder.output.weight.grad is not None
 
 
 def test_the_decoder_gives_a_uniform_region_one_value_between_0_and_1():

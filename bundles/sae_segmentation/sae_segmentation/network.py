@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d
+from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d, one_hot
 
 PRIOR_FLOOR = 1e-30  # of a class that the atlas rules out, so that its logarithm is a number
 SKIP_SCALE = 100.0  # of the intensities: Adam moves all weights alike, and those of this skip have a long way to go
@@ -124,7 +124,8 @@ class SegmentationAutoencoder(nn.Module):
     """Encoder, one sample of the segmentation, decoder.
 
     In training the sample is a straight-through Gumbel softmax: one class at every voxel, the gradient of the softmax.
-    In evaluation mode the probabilities themselves are decoded, so that nothing is random.
+    In evaluation mode its noise is always the same. Probabilities are not decoded: they hide the doubt that a sample
+    shows, and a segmentation that has not decided yet would seem to be good evidence.
 
     Args:
         encoder: scan to logits.
@@ -146,5 +147,7 @@ class SegmentationAutoencoder(nn.Module):
         if self.training:
             segmentation = gumbel_softmax(logits, tau=self.temperature, hard=True, dim=1)
         else:
-            segmentation = logits.softmax(1)
+            generator = torch.Generator(logits.device).manual_seed(0)
+            noise = torch.empty_like(logits).exponential_(generator=generator).log()
+            segmentation = one_hot((logits - noise).argmax(1), logits.shape[1]).movedim(-1, 1).to(logits)
         return torch.cat([logits, segmentation, self.decoder(segmentation)], dim=1)
