@@ -62,9 +62,8 @@ TRAINING = {
     "patch_size": [48, 48, 48],
     "batch_size": 2,
     "patches_per_volume": 2,
-    "max_epochs": 30,
-    "val_interval": 30,
-    "learning_rate": 0.01,
+    "max_epochs": 60,
+    "val_interval": 60,
 }
 BETA = 0.005
 
