@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
 from .transforms.intensity import fill_holes
 from .transforms.io import file_of
+
+MAX_MISFIT = 0.24  # between aligned brains and brains of a wrong orientation, see align_atlas
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,9 @@ def atlas_on_grid(atlas: Atlas, to_atlas: np.ndarray, shape: Sequence[int], affi
     return torch.cat([(1 - values.sum(0, keepdim=True)).clamp(min=0), values])
 
 
-def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_mm: float = 4.0) -> np.ndarray:
+def align_atlas(
+    atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_mm: float = 4.0
+) -> tuple[np.ndarray, float]:
     """Affine map from the world of a skull-stripped scan to that of the atlas, whatever the contrast of the scan.
 
     It begins with the centres and the extents of brain and atlas along the axes of the world, and then makes the
@@ -228,7 +235,9 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
         spacing_mm: about the distance of the voxels that are looked at.
 
     Returns:
-        4 x 4.
+        The map, 4 x 4, and what it minimizes: the share of the variance within classes. It was 0.13 to 0.16 for real
+        T1w and FLAIR, 0.20 and 0.23 for T2w, and 0.20 to 0.33 for the same brains upside down, back to front, or with
+        two axes exchanged.
 
     Raises:
         InputError: if the image has no brain.
@@ -249,10 +258,11 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     matrix = torch.diag(spread / own_spread).requires_grad_()
     offset = (center / unit).requires_grad_()
     coarse = atlas.coarser(2)
+    misfit = 1.0
     for sigma_mm, every in ((4.0, 8), (2.0, 1)):
         maps = coarse.smoothed(sigma_mm)
         some, seen = points[:, ::every] - own_center[:, None], values[::every]
-        _minimize(
+        misfit = _minimize(
             lambda maps=maps, some=some, seen=seen: _within_class_variance(
                 maps, matrix @ some + unit * offset[:, None], seen
             ),
@@ -261,7 +271,7 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     to_atlas = np.eye(4)
     to_atlas[:3, :3] = matrix.detach().numpy()
     to_atlas[:3, 3] = (unit * offset - matrix @ own_center).detach().numpy()
-    return to_atlas
+    return to_atlas, misfit
 
 
 def _sparse_points(image: torch.Tensor, affine: np.ndarray, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,7 +301,8 @@ def _within_class_variance(atlas: Atlas, points: torch.Tensor, values: torch.Ten
     return (p @ values.square() - (p @ values) ** 2 / (p.sum(1) + 1e-6)).sum() / values.numel()
 
 
-def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> float:
+    """Change the parameters, and return the loss that they have then."""
     optimizer = torch.optim.LBFGS(parameters, max_iter=30, tolerance_change=1e-5, line_search_fn="strong_wolfe")
 
     def step() -> torch.Tensor:
@@ -301,6 +312,7 @@ def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor
         return loss
 
     optimizer.step(step)
+    return loss_of().item()
 
 
 class AtlasPriord(MapTransform):
@@ -354,7 +366,7 @@ class AtlasPriord(MapTransform):
         brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
         if not brain.any():
             raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
-        to_atlas = align_atlas(self._atlas, image[0], affine) if self.align else np.eye(4)
+        to_atlas = self._aligned(scan, image[0], affine) if self.align else np.eye(4)
         prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
         covered = prior[0] < 0.5
         overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
@@ -368,3 +380,15 @@ class AtlasPriord(MapTransform):
         prior = torch.cat([torch.zeros_like(prior[:1]), tissue / tissue.sum(0)])
         prior = torch.where(brain, prior, torch.eye(len(prior))[0][:, None, None, None])
         return MetaTensor(torch.cat([image, prior]), meta=scan.meta, applied_operations=scan.applied_operations)
+
+    def _aligned(self, scan: MetaTensor, image: torch.Tensor, affine: np.ndarray) -> np.ndarray:
+        to_atlas, misfit = align_atlas(self._atlas, image, affine)
+        if misfit > MAX_MISFIT:
+            logger.warning(
+                "%s: %.0f %% of the variance is within the classes of the aligned atlas, expected at most %.0f; is the "
+                "orientation in its header right?",
+                file_of(scan),
+                100 * misfit,
+                100 * MAX_MISFIT,
+            )
+        return to_atlas

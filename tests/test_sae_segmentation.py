@@ -14,7 +14,7 @@ import torch
 from bundle_tools import read_json
 from ignite.engine import Engine
 
-from common.atlas import icbm_atlas
+from common.atlas import atlas_on_grid, icbm_atlas
 from common.cohort import make_cohort
 from common.data import list_cases
 from common.workflow import run_configs
@@ -289,6 +289,60 @@ def cohort(tmp_path_factory) -> Path:
 
 
 TINY = {"spacing": [4.0, 4.0, 4.0], "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def brain(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """Folder of one small T1w of the template, scan.nii.gz, and the atlas on its grid, (X, Y, Z, 4)."""
+    folder = tmp_path_factory.mktemp("brain")
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-84, -120, -76)
+    prior = atlas_on_grid(icbm_atlas(), np.eye(4), (42, 52, 44), affine)
+    image = torch.where(prior[0] < 0.5, torch.tensor([0.2, 0.6, 1.0])[prior[1:].argmax(0)], 0)
+    nib.save(nib.Nifti1Image(image.numpy(), affine), folder / "scan.nii.gz")
+    return folder, np.moveaxis(prior.numpy(), 0, -1)
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("class empty", "atlas.nii.gz: class 2 is 0 everywhere, expected a probability above 0 somewhere"),
+        ("sums", "atlas.nii.gz: the sum over 4 classes differs from 1 by up to 0.5"),
+        ("classes of the atlas", "atlas.nii.gz has 3 classes with background, expected 4 as the network"),
+        ("classes of the weights", "does not fit SegmentationEncoder"),
+        ("far away", "scan.nii.gz: its brain and the atlas have a Dice of 0.00, expected 0.7 or more"),
+        ("constant", "constant.nii.gz: channel 0 is 1 everywhere in the brain, expected contrast"),
+    ],
+)
+def test_input_that_cannot_be_used_is_named(monai_bundle, brain, tmp_path, what, sentence):
+    folder, prior = brain
+    scan = nib.load(folder / "scan.nii.gz")
+    maps, affine, options, image = prior.copy(), scan.affine.copy(), {}, "scan.nii.gz"
+    if what == "class empty":
+        maps[..., 3], maps[..., 2] = maps[..., 3] + maps[..., 2], 0
+    elif what == "sums":
+        maps *= 0.5
+    elif what == "classes of the atlas":
+        maps = np.stack([maps[..., 0], maps[..., 1], maps[..., 2] + maps[..., 3]], axis=-1)
+    elif what == "classes of the weights":
+        maps = np.concatenate([maps[..., :3], maps[..., 3:] / 2, maps[..., 3:] / 2], axis=-1)
+        options["classes"] = 5
+    elif what == "far away":
+        affine[:3, 3] += 300
+        options["align_atlas"] = False
+    elif what == "constant":
+        image = "constant.nii.gz"
+        nib.save(nib.Nifti1Image((np.asarray(scan.dataobj) > 0).astype(np.float32), scan.affine), folder / image)
+    nib.save(nib.Nifti1Image(maps, affine), tmp_path / "atlas.nii.gz")
+    (tmp_path / "cases.json").write_text(json.dumps([{"image": str(folder / image)}]))
+    options |= {"datalist_file": tmp_path / "cases.json", "atlas_files": tmp_path / "atlas.nii.gz"}
+    options |= {"output_dir": tmp_path / "out", "spacing": [4, 4, 4], "device": "cpu"}
+    flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    done = monai_bundle("run", "--config_file", "bundles/sae_segmentation/configs/inference.json", *flags)
+    assert done.code != 0, done.output[-3000:]
+    assert len(done.errors) == 1, done.output[-3000:]
+    assert sentence in done.errors[0]
+    assert not (tmp_path / "out").exists()
 
 
 def dice_of(datalist: Path, output: Path, sequence: str) -> list[float]:

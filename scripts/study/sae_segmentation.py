@@ -170,7 +170,8 @@ def _to_template(path: str) -> list[list[float]]:
     """Affine map from the world of a scan to that of the template, so that people can be averaged."""
     scan = nib.load(path)
     image = torch.from_numpy(np.asarray(scan.dataobj, dtype=np.float32))
-    return align_atlas(icbm_atlas(), image, scan.affine).tolist()
+    to_template, _ = align_atlas(icbm_atlas(), image, scan.affine)
+    return to_template.tolist()
 
 
 def _score(datalist: Path, output_dir: Path) -> dict[str, float]:
