@@ -343,7 +343,7 @@ class AtlasPriord(MapTransform):
         classes: int | None = None,
         label_sigma_mm: float | None = None,
         blur_mm: float = 0.0,
-        floor: float = 0.005,
+        floor: float = 0.05,
         align: bool = True,
         min_overlap: float = 0.7,
     ) -> None:

@@ -155,8 +155,8 @@ def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool
         "train",
         folder / "sae",
         datalist_file=write_datalist(folder / "sae.json", sections),
-        max_epochs=150,
-        val_interval=25,
+        max_epochs=100,
+        val_interval=20,
         seed=seed,
         amp=amp,
     )

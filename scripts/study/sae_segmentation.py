@@ -57,7 +57,7 @@ CLAIMS = {
     "A2": ("t2_good_mrf", "t2_of_t1", "dice", 0.1, "weights of another contrast do not do"),
 }
 ATLASES = {"good": {"people": 8, "sigma_mm": 1.0}, "poor": {"people": 1, "sigma_mm": 3.0}}
-COMMON = {"spacing": [2.0, 2.0, 2.0], "classes": len(STRUCTURES)}
+COMMON = {"spacing": [2.0, 2.0, 2.0], "classes": len(STRUCTURES), "prior_floor": 0.005}
 TRAINING = {
     "patch_size": [48, 48, 48],
     "batch_size": 2,
