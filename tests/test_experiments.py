@@ -59,7 +59,9 @@ def test_a_margin_below_zero_allows_a_little_loss():
 
 
 def test_a_bundle_without_an_experiment_is_refused(tmp_path):
-    with pytest.raises(Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation or all"):
+    with pytest.raises(
+        Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation or all"
+    ):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
 

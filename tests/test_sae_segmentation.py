@@ -21,13 +21,13 @@ from common.workflow import run_configs
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (
     EvidenceLowerBound,
-    MeanEvidence,
     markov_field,
     neighbor_sum,
     neighbor_table,
 )
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
 from sae_segmentation.start import StartAtClassMeans
+from sae_segmentation.validation import MeanEvidence, SplitOutputd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sae_segmentation"
 
@@ -178,6 +178,14 @@ def test_validation_reports_the_mean_evidence_and_changes_nothing():
     assert loss.steps == 0
     loss.eval()
     assert metric.compute() == pytest.approx(-np.mean([loss(o[None], s[None]).item() for o, s in pairs]), rel=1e-5)
+
+
+def test_the_output_is_split_for_the_pictures():
+    output = torch.arange(9.0)[:, None, None, None].expand(9, 2, 2, 2)
+    parts = SplitOutputd("pred", classes=4)({"pred": output})
+    assert parts["segmentation"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert parts["reconstruction"][:, 0, 0, 0].tolist() == [8]
+    assert parts["pred"] is output
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -373,6 +381,7 @@ def test_scans_of_any_contrast_teach_more_than_the_atlas_knows(cohort, tmp_path,
         **options,
     )
     assert (tmp_path / "models" / "decoder.pt").is_file()
+    assert len(list((tmp_path / "train" / "pictures").glob("*/*.png"))) == 2
     weights = {
         "_target_": "common.engines.LoadWeights",
         "path": str(tmp_path / "models" / "model.pt"),

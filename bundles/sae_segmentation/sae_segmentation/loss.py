@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from ignite.metrics import Metric
-from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -174,40 +172,3 @@ class EvidenceLowerBound(nn.Module):
         share = 1 / torch.clamp(self.steps, max=self.warmup + 1)
         self.errors.lerp_(torch.einsum("bkxyz,bxyz->k", sample, error), share)
         self.voxels.lerp_(sample.sum((0, 2, 3, 4)), share)
-
-
-class MeanEvidence(Metric):
-    """Mean evidence lower bound of the validation scans, up to constants: minus the loss, so the highest is best.
-
-    Args:
-        loss: of the training; its s^2 is used as it stands.
-        output_transform: engine output -> (outputs of the auto-encoder, scans), lists of volumes.
-        device: where the sum is kept.
-    """
-
-    def __init__(
-        self, loss: EvidenceLowerBound, output_transform: Callable = lambda output: output, device: str = "cpu"
-    ) -> None:
-        self.loss = loss
-        super().__init__(output_transform, device=device)
-
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all scans; ignite calls it when an epoch starts."""
-        self._sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
-        self._count = torch.tensor(0, device=self._device)
-
-    @reinit__is_reduced
-    def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Score the scans of one iteration."""
-        was_training = self.loss.training
-        self.loss.eval()
-        for decoded, scan in zip(*output, strict=True):
-            self._sum -= float(self.loss(decoded[None], scan[None]))
-            self._count += 1
-        self.loss.train(was_training)
-
-    @sync_all_reduce("_sum", "_count")
-    def compute(self) -> float:
-        """Nats per voxel."""
-        return float(self._sum / self._count)
