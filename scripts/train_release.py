@@ -155,8 +155,9 @@ def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool
         "train",
         folder / "sae",
         datalist_file=write_datalist(folder / "sae.json", sections),
-        max_epochs=100,
-        val_interval=20,
+        max_epochs=30,
+        # the last weights: longer, the evidence goes on rising while fluid spreads into grey matter
+        val_interval=30,
         seed=seed,
         amp=amp,
     )
