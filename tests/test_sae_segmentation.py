@@ -139,7 +139,7 @@ def test_what_lies_outside_the_brain_does_not_count():
 
 
 def test_the_variance_is_that_of_the_latest_steps_and_counts_after_the_warmup():
-    loss = EvidenceLowerBound(2, warmup=3, variance_floor=1e-6).train()
+    loss = EvidenceLowerBound(2, warmup=3, memory=3, variance_floor=1e-6).train()
     q = prior = [1e-9, 1.0]
     early = [bound_of(loss, q, prior, 0.5, 0.5 + e) for e in (0.1, 0.2, 0.3)]
     assert early == pytest.approx([0, 0, 0], abs=1e-4)

@@ -101,7 +101,8 @@ class EvidenceLowerBound(nn.Module):
         beta: weight of the field.
         one_sided: see :func:`markov_field`.
         class_variance: s^2 of every class; False for the paper's one number.
-        warmup: training steps without reconstruction, and steps that s^2 remembers.
+        warmup: training steps without reconstruction; 0 where the encoder has learned already.
+        memory: training steps that s^2 remembers.
         variance_floor: smallest s^2.
 
     Raises:
@@ -116,13 +117,15 @@ class EvidenceLowerBound(nn.Module):
         one_sided: bool = False,
         class_variance: bool = True,
         warmup: int = 16,
+        memory: int = 16,
         variance_floor: float = 1e-3,
     ) -> None:
         super().__init__()
         if table is not None and (len(table) != classes or any(len(row) != classes for row in table)):
             raise ValueError(f"the table of neighbors is not {classes} x {classes}, expected a row for every class")
         self.classes, self.beta, self.one_sided = classes, beta, one_sided
-        self.class_variance, self.warmup, self.variance_floor = class_variance, warmup, variance_floor
+        self.class_variance, self.variance_floor = class_variance, variance_floor
+        self.warmup, self.memory = warmup, memory
         self.register_buffer("table", None if table is None else torch.tensor(table), persistent=False)
         self.register_buffer("errors", torch.zeros(classes))  # squared, of the latest steps, voxels by their class
         self.register_buffer("voxels", torch.zeros(classes))
@@ -169,6 +172,6 @@ class EvidenceLowerBound(nn.Module):
     def _remember(self, sample: torch.Tensor, error: torch.Tensor) -> None:
         """Take a step's squared errors (B, *spatial) into account, of the voxels of each class in the sample."""
         self.steps += 1
-        share = 1 / torch.clamp(self.steps, max=self.warmup + 1)
+        share = 1 / torch.clamp(self.steps, max=self.memory + 1)
         self.errors.lerp_(torch.einsum("bkxyz,bxyz->k", sample, error), share)
         self.voxels.lerp_(sample.sum((0, 2, 3, 4)), share)
