@@ -8,6 +8,8 @@ that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.n
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,10 @@ from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
 from .transforms.intensity import fill_holes
 from .transforms.io import file_of
+
+MAX_MISFIT = 0.24  # between aligned brains and brains of a wrong orientation, see align_atlas
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,42 @@ def icbm_atlas() -> Atlas:
     background = (1 - tissue.sum(0, keepdims=True)).clip(0, 1)
     maps = np.concatenate([background, tissue])
     return Atlas(torch.from_numpy(maps / maps.sum(0)), affine)
+
+
+def average_of_label_maps(
+    maps: Sequence[tuple[np.ndarray, np.ndarray]], classes: int, sigma_mm: float, spacing_mm: float = 1.0
+) -> Atlas:
+    """Share of the people that have a class at a place, smoothed, on axes along those of the world, cut to the brain.
+
+    Args:
+        maps: label map (X, Y, Z) of 0, 1, ..., ``classes`` - 1, and its affine, of every person, in one world.
+        classes: how many, background included.
+        sigma_mm: sd of the Gaussian that smooths the classes.
+        spacing_mm: voxel size.
+    """
+    corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
+    margin = 4 * sigma_mm + 2 * spacing_mm
+    low = np.min([c.min(0) for c in corners], axis=0) - margin
+    shape = np.ceil((np.max([c.max(0) for c in corners], axis=0) + margin - low) / spacing_mm).astype(int) + 1
+    grid = np.diag([spacing_mm] * 3 + [1.0])
+    grid[:3, 3] = low
+    counts = torch.zeros(classes, *shape)
+    for labels, affine in maps:
+        matrix = np.linalg.inv(affine) @ grid
+        values = ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=0)
+        counts.scatter_add_(0, torch.from_numpy(values).long()[None], torch.ones(1, *shape))
+    box = ndimage.find_objects((counts[0] < len(maps)).numpy().astype(np.uint8))[0]
+    cells = int(np.ceil(margin / spacing_mm))
+    box = tuple(slice(max(s.start - cells, 0), s.stop + cells) for s in box)
+    start = np.eye(4)
+    start[:3, 3] = [s.start for s in box]
+    return Atlas(counts[(slice(None), *box)] / len(maps), grid @ start).smoothed(sigma_mm)
+
+
+def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
+    """Corners of the box around what is not 0, (8, 3), voxels."""
+    box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
 
 
 @functools.lru_cache(maxsize=4)
@@ -177,7 +219,9 @@ def atlas_on_grid(atlas: Atlas, to_atlas: np.ndarray, shape: Sequence[int], affi
     return torch.cat([(1 - values.sum(0, keepdim=True)).clamp(min=0), values])
 
 
-def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_mm: float = 4.0) -> np.ndarray:
+def align_atlas(
+    atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_mm: float = 4.0
+) -> tuple[np.ndarray, float]:
     """Affine map from the world of a skull-stripped scan to that of the atlas, whatever the contrast of the scan.
 
     It begins with the centres and the extents of brain and atlas along the axes of the world, and then makes the
@@ -191,7 +235,9 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
         spacing_mm: about the distance of the voxels that are looked at.
 
     Returns:
-        4 x 4.
+        The map, 4 x 4, and what it minimizes: the share of the variance within classes. It was 0.13 to 0.16 for real
+        T1w and FLAIR, 0.20 and 0.23 for T2w, and 0.20 to 0.33 for the same brains upside down, back to front, or with
+        two axes exchanged.
 
     Raises:
         InputError: if the image has no brain.
@@ -202,6 +248,7 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     """
     if not (image != 0).any():
         raise InputError("the scan is 0 everywhere, expected a brain to align the atlas to")
+    affine = np.round(affine, 4)  # the last bits of a header may send a search elsewhere; they hold nothing
     points, values = _sparse_points(image, affine, spacing_mm)
     weight = 1 - atlas.probabilities[0].double()
     places = apply_affine(atlas.affine, voxel_grid(tuple(weight.shape)).double())
@@ -211,10 +258,11 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     matrix = torch.diag(spread / own_spread).requires_grad_()
     offset = (center / unit).requires_grad_()
     coarse = atlas.coarser(2)
+    misfit = 1.0
     for sigma_mm, every in ((4.0, 8), (2.0, 1)):
         maps = coarse.smoothed(sigma_mm)
         some, seen = points[:, ::every] - own_center[:, None], values[::every]
-        _minimize(
+        misfit = _minimize(
             lambda maps=maps, some=some, seen=seen: _within_class_variance(
                 maps, matrix @ some + unit * offset[:, None], seen
             ),
@@ -223,7 +271,7 @@ def align_atlas(atlas: Atlas, image: torch.Tensor, affine: np.ndarray, spacing_m
     to_atlas = np.eye(4)
     to_atlas[:3, :3] = matrix.detach().numpy()
     to_atlas[:3, 3] = (unit * offset - matrix @ own_center).detach().numpy()
-    return to_atlas
+    return to_atlas, misfit
 
 
 def _sparse_points(image: torch.Tensor, affine: np.ndarray, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -253,7 +301,8 @@ def _within_class_variance(atlas: Atlas, points: torch.Tensor, values: torch.Ten
     return (p @ values.square() - (p @ values) ** 2 / (p.sum(1) + 1e-6)).sum() / values.numel()
 
 
-def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> None:
+def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> float:
+    """Change the parameters, and return the loss that they have then."""
     optimizer = torch.optim.LBFGS(parameters, max_iter=30, tolerance_change=1e-5, line_search_fn="strong_wolfe")
 
     def step() -> torch.Tensor:
@@ -263,6 +312,7 @@ def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor
         return loss
 
     optimizer.step(step)
+    return loss_of().item()
 
 
 class AtlasPriord(MapTransform):
@@ -316,7 +366,7 @@ class AtlasPriord(MapTransform):
         brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
         if not brain.any():
             raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
-        to_atlas = align_atlas(self._atlas, image[0], affine) if self.align else np.eye(4)
+        to_atlas = self._aligned(scan, image[0], affine) if self.align else np.eye(4)
         prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
         covered = prior[0] < 0.5
         overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
@@ -330,3 +380,15 @@ class AtlasPriord(MapTransform):
         prior = torch.cat([torch.zeros_like(prior[:1]), tissue / tissue.sum(0)])
         prior = torch.where(brain, prior, torch.eye(len(prior))[0][:, None, None, None])
         return MetaTensor(torch.cat([image, prior]), meta=scan.meta, applied_operations=scan.applied_operations)
+
+    def _aligned(self, scan: MetaTensor, image: torch.Tensor, affine: np.ndarray) -> np.ndarray:
+        to_atlas, misfit = align_atlas(self._atlas, image, affine)
+        if misfit > MAX_MISFIT:
+            logger.warning(
+                "%s: %.0f %% of the variance is within the classes of the aligned atlas, expected at most %.0f; is the "
+                "orientation in its header right?",
+                file_of(scan),
+                100 * misfit,
+                100 * MAX_MISFIT,
+            )
+        return to_atlas

@@ -1,6 +1,7 @@
 """Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
 
-``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice.
+``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice, ``sae_field`` the training step
+of ``sae_segmentation`` with its Markov random field and without.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
 """
@@ -34,7 +35,7 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         amp: network under autocast.
     """
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, __file__, "make_head", folder, json.dumps(shape)], check=True)
+        subprocess.run([sys.executable, __file__, "make_head", bundle, folder, json.dumps(shape)], check=True)
         command = [sys.executable, __file__, "parts", bundle, folder, str(amp)]
         subprocess.run(command, check=True)
         start = time.perf_counter()
@@ -45,15 +46,20 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         print(f"whole command   {time.perf_counter() - start:6.2f} s")
 
 
-def make_head(folder: str, shape: tuple) -> None:
-    """One phantom patient on a 1 mm grid, skull-stripped FLAIR."""
+def make_head(bundle: str, folder: str, shape: tuple) -> None:
+    """One phantom patient on a 1 mm grid, skull-stripped, with the sequences of the bundle."""
     from common.cohort import write_subject
     from common.phantom import Grid, make_subject
 
     affine = np.eye(4)
     affine[:3, 3] = [-90, -126, -72]
-    subject = make_subject(3, "ms", grid=Grid(tuple(shape), affine), sequences=("FLAIR",))
+    subject = make_subject(3, "ms", grid=Grid(tuple(shape), affine), sequences=_sequences(bundle))
     write_subject(subject, folder, "sub-bench")
+
+
+def _sequences(bundle: str) -> tuple[str, ...]:
+    config = ROOT / "bundles" / bundle / "configs" / "inference.json"
+    return tuple(json.loads(config.read_text(encoding="utf-8"))["sequences"])
 
 
 def parts(bundle: str, folder: str, amp: bool = False) -> None:
@@ -115,7 +121,8 @@ def training(
 
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
-        datalist = make_cohort(Path(folder) / "cohort", {"ms": (subjects, 1, 0)}, spacing=1.0, sequences=("FLAIR",))
+        groups = {"ms": (subjects, 1, 0)}
+        datalist = make_cohort(Path(folder) / "cohort", groups, spacing=1.0, sequences=_sequences(bundle))
         options = {"output_dir": f"{folder}/out", "ckpt_dir": f"{folder}/models", "num_workers": num_workers}
         workflow = open_configs(ROOT / "bundles" / bundle, "train", datalist_file=datalist, amp=amp, **options)
         trainer, loader, network, optimizer, loss = (
@@ -205,6 +212,89 @@ def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
         print((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
+def sae_field(
+    shape: tuple = (64, 64, 64), batch: int = 2, classes: int = 4, repeats: int = 9, device: str = "cpu"
+) -> None:
+    """Time and memory of a training step of sae_segmentation with the Markov random field and without.
+
+    The two take turns, so that other work on the machine hits both. Peak memory is that of a process of its own, above
+    what it holds before the step.
+
+    Args:
+        shape: voxels of a patch.
+        batch: patches.
+        classes: background included.
+        repeats: of each, after one to warm up.
+        device: ``cpu`` or ``cuda``.
+    """
+    import torch
+
+    betas = {"without field": 0.0, "with field": 0.005}
+    peak = {}
+    for name, beta in betas.items():
+        command = [sys.executable, __file__, "sae_peak", json.dumps(shape), str(batch), str(classes), str(beta), device]
+        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    steps = {name: _sae_step(shape, batch, classes, beta, device) for name, beta in betas.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in betas}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    plain = next(iter(betas))
+    print(f"{'':14s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
+    for name, values in seconds.items():
+        ratio = np.median(np.divide(values, seconds[plain]))
+        print(
+            f"{name:14s}{np.median(values) * 1000:6.0f} ms{min(values) * 1000:6.0f} ms{ratio:7.2f}"
+            f"{peak[name]:6.0f} MiB{peak[name] / peak[plain]:7.2f}"
+        )
+
+
+def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -> None:
+    """Print the MiB that two training steps take above their network and input."""
+    import torch
+
+    _sae_step((16, 16, 16), batch, classes, beta, device)()  # what is loaded at first use
+    step = _sae_step(shape, batch, classes, beta, device)
+    if device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step(), step()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(), step()
+        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str):
+    """One step of sae_segmentation on random scans, past the warm-up, as a function without arguments."""
+    sys.path.insert(0, str(ROOT / "bundles" / "sae_segmentation"))
+    import torch
+
+    from sae_segmentation.loss import EvidenceLowerBound
+    from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
+
+    torch.manual_seed(0)
+    prior = torch.rand(batch, classes, *shape).softmax(1)
+    scan = torch.cat([torch.rand(batch, 1, *shape), prior], 1).to(device)
+    network = SegmentationAutoencoder(SegmentationEncoder(classes), ImageDecoder(classes)).to(device)
+    table = torch.randn(classes, classes).tolist() if beta > 0 else None
+    loss = EvidenceLowerBound(classes, table, beta, warmup=0).to(device)
+    optimizer = torch.optim.Adam(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network(scan), scan).backward()
+        optimizer.step()
+
+    return step
+
+
 def _losses() -> dict:
     """The plain loss and those of ace_multitask, for five classes of two data sets."""
     sys.path.insert(0, str(ROOT / "bundles" / "ace_multitask"))
@@ -247,5 +337,5 @@ if __name__ == "__main__":
     install_error_hook()
     if len(sys.argv) > 2 and not (ROOT / "bundles" / sys.argv[2]).is_dir() and sys.argv[1] in ("inference", "training"):
         raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
-    commands = (inference, training, ace_loss, make_head, parts, loss_peak)
+    commands = (inference, training, ace_loss, sae_field, make_head, parts, loss_peak, sae_peak)
     fire.Fire({command.__name__: command for command in commands})

@@ -41,11 +41,16 @@ Case = dict[str, Any]
 
 
 class Task(NamedTuple):
-    """What a bundle asks for: its folder, the images of a case in order, and what its label map shows."""
+    """What a bundle asks for: its folder, the images of a case in order, and what its label map shows.
+
+    ``overrides`` are those of its configs: where a reference has a value that the bundle does not know, a lesion among
+    tissues, its class is left open and not scored.
+    """
 
     bundle: Path
     sequences: tuple[str, ...]
     labelling: str
+    overrides: dict[str, Any]
 
 
 class Row(NamedTuple):
@@ -116,12 +121,13 @@ def run(
         name = task.bundle.name
         print(f"{number}. Running {name} with its shipped weights")
         cases = write_datalist(output_dir / name / "cases.json", {"test": cases_for(task, cohort)})
-        rows.append(run_bundle(task.bundle, cases, output_dir / name, **overrides))
+        options = {**overrides, **task.overrides}
+        rows.append(run_bundle(task.bundle, cases, output_dir / name, **options))
         sections.append(rows[-1].report.section)
         rows[-1].report.write()
         write_picture(rows[-1].report, output_dir / name / "picture.png")
         for layer in sorted(task.bundle.glob("configs/inference_*.json")):
-            rows.append(run_bundle(task.bundle, cases, output_dir / name / layer.stem, layer.name, **overrides))
+            rows.append(run_bundle(task.bundle, cases, output_dir / name / layer.stem, layer.name, **options))
             rows[-1].report.save()
             layers[rows[-1].title] = json.loads(layer.read_text(encoding="utf-8"))["_desc_"].partition(": ")[2]
 
@@ -146,13 +152,21 @@ def read_task(bundle: Path) -> Task:
     sequences = tuple(config["sequences"])
     names = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     wanted = {int(value): name.lower() for value, name in names.items()}
-    fitting = [k for k, v in LABELLINGS.items() if {value: name.lower() for value, name in v.items()} == wanted]
+    fitting = [
+        labelling
+        for labelling, names in LABELLINGS.items()
+        if wanted.items() <= {value: name.lower() for value, name in names.items()}.items()
+    ]
     if not fitting or set(sequences) - set(SEQUENCES):
         raise InputError(
             f"{bundle.name} makes {', '.join(wanted.values())} of {', '.join(sequences)}, "
             f"expected images and labels that phantoms have: {', '.join(SEQUENCES)}; {', '.join(LABELLINGS)}"
         )
-    return Task(bundle, sequences, fitting[0])
+    known = LABELLINGS[fitting[0]]
+    if len(known) == len(wanted):
+        return Task(bundle, sequences, fitting[0], {})
+    sets = {value: [value] if value in wanted else list(wanted) for value in known}
+    return Task(bundle, sequences, fitting[0], {"report#reference_sets": {"joint": sets}})
 
 
 def clear(output_dir: Path, names: Sequence[str]) -> None:

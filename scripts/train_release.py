@@ -44,12 +44,12 @@ def main(
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
     Args:
-        bundle: uad_autoencoder or ace_multitask.
+        bundle: uad_autoencoder, ace_multitask or sae_segmentation.
         output_dir: phantoms (about 2 GB, the same for all bundles) and states of the trainings.
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
             described at common.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
-            tissue maps, for ace_multitask.
+            tissue maps, for ace_multitask; sae_segmentation takes the images without the maps.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
     """
@@ -115,17 +115,10 @@ def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -
             *_as_set("tissue", "tissues", _cases(folder, ("healthy",), section)[every]),
             *_as_set("lesion", "lesion", _cases(folder, patients, section)[every]),
         ]
-    if extra_data:
-        scans = json.loads(Path(extra_data).read_text()).get("tissue_scans", {})
-        for section, items in scans.items():
-            sections[section] += [
-                {
-                    "image": [str(Path(extra_data).parent / item["T1w"]), None],
-                    "label": str(Path(extra_data).parent / item["label"]),
-                    "dataset": "tissue",
-                }
-                for item in items
-            ]
+    for section, items in _tissue_scans(extra_data).items():
+        sections[section] += [
+            {"image": [item["T1w"], None], "label": item["label"], "dataset": "tissue"} for item in items
+        ]
     datalist = write_datalist(folder / "ace.json", sections)
     _train(
         "ace_multitask",
@@ -144,6 +137,44 @@ def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -
     _calibrate("ace_multitask", write_datalist(folder / "ace_calibration.json", {"validation": plain}))
 
 
+def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+    """T1 scans without labels: real ones, or, where there are none, healthy phantoms."""
+    sections = {
+        section: [{"image": item["T1w"]} for item in items] for section, items in _tissue_scans(extra_data).items()
+    }
+    if not sections:
+        keys = ("brain_mask", "subject")
+        sections = {
+            section: [
+                {"image": case["T1w"]} | {k: case[k] for k in keys} for case in _cases(folder, ("healthy",), section)
+            ]
+            for section in PATIENTS
+        }
+    _train(
+        "sae_segmentation",
+        "train",
+        folder / "sae",
+        datalist_file=write_datalist(folder / "sae.json", sections),
+        max_epochs=30,
+        # the last weights: longer, the evidence goes on rising while fluid spreads into grey matter
+        val_interval=30,
+        seed=seed,
+        amp=amp,
+    )
+
+
+def _tissue_scans(extra_data: str | None) -> dict[str, list[dict[str, str]]]:
+    """Section -> real scans with tissue maps, their paths made absolute."""
+    if extra_data is None:
+        return {}
+    path = Path(extra_data)
+    scans = json.loads(path.read_text()).get("tissue_scans", {})
+    return {
+        section: [{key: str(path.parent / item[key]) for key in ("T1w", "label")} for item in items]
+        for section, items in scans.items()
+    }
+
+
 def _as_set(dataset: str, label: str, cases: Sequence[dict]) -> list[dict]:
     """Cases of ace_multitask: both sequences, one of the label maps, and what data set it is of."""
     return [
@@ -159,7 +190,11 @@ def _cases(folder: Path, cohorts: Sequence[str], section: str) -> list[dict]:
     ]
 
 
-RECIPES = {"uad_autoencoder": _uad_autoencoder, "ace_multitask": _ace_multitask}
+RECIPES = {
+    "uad_autoencoder": _uad_autoencoder,
+    "ace_multitask": _ace_multitask,
+    "sae_segmentation": _sae_segmentation,
+}
 
 
 def _train(bundle: str, config: str, output_dir: Path, **options: object) -> None:

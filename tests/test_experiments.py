@@ -4,7 +4,7 @@ from concurrent.futures import Future
 
 import pytest
 from bundle_tools import load_script
-from study import ace_multitask, uad_autoencoder
+from study import ace_multitask, sae_segmentation, uad_autoencoder
 from study.tables import summarize, to_markdown
 
 experiments = load_script("experiments")
@@ -43,7 +43,7 @@ def test_the_table_shows_means_and_ranges_of_every_arm():
     assert "| A1 | the student beats its teacher | +0.300, +0.200, +0.100 | 0 | yes |" in text
 
 
-@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask])
+@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask, sae_segmentation])
 def test_claims_are_about_arms_and_scores_that_there_are(study):
     for better, worse, score, _, text in study.CLAIMS.values():
         assert {better, worse} <= set(study.ARMS)
@@ -59,7 +59,9 @@ def test_a_margin_below_zero_allows_a_little_loss():
 
 
 def test_a_bundle_without_an_experiment_is_refused(tmp_path):
-    with pytest.raises(Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask or all"):
+    with pytest.raises(
+        Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation or all"
+    ):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -108,3 +110,25 @@ def test_every_arm_runs_once_and_pseudo_labels_wait_for_the_teacher(tmp_path, mo
     for name in ("_teach", "_learn", "_score_threshold"):
         monkeypatch.setattr(seed, name, again)
     assert seed.run(OneAfterTheOther()) == first
+
+
+def test_weights_of_one_contrast_are_tried_on_another_once_they_are_learned(tmp_path, monkeypatch):
+    seed = sae_segmentation.Study(tmp_path, 0)
+    learned, applied = [], {}
+
+    def learn(arm, sequence):
+        learned.append((arm, sequence))
+        return scores(sae_segmentation, 0.5)
+
+    def apply(arm, sequence, atlas, method):
+        assert not method.startswith("sae") or (method, "T1w") in learned
+        applied[arm] = (sequence, atlas, method)
+        return scores(sae_segmentation, 0.2)
+
+    monkeypatch.setattr(sae_segmentation, "_make_data", lambda folder, number: None)
+    monkeypatch.setattr(seed, "_learn", learn)
+    monkeypatch.setattr(seed, "_apply", apply)
+    assert list(seed.run(OneAfterTheOther())) == list(sae_segmentation.ARMS)
+    assert applied["t2_of_t1"] == ("T2w", "good", "sae_good_mrf")
+    assert applied["em_poor"] == ("T1w", "poor", "inference_em")
+    assert ("t2_good_mrf", "T2w") in learned

@@ -31,7 +31,9 @@ def bundles(tmp_path_factory) -> list[Path]:
             for i in range(len(config["handlers"])):
                 torch.manual_seed(0)
                 state = config.get_parsed_content("network_def").state_dict()
-                torch.save(state, config.get_parsed_content(f"handlers::{i}::path"))
+                path = config.get_parsed_content(f"handlers::{i}::path")
+                if path is not None:  # a layer may need no weights
+                    torch.save(state, path)
     return [folder / bundle.name for bundle in BUNDLES]
 
 
@@ -130,7 +132,11 @@ def test_bundle_tells_which_labelling_of_the_phantoms_it_makes(bundles, tmp_path
     names = {str(value): name.upper() for value, name in TISSUES.items()}
     metadata = {"network_data_format": {"outputs": {"pred": {"channel_def": names}}}}
     (configs / "metadata.json").write_text(json.dumps(metadata))
-    assert script.read_task(configs.parent)[1:] == (("T1w", "FLAIR"), "tissues")
+    assert script.read_task(configs.parent)[1:] == (("T1w", "FLAIR"), "tissues", {})
+    names.pop("4")  # tissues alone: of a lesion it is open what it is
+    (configs / "metadata.json").write_text(json.dumps(metadata))
+    overrides = script.read_task(configs.parent).overrides
+    assert overrides == {"report#reference_sets": {"joint": {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 1, 2, 3]}}}
 
     metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = {"0": "background", "1": "liver"}
     (configs / "metadata.json").write_text(json.dumps(metadata))

@@ -98,15 +98,16 @@ def test_the_alignment_finds_a_known_affine_in_any_contrast(means):
     truth[:3, :3] = rotation_matrix([0.1, -0.06, 0.08]) @ np.diag([1.15, 1.05, 1.1])
     truth[:3, 3] = [6.0, -9.0, 12.0]
     image, affine = scan_of(icbm_atlas(), truth, means)
-    found = align_atlas(icbm_atlas(), image, affine)
+    found, misfit = align_atlas(icbm_atlas(), image, affine)
     corners = np.array([[x, y, z, 1] for x in (-60, 60) for y in (-90, 60) for z in (-40, 60)]).T
     assert np.abs((found - truth) @ corners).max() < 3.0
+    assert misfit < 0.24
 
 
 def test_the_prior_follows_the_channels_of_the_scan():
     image, affine = scan_of(icbm_atlas(), np.eye(4), [0.2, 0.6, 1.0])
     scan = MetaTensor(image[None], affine=torch.from_numpy(affine))
-    out = AtlasPriord("image", classes=4)({"image": scan})["image"]
+    out = AtlasPriord("image", classes=4, floor=0.05)({"image": scan})["image"]
     assert out.shape == (5, *image.shape)
     assert out[0].as_tensor().equal(image)
     prior, brain = out[1:].as_tensor(), image != 0
@@ -117,6 +118,14 @@ def test_the_prior_follows_the_channels_of_the_scan():
     agree = (prior[1:].argmax(0) == torch.bucketize(image, torch.tensor([0.4, 0.8])))[brain]
     assert agree.float().mean() > 0.9
     np.testing.assert_allclose(out.affine, affine)
+
+
+def test_a_header_that_says_another_orientation_is_suspected(caplog):
+    image, affine = scan_of(icbm_atlas(), np.eye(4), [0.2, 0.6, 1.0])
+    for scan in (image, image.flip(2)):
+        AtlasPriord("image")({"image": MetaTensor(scan[None], affine=torch.from_numpy(affine))})
+    assert len(caplog.messages) == 1
+    assert "is the orientation in its header right?" in caplog.messages[0]
 
 
 def test_a_scan_that_the_atlas_does_not_fit_is_refused():

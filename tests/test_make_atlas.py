@@ -1,0 +1,104 @@
+"""Label maps of people become an atlas that sae_segmentation takes, with the table of neighbors beside it."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundle_tools import load_script
+
+from common.atlas import average_of_label_maps, open_atlas
+from common.errors import InputError
+from sae_segmentation.loss import neighbor_table
+
+make_atlas = load_script("make_atlas")
+CLASSES = {"background": [0, 9], "grey": [3, 42], "white": [2, 41]}
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Two maps of the same brain in FreeSurfer's numbers, of which one lies 6 mm further along x; and its labels."""
+    values = np.zeros((14, 10, 10), np.int32)
+    values[2:12, 2:8, 2:8] = 3
+    values[7:12, 2:8, 2:8] = 42
+    values[4:10, 4:6, 4:6] = 2
+    values[0, 0, 0] = 9
+    moved = np.eye(4)
+    moved[0, 3] = 6
+    for name, affine in (("a", np.eye(4)), ("b", moved)):
+        nib.save(nib.Nifti1Image(values, affine), tmp_path / f"{name}.nii.gz")
+    labels = np.select([np.isin(values, (3, 42)), values == 2], [1, 2], 0)
+    return tmp_path, labels
+
+
+def test_people_in_one_space_are_averaged(people):
+    folder, labels = people
+    back = np.eye(4)
+    back[0, 3] = -6
+    items = [{"label": "a.nii.gz"}, {"label": "b.nii.gz", "world_to_mni": back.tolist()}]
+    (folder / "maps.json").write_text(json.dumps({"training": items}))
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    make_atlas.main(
+        str(folder / "out" / "atlas.nii.gz"),
+        datalist_file=str(folder / "maps.json"),
+        classes=str(folder / "classes.json"),
+        sigma_mm=0,
+    )
+    atlas = open_atlas(str(folder / "out" / "atlas.nii.gz"), 3)
+    found = atlas.probabilities.argmax(0).numpy()
+    start = np.rint(-atlas.affine[:3, 3]).astype(int)  # of the maps' first voxel, world 0
+    inside = tuple(slice(s + 1, s + n - 1) for s, n in zip(start, labels.shape, strict=True))
+    np.testing.assert_array_equal(found[inside], labels[1:-1, 1:-1, 1:-1])
+    assert atlas.probabilities.max(0).values.min() > 0.999  # the two people agree everywhere
+    side = json.loads((folder / "out" / "atlas.json").read_text())
+    assert side["classes"] == ["background", "grey", "white"]
+    np.testing.assert_allclose(side["neighbors"], neighbor_table(torch.from_numpy(labels), 3), atol=1e-3)
+
+
+def test_people_who_differ_share_the_probability_and_smoothing_keeps_the_sum(people):
+    _, labels = people
+    moved = np.eye(4)
+    moved[0, 3] = 6
+    sharp = average_of_label_maps([(labels, np.eye(4)), (labels, moved)], 3, sigma_mm=0)
+    assert set(sharp.probabilities.unique().tolist()) == {0.0, 0.5, 1.0}
+    assert sharp.probabilities[1:].sum() == pytest.approx((labels > 0).sum())
+    soft = average_of_label_maps([(labels, np.eye(4))], 3, sigma_mm=1.5, spacing_mm=2.0)
+    assert torch.allclose(soft.probabilities.sum(0), torch.ones(soft.probabilities.shape[1:]), atol=1e-5)
+    assert 8 * soft.probabilities[1:].sum().item() == pytest.approx((labels > 0).sum(), rel=0.1)
+    assert soft.probabilities.max(0).values.min() < 0.9
+
+
+def test_every_value_is_a_class_by_default(people):
+    folder, labels = people
+    nib.save(nib.Nifti1Image(labels.astype(np.uint8), np.eye(4)), folder / "plain.nii.gz")
+    make_atlas.main(str(folder / "atlas.nii.gz"), label_files=str(folder / "plain.nii.gz"), sigma_mm=0.5)
+    assert json.loads((folder / "atlas.json").read_text())["classes"] == ["0", "1", "2"]
+
+
+def test_what_cannot_be_used_is_named(people):
+    folder, _ = people
+    a, out = str(folder / "a.nii.gz"), str(folder / "atlas.nii.gz")
+    cases = [
+        (
+            {"label_files": a, "classes": {"background": [0], "grey": [3, 42]}},
+            "has the values 2, 9, which are in no class",
+        ),
+        ({"label_files": a, "classes": {"background": [0, 3], "grey": [3]}}, "has the value 3 in two classes"),
+        ({"label_files": a, "classes": {"background": [0]}}, "expected two names or more"),
+        ({"label_files": a, "classes": str(folder / "none.json")}, "none.json cannot be read"),
+        ({"label_files": str(folder / "none.nii.gz")}, "none.nii.gz: no such file"),
+        ({"label_files": a, "datalist_file": a}, "expected either label_files or datalist_file"),
+        ({}, "expected either label_files or datalist_file"),
+    ]
+    for options, sentence in cases:
+        with pytest.raises(InputError, match=sentence):
+            make_atlas.main(out, **options)
+    (folder / "maps.json").write_text(json.dumps({"training": [{"label": "a.nii.gz", "world_to_mni": [1, 2]}]}))
+    with pytest.raises(InputError, match="expected a label, and a matrix of 4 x 4"):
+        make_atlas.main(out, datalist_file=str(folder / "maps.json"))
+    with pytest.raises(InputError, match=r"expected a name that ends in .nii.gz"):
+        make_atlas.main(str(folder / "atlas.npz"), label_files=a)
+    assert not (folder / "atlas.nii.gz").exists()
