@@ -64,6 +64,7 @@ TRAINING = {
     "patches_per_volume": 2,
     "max_epochs": 60,
     "val_interval": 60,
+    "warmup": 16,  # the paper's
 }
 BETA = 0.005
 
