@@ -156,7 +156,7 @@ def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool
         folder / "sae",
         datalist_file=write_datalist(folder / "sae.json", sections),
         max_epochs=30,
-        # the last weights: longer, the evidence goes on rising while fluid spreads into grey matter
+        # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
         val_interval=30,
         seed=seed,
         amp=amp,

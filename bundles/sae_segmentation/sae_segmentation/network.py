@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d, one_hot
+from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d
 
 PRIOR_FLOOR = 1e-30  # of a class that the atlas rules out, so that its logarithm is a number
 SKIP_SCALE = 100.0  # of the intensities: Adam moves all weights alike, and those of this skip have a long way to go
@@ -149,5 +149,6 @@ class SegmentationAutoencoder(nn.Module):
         else:
             generator = torch.Generator(logits.device).manual_seed(0)
             noise = torch.empty_like(logits).exponential_(generator=generator).log()
-            segmentation = one_hot((logits - noise).argmax(1), logits.shape[1]).movedim(-1, 1).to(logits)
+            drawn = (logits - noise).argmax(1, keepdim=True)
+            segmentation = torch.zeros_like(logits).scatter_(1, drawn, 1)
         return torch.cat([logits, segmentation, self.decoder(segmentation)], dim=1)
