@@ -85,13 +85,21 @@ class Finished(NamedTuple):
 
 def read_json(path: Path) -> dict:
     """A JSON file whose keys are all different."""
+    assert repeated_keys(path) == [], path.name
+    return json.loads(path.read_text(encoding="utf-8"))
 
-    def unique(pairs: list[tuple[str, object]]) -> dict:
+
+def repeated_keys(path: Path) -> list[str]:
+    """Keys that stand more than once in one object of a JSON file: the last one wins, without a word."""
+    found = []
+
+    def note(pairs: list[tuple[str, object]]) -> dict:
         keys = [key for key, _ in pairs]
-        assert len(keys) == len(set(keys)), f"{path.name} repeats a key of {keys}"
+        found.extend(key for key in dict(pairs) if keys.count(key) > 1)
         return dict(pairs)
 
-    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=note)
+    return found
 
 
 def config_files(bundle: Path) -> list[Path]:

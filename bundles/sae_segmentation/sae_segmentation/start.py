@@ -18,8 +18,8 @@ class StartAtClassMeans:
 
     Classes are those of the encoder's own segmentation of the training scans. A fresh encoder gives the atlas back, so
     that its skip of intensities then is the expectation step of a mixture of Gaussians; weights that were loaded give
-    what they have learned, and are left as they are. From random weights the paper's loss stands still for thousands of
-    steps: as long as the decoder knows no class, no voxel has a reason to change its own.
+    what they have learned, and are left as they are. From random weights the loss hardly moves: as long as the decoder
+    knows no class, no voxel has a reason to change its own.
 
     Args:
         network: encoder and decoder.
