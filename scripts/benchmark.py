@@ -8,6 +8,7 @@ Machines are noisy: compare the parts of one run with each other, not runs of di
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import resource
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import fire
@@ -164,25 +166,20 @@ def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, devi
         repeats: of each loss, after one to warm up.
         device: ``cpu`` or ``cuda``.
     """
-    import torch
 
     losses = _losses()
     peak = {}
     for name in losses:  # before this process grows: a child counts from its parent's size
         command = [sys.executable, __file__, "loss_peak", name, json.dumps(shape), str(batch), device]
         peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    seconds: dict[str, list[float]] = {name: [] for name in losses}
     arguments = {name: _loss_arguments(name, shape, batch, device) for name in losses}
-    for repeat in range(repeats + 1):
-        for name, loss in losses.items():
-            logits, labels = arguments[name]
-            logits.grad = None
-            start = time.perf_counter()
-            loss.to(device)(logits, labels).backward()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+
+    def forward_and_backward(name: str) -> None:
+        logits, labels = arguments[name]
+        logits.grad = None
+        losses[name].to(device)(logits, labels).backward()
+
+    seconds = _take_turns({name: functools.partial(forward_and_backward, name) for name in losses}, repeats, device)
     kept = {name: _kept_for_backward(loss, *arguments[name]) for name, loss in losses.items()}
     plain = next(iter(losses))
     print(f"{'':12s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'kept':>10s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
@@ -227,7 +224,6 @@ def sae_field(
         repeats: of each, after one to warm up.
         device: ``cpu`` or ``cuda``.
     """
-    import torch
 
     betas = {"without field": 0.0, "with field": 0.005}
     peak = {}
@@ -235,15 +231,7 @@ def sae_field(
         command = [sys.executable, __file__, "sae_peak", json.dumps(shape), str(batch), str(classes), str(beta), device]
         peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     steps = {name: _sae_step(shape, batch, classes, beta, device) for name, beta in betas.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in betas}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = _take_turns(steps, repeats, device)
     plain = next(iter(betas))
     print(f"{'':14s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
     for name, values in seconds.items():
@@ -271,7 +259,7 @@ def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -
         print((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
-def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str):
+def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) -> Callable[[], None]:
     """One step of sae_segmentation on random scans, past the warm-up, as a function without arguments."""
     sys.path.insert(0, str(ROOT / "bundles" / "sae_segmentation"))
     import torch
@@ -284,7 +272,7 @@ def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str):
     scan = torch.cat([torch.rand(batch, 1, *shape), prior], 1).to(device)
     network = SegmentationAutoencoder(SegmentationEncoder(classes), ImageDecoder(classes)).to(device)
     table = torch.randn(classes, classes).tolist() if beta > 0 else None
-    loss = EvidenceLowerBound(classes, table, beta, warmup=0).to(device)
+    loss = EvidenceLowerBound(classes, table, beta, one_sided=True, warmup=0).to(device)  # as in train.json
     optimizer = torch.optim.Adam(network.parameters())
 
     def step() -> None:
@@ -293,6 +281,22 @@ def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str):
         optimizer.step()
 
     return step
+
+
+def _take_turns(work: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each repeat of each work, one after the other in turn, after one to warm up."""
+    import torch
+
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, call in work.items():
+            start = time.perf_counter()
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _losses() -> dict:
