@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import InvertibleTransform, MapTransform, SpatialResample
+from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
 from .errors import InputError
@@ -366,7 +367,7 @@ class AtlasPriord(MapTransform):
         brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
         if not brain.any():
             raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
-        to_atlas = self._aligned(scan, image[0], affine) if self.align else np.eye(4)
+        to_atlas = _align_scan(self._atlas, scan) if self.align else np.eye(4)
         prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
         covered = prior[0] < 0.5
         overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
@@ -381,14 +382,104 @@ class AtlasPriord(MapTransform):
         prior = torch.where(brain, prior, torch.eye(len(prior))[0][:, None, None, None])
         return MetaTensor(torch.cat([image, prior]), meta=scan.meta, applied_operations=scan.applied_operations)
 
-    def _aligned(self, scan: MetaTensor, image: torch.Tensor, affine: np.ndarray) -> np.ndarray:
-        to_atlas, misfit = align_atlas(self._atlas, image, affine)
-        if misfit > MAX_MISFIT:
-            logger.warning(
-                "%s: %.0f %% of the variance is within the classes of the aligned atlas, expected at most %.0f; is the "
-                "orientation in its header right?",
-                file_of(scan),
-                100 * misfit,
-                100 * MAX_MISFIT,
+
+class TemplateSpaced(MapTransform, InvertibleTransform):
+    """Bring a skull-stripped scan, and what lies on its grid, to the space of the ICBM template, on a fixed grid.
+
+    The scan is aligned by an affine map, whatever its contrast (:func:`align_atlas`); the others follow by the same
+    map. The grid has axes to right, front and top, and the template's brain in its middle. The map from the world of
+    the scan to that of the template stays in ``.meta["to_template"]``. ``Invertd`` leads back to the file's grid.
+
+    Args:
+        keys: the scan first, a MetaTensor (1, X, Y, Z) in RAS mm, exactly 0 outside the brain; then label maps and
+            masks on its grid.
+        spacing: voxel size of the grid, mm.
+        shape: its number of voxels along each axis.
+        mode: interpolation of each key.
+        align: False takes scans as being in the template's space already.
+        allow_missing_keys: do not raise if a key is missing.
+
+    Raises:
+        InputError: if the scan has no brain, or none of it comes to lie on the grid.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spacing: Sequence[float] = (2.0, 2.0, 2.0),
+        shape: Sequence[int] = (80, 96, 80),
+        mode: str | Sequence[str] = "bilinear",
+        align: bool = True,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.align = align
+        self.shape = tuple(int(n) for n in shape)
+        self.spacing = tuple(float(mm) for mm in spacing)
+        self.resample = SpatialResample(padding_mode="zeros", align_corners=True, dtype=torch.float32)
+        self._affine: np.ndarray | None = None
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel to world of the template, 4 x 4."""
+        if self._affine is None:
+            self._affine = template_grid(self.spacing, self.shape)
+        return self._affine
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        scan = d[self.first_key(d)]
+        if not scan.any():
+            raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to bring to the template")
+        to_template = _align_scan(icbm_atlas(), scan) if self.align else np.eye(4)
+        for key, mode in self.key_iterator(d, self.mode):
+            original = d[key].affine.numpy()
+            moved = MetaTensor(d[key].as_tensor(), meta=d[key].meta, applied_operations=d[key].applied_operations)
+            moved.affine = torch.from_numpy(to_template @ original)
+            self.push_transform(moved, extra_info={"affine": original.tolist()})
+            d[key] = self.resample(moved, dst_affine=self.affine, spatial_size=self.shape, mode=mode)
+            d[key].meta["to_template"] = torch.from_numpy(to_template)
+        if not d[self.first_key(d)].any():
+            raise InputError(
+                f"{file_of(scan)}: its brain lies outside of the template's space, expected it there with align False"
             )
-        return to_atlas
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            back = self.resample.inverse(d[key])
+            info = self.pop_transform(back)["extra_info"]
+            back.affine = torch.tensor(info["affine"], dtype=torch.float64)
+            d[key] = back
+        return d
+
+
+def template_grid(spacing: Sequence[float], shape: Sequence[int]) -> np.ndarray:
+    """Affine of a grid (right, front, top) with the brain of the ICBM template in its middle.
+
+    Args:
+        spacing: voxel size, mm.
+        shape: number of voxels along each axis.
+    """
+    atlas = icbm_atlas()
+    box = ndimage.find_objects((atlas.probabilities[0] < 0.5).numpy().astype(np.uint8))[0]
+    middle = nib.affines.apply_affine(atlas.affine, [(s.start + s.stop - 1) / 2 for s in box])
+    grid = np.diag([*spacing, 1.0])
+    grid[:3, 3] = np.round(middle) - np.asarray(spacing) * (np.asarray(shape) - 1) / 2
+    return grid
+
+
+def _align_scan(atlas: Atlas, scan: MetaTensor) -> np.ndarray:
+    """Map from the world of a scan to that of the atlas; a warning if they do not seem to fit."""
+    to_atlas, misfit = align_atlas(atlas, scan.as_tensor()[0].float(), scan.affine.numpy())
+    if misfit > MAX_MISFIT:
+        logger.warning(
+            "%s: %.0f %% of the variance is within the classes of the aligned atlas, expected at most %.0f; is the "
+            "orientation in its header right?",
+            file_of(scan),
+            100 * misfit,
+            100 * MAX_MISFIT,
+        )
+    return to_atlas

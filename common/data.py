@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import Dataset, list_data_collate
+from monai.data import CacheDataset, Dataset, list_data_collate
+from tqdm import tqdm
 
 from .errors import InputError, find_input_error
 from .transforms.io import grid_difference, open_scan, stem, write_atomically
@@ -214,6 +215,22 @@ class ScanDataset(Dataset):
                 case = self.data[index]
                 return {"failure": str(error), "name": case.get("name", stem(_images(case)[0]))}
             raise InputError(str(error)) from e
+
+
+class CachedScans(CacheDataset):
+    """MONAI's CacheDataset whose threads have ended when it fails.
+
+    MONAI's own go on in the background, and if the program ends while one of them aligns an atlas, it ends by a crash.
+    """
+
+    def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
+        indices = range(self.cache_num) if indices is None else indices
+        pool = ThreadPoolExecutor(self.num_workers or 1)
+        try:
+            loaded = pool.map(self._load_cache_item, indices)
+            return list(tqdm(loaded, desc="loading", unit=" case", total=len(indices), disable=None))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:

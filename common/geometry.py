@@ -1,7 +1,8 @@
-"""Fields on voxel grids: sampling, integration of velocities, smooth random fields, grids in millimetres.
+"""Fields on voxel grids: warping, composition, integration of velocities, inversion, folds, millimetres.
 
 Points and displacements are in voxels of the array they index, first array axis first, so ``(3, X, Y, Z)`` holds the
-x, y, z components. A displacement is of the pull-back kind: ``warped(p) = image(p + u(p))``.
+x, y, z components. A displacement is of the pull-back kind: ``warped(p) = image(p + u(p))``. It is MONAI's convention
+too, so a field goes through ``monai.networks.blocks.Warp`` with the same result.
 """
 
 from __future__ import annotations
@@ -56,24 +57,158 @@ def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear", p
     return values.reshape(volume.shape[0], *points.shape[1:])
 
 
+def sample_labels(labels: torch.Tensor, points: torch.Tensor, classes: int) -> torch.Tensor:
+    """Class of the largest probability at points of a label map, after trilinear interpolation of each class.
+
+    Args:
+        labels: (1, X, Y, Z), whole numbers.
+        points: (3, *shape) in voxels of the label map; outside of it is class 0.
+        classes: background included.
+
+    Returns:
+        (1, *shape), uint8.
+    """
+    best = torch.zeros(points.shape[1:], device=labels.device)
+    found = torch.zeros(points.shape[1:], dtype=torch.uint8, device=labels.device)
+    for value in range(classes):  # one class in memory at a time
+        share = sample((labels == value).float(), points, padding="zeros")[0]
+        better = share > best
+        best, found = torch.where(better, share, best), torch.where(better, value, found).to(torch.uint8)
+    return found[None]
+
+
+def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
+    """Where a displacement (B, 3, X, Y, Z) leads, as :func:`torch.nn.functional.grid_sample` wants it.
+
+    Returns:
+        (B, X, Y, Z, 3), corners aligned: -1 and 1 are the centres of the outermost voxels, last array axis first.
+    """
+    grid = []
+    for axis in (2, 1, 0):
+        size = displacement.shape[2 + axis]
+        line = torch.arange(size, dtype=displacement.dtype, device=displacement.device)
+        line = line.reshape([-1 if i == axis else 1 for i in range(3)])
+        grid.append((displacement[:, axis] + line) * (2 / max(size - 1, 1)) - 1)
+    return torch.stack(grid, dim=-1)
+
+
+def warp(
+    image: torch.Tensor, displacement: torch.Tensor, mode: str = "bilinear", padding: str = "border"
+) -> torch.Tensor:
+    """``image(p + u(p))`` at every voxel p.
+
+    Args:
+        image: (B, C, X, Y, Z), float.
+        displacement: u, (B, 3, X, Y, Z), voxels.
+        mode: ``bilinear`` (trilinear) or ``nearest``.
+        padding: ``border`` repeats the outermost voxel, ``zeros`` is 0 outside.
+
+    Raises:
+        ValueError: if the grids differ.
+    """
+    if displacement.shape[1] != 3 or image.shape[2:] != displacement.shape[2:]:
+        raise ValueError(
+            f"image {tuple(image.shape)} and displacement {tuple(displacement.shape)} differ in their grid"
+        )
+    grid = sampling_grid(displacement).to(image.dtype)
+    return F.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+
+
+def compose(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Displacement of ``p -> q = p + first(p) -> q + second(q)``, all (B, 3, X, Y, Z), voxels.
+
+    An image warped by ``second`` and the result warped by ``first`` is the image warped by this.
+    """
+    return first + warp(second, first)
+
+
 def integrate_velocity(velocity: torch.Tensor, steps: int = 6) -> torch.Tensor:
     """Displacement at time 1 of a stationary velocity field, by scaling and squaring.
 
     Args:
-        velocity: (3, X, Y, Z) in voxels per unit time.
+        velocity: (B, 3, X, Y, Z) in voxels per unit time.
         steps: number of squarings; the first small step is ``velocity / 2**steps``.
 
     Returns:
-        (3, X, Y, Z) in voxels; the map ``p + u(p)`` is a diffeomorphism as long as the field is smooth on the grid.
+        (B, 3, X, Y, Z) in voxels; the map ``p + u(p)`` is a diffeomorphism as long as the field is smooth on the grid.
 
     Reference:
         Arsigny et al., "A Log-Euclidean Framework for Statistics on Diffeomorphisms", MICCAI 2006.
     """
-    identity = voxel_grid(tuple(velocity.shape[1:]))
     displacement = velocity / 2**steps
     for _ in range(steps):
-        displacement = displacement + sample(displacement, identity + displacement)
+        displacement = compose(displacement, displacement)
     return displacement
+
+
+def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
+    """The way back: v with ``v(p) = -u(p + v(p))``, by fixed-point iteration.
+
+    Args:
+        displacement: u, (B, 3, X, Y, Z), voxels, without folds.
+        iterations: how many; the error shrinks by the largest stretch of u in each, at least by half of what is usual.
+
+    Returns:
+        v, (B, 3, X, Y, Z), voxels: an image warped by u and then by v is the image again, but near the margin.
+
+    Reference:
+        Chen et al., "A simple fixed-point approach to invert a deformation field", Medical Physics 2008.
+    """
+    inverse = -displacement
+    for _ in range(iterations):
+        inverse = -warp(displacement, inverse)
+    return inverse
+
+
+def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
+    """Change of volume by ``p -> p + u(p)``, by central differences, one-sided ones at the margin.
+
+    Args:
+        displacement: u, (B, 3, X, Y, Z), voxels.
+
+    Returns:
+        (B, X, Y, Z): 1 where nothing changes, below 0 where the map folds.
+    """
+    rows = torch.stack(torch.gradient(displacement, dim=(2, 3, 4)), dim=2)  # (B, component, axis, X, Y, Z)
+    (a, b, c), (d, e, f), (g, h, i) = (
+        [rows[:, component, axis] + (component == axis) for axis in range(3)] for component in range(3)
+    )
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def fold_share(displacement: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """Share of the voxels, 0 to 1, where the determinant of the Jacobian is 0 or below.
+
+    Args:
+        displacement: (B, 3, X, Y, Z), voxels.
+        mask: (B, 1, X, Y, Z) or (B, X, Y, Z), the voxels that count; all by default.
+
+    Raises:
+        ValueError: if the mask is empty.
+    """
+    folded = jacobian_determinant(displacement) <= 0
+    if mask is None:
+        return folded.double().mean().item()
+    inside = mask.bool().reshape(folded.shape)
+    if not inside.any():
+        raise ValueError("the mask is empty, expected voxels to count folds in")
+    return folded[inside].double().mean().item()
+
+
+def to_millimetres(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+    """Displacement in voxels of a grid as one in mm along the axes of the world (RAS), both (B, 3, ...).
+
+    Args:
+        displacement: voxels.
+        affine: of the grid, voxel to world, 4 x 4.
+    """
+    matrix = torch.as_tensor(np.asarray(affine)[:3, :3], dtype=displacement.dtype, device=displacement.device)
+    return torch.einsum("ij,bj...->bi...", matrix, displacement)
+
+
+def to_voxels(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+    """The opposite of :func:`to_millimetres`."""
+    return to_millimetres(displacement, np.linalg.inv(affine))
 
 
 def rotation_matrix(angles: np.ndarray) -> np.ndarray:

@@ -252,7 +252,7 @@ class Deformation:
         velocity = velocity - float(rng.normal(0.7, 1.3)) * wall * outward / outward.square().sum(0).sqrt().clamp(
             min=0.5
         )
-        return cls(matrix, step_mm * integrate_velocity(velocity / step_mm), affine)
+        return cls(matrix, step_mm * integrate_velocity(velocity[None] / step_mm)[0], affine)
 
     def displacement_mm(self, world: torch.Tensor) -> torch.Tensor:
         """What to add to subject points (3, ...) to get the template points they show; mm."""

@@ -2,15 +2,18 @@
 
 import json
 import logging
+import threading
+import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose
+from monai.transforms import Compose, Transform
 
 from common.data import (
+    CachedScans,
     ScanDataset,
     check_splits,
     collate_cases,
@@ -19,7 +22,7 @@ from common.data import (
     subject_of,
     write_datalist,
 )
-from common.errors import InputError
+from common.errors import InputError, find_input_error
 from common.transforms import LoadScand
 
 AFFINE = np.array([[-1.5, 0, 0, 30], [0, -1.0, 0, 40], [0, 0, 2.0, -25], [0, 0, 0, 1]])
@@ -484,3 +487,27 @@ def test_cases_of_one_data_set_are_kept(tmp_path):
     assert names(list_cases(datalist_file=cases, dataset="two")) == ["b"]
     with pytest.raises(InputError, match="no case of the data set 'three' among its 3, found one, two"):
         list_cases(datalist_file=cases, dataset="three")
+
+
+class Slow(Transform):
+    """Ten times a number, after a while; 0 is broken."""
+
+    def __call__(self, data: int) -> int:
+        if data == 0:
+            raise InputError("the first one is broken")
+        time.sleep(0.2)
+        return 10 * data
+
+
+def test_no_thread_of_a_cache_outlives_its_failure():
+    """Else the end of the program may find one in the middle of something, and crash."""
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError) as error:
+        CachedScans(list(range(6)), Slow(), num_workers=2)
+    assert "the first one is broken" in str(find_input_error(error.value))
+    started = set(threading.enumerate()) - before
+    assert [thread.name for thread in started if thread.name.startswith(("ThreadPool", "Thread-"))] == []
+
+
+def test_a_cache_has_the_cases_in_their_order():
+    assert list(CachedScans([3, 1, 2], Slow(), num_workers=2)) == [30, 10, 20]
