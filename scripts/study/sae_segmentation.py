@@ -64,6 +64,9 @@ TRAINING = {
     "patches_per_volume": 2,
     "max_epochs": 60,
     "val_interval": 60,
+    # small classes on a coarse grid: at the rate of train.json, or with the gradient towards the neighbors, some die
+    "learning_rate": 0.005,
+    "one_sided": True,
     "warmup": 16,  # the paper's
 }
 BETA = 0.005
