@@ -1,7 +1,8 @@
 """Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
 
 ``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice, ``sae_field`` the training step
-of ``sae_segmentation`` with its Markov random field and without.
+of ``sae_segmentation`` with its Markov random field and without, ``anatomy`` the loss of ``deepatlas_joint`` that warps
+every class with the plain way to write it.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
 """
@@ -272,13 +273,88 @@ def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) 
     scan = torch.cat([torch.rand(batch, 1, *shape), prior], 1).to(device)
     network = SegmentationAutoencoder(SegmentationEncoder(classes), ImageDecoder(classes)).to(device)
     table = torch.randn(classes, classes).tolist() if beta > 0 else None
-    loss = EvidenceLowerBound(classes, table, beta, one_sided=True, warmup=0).to(device)  # as in train.json
+    loss = EvidenceLowerBound(classes, table, beta, warmup=0).to(device)  # as in train.json
     optimizer = torch.optim.Adam(network.parameters())
 
     def step() -> None:
         optimizer.zero_grad()
         loss(network(scan), scan).backward()
         optimizer.step()
+
+    return step
+
+
+def anatomy(
+    shape: tuple = (96, 96, 96), classes: int = 32, known: bool = False, repeats: int = 5, device: str = "cpu"
+) -> None:
+    """Time and memory of forward and backward of the anatomy loss of deepatlas_joint, and of the plain way.
+
+    The plain way warps all classes at once and gives autograd the rest. Peak memory is that of a process of its own,
+    above the arguments.
+
+    Args:
+        shape: voxels of the volume.
+        classes: background included.
+        known: label maps for both images; else the moving one is predicted, as probabilities in float16.
+        repeats: of each, after one to warm up.
+        device: ``cpu`` or ``cuda``.
+    """
+    names = ("plain", "ours")
+    peak = {}
+    for name in names:
+        command = [sys.executable, __file__, "anatomy_peak", name, json.dumps(shape), str(classes), str(known), device]
+        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    seconds = _take_turns({name: _anatomy_step(name, shape, classes, known, device) for name in names}, repeats, device)
+    print(f"{'':8s}{'median':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
+    for name, values in seconds.items():
+        ratio = np.median(np.divide(values, seconds["plain"]))
+        median = 1000 * np.median(values)
+        print(f"{name:8s}{median:6.0f} ms{ratio:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak['plain']:7.2f}")
+
+
+def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str) -> None:
+    """Print the MiB that one forward and backward takes above its arguments."""
+    import torch
+
+    _anatomy_step(name, (8, 8, 8), classes, known, device)()  # what is loaded at first use
+    step = _anatomy_step(name, shape, classes, known, device)
+    if device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+
+
+def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: str) -> Callable[[], None]:
+    """Forward and backward to the displacement, on random anatomies, as a function without arguments."""
+    sys.path.insert(0, str(ROOT / "bundles" / "deepatlas_joint"))
+    import torch
+    from torch.nn.functional import one_hot
+
+    from common.geometry import warp
+    from deepatlas_joint.loss import anatomy_loss, dice_loss
+
+    torch.manual_seed(0)
+    labels = [torch.randint(0, classes, (1, 1, *shape), dtype=torch.uint8, device=device) for _ in range(2)]
+    if not known:
+        labels[0] = torch.cat([torch.rand(1, 1, *shape, device=device).half() for _ in range(classes)], dim=1)
+    field = torch.rand(1, 3, *shape, device=device).requires_grad_()
+
+    def plain() -> torch.Tensor:
+        moving, fixed = (
+            x.float() if x.is_floating_point() else one_hot(x[:, 0].long(), classes).movedim(-1, 1).float()
+            for x in labels
+        )
+        warped, axes = warp(moving, field, padding="zeros"), (2, 3, 4)
+        return dice_loss((warped * fixed).sum(axes), warped.sum(axes), fixed.sum(axes))
+
+    def step() -> None:
+        field.grad = None
+        (plain() if name == "plain" else anatomy_loss(labels[0], field, labels[1], classes)).backward()
 
     return step
 
@@ -341,5 +417,5 @@ if __name__ == "__main__":
     install_error_hook()
     if len(sys.argv) > 2 and not (ROOT / "bundles" / sys.argv[2]).is_dir() and sys.argv[1] in ("inference", "training"):
         raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
-    commands = (inference, training, ace_loss, sae_field, make_head, parts, loss_peak, sae_peak)
+    commands = (inference, training, ace_loss, sae_field, anatomy, make_head, parts, loss_peak, sae_peak, anatomy_peak)
     fire.Fire({command.__name__: command for command in commands})

@@ -126,7 +126,7 @@ def run(
         sections.append(rows[-1].report.section)
         rows[-1].report.write()
         write_picture(rows[-1].report, output_dir / name / "picture.png")
-        for layer in sorted(task.bundle.glob("configs/inference_*.json")):
+        for layer in layers_of(task.bundle):
             rows.append(run_bundle(task.bundle, cases, output_dir / name / layer.stem, layer.name, **options))
             rows[-1].report.save()
             layers[rows[-1].title] = json.loads(layer.read_text(encoding="utf-8"))["_desc_"].partition(": ")[2]
@@ -167,6 +167,12 @@ def read_task(bundle: Path) -> Task:
         return Task(bundle, sequences, fitting[0], {})
     sets = {value: [value] if value in wanted else list(wanted) for value in known}
     return Task(bundle, sequences, fitting[0], {"report#reference_sets": {"joint": sets}})
+
+
+def layers_of(bundle: Path) -> list[Path]:
+    """Configs that are another way to the same masks: layers on ``inference.json``."""
+    paths = sorted(bundle.glob("configs/inference_*.json"))
+    return [path for path in paths if "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def clear(output_dir: Path, names: Sequence[str]) -> None:

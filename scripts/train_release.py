@@ -44,12 +44,12 @@ def main(
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
     Args:
-        bundle: uad_autoencoder, ace_multitask or sae_segmentation.
+        bundle: uad_autoencoder, ace_multitask, sae_segmentation or deepatlas_joint.
         output_dir: phantoms (about 2 GB, the same for all bundles) and states of the trainings.
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
             described at common.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
-            tissue maps, for ace_multitask; sae_segmentation takes the images without the maps.
+            tissue maps, for ace_multitask; sae_segmentation takes the images without the maps, deepatlas_joint one map.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
     """
@@ -163,6 +163,38 @@ def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool
     )
 
 
+def _deepatlas_joint(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+    """T1 scans, of which the first one is labelled: real ones, or, where there are none, healthy phantoms."""
+    sections = {
+        section: [{"image": item["T1w"], "label": item["label"]} for item in items]
+        for section, items in _tissue_scans(extra_data).items()
+    }
+    if not sections:
+        keys = ("brain_mask", "subject")
+        sections = {
+            section: [
+                {"image": case["T1w"], "label": case["tissues"]} | {k: case[k] for k in keys}
+                for case in _cases(folder, ("healthy",), section)
+            ]
+            for section in PATIENTS
+        }
+    options = {
+        "datalist_file": write_datalist(folder / "deepatlas.json", sections),
+        "labelled_cases": 1,
+        "seed": seed,
+        "amp": amp,
+    }
+    models = ROOT / "bundles" / "deepatlas_joint" / "models"
+    start = {"registration_weights": models / "registration.pt", "segmentation_weights": models / "model.pt"}
+    for name, steps in (
+        ("train_registration", {"max_epochs": 12, "val_interval": 2}),
+        ("train_segmentation", {"max_epochs": 10, "val_interval": 2}),
+        ("train", {"max_epochs": 5, **start}),
+    ):
+        layers = ["train"] if name == "train" else ["train", name]
+        _train("deepatlas_joint", layers, folder / f"deepatlas_{name}", **options, **steps)
+
+
 def _tissue_scans(extra_data: str | None) -> dict[str, list[dict[str, str]]]:
     """Section -> real scans with tissue maps, their paths made absolute."""
     if extra_data is None:
@@ -194,17 +226,19 @@ RECIPES = {
     "uad_autoencoder": _uad_autoencoder,
     "ace_multitask": _ace_multitask,
     "sae_segmentation": _sae_segmentation,
+    "deepatlas_joint": _deepatlas_joint,
 }
 
 
-def _train(bundle: str, config: str, output_dir: Path, **options: object) -> None:
-    """One training of a bundle, unless it is done."""
+def _train(bundle: str, configs: str | Sequence[str], output_dir: Path, **options: object) -> None:
+    """One training of a bundle, by a config or by one and layers on it, unless it is done."""
     done = output_dir / "done"
     if done.is_file():
         return
-    logger.info("running %s.json of %s", config, bundle)
-    path = ROOT / "bundles" / bundle / "configs" / f"{config}.json"
-    _call("-m", "monai.bundle", "run", "--config_file", path, output_dir=output_dir, **options)
+    names = [configs] if isinstance(configs, str) else configs
+    logger.info("running %s.json of %s", names[-1], bundle)
+    paths = [str(ROOT / "bundles" / bundle / "configs" / f"{name}.json") for name in names]
+    _call("-m", "monai.bundle", "run", "--config_file", paths, output_dir=output_dir, **options)
     done.touch()
 
 

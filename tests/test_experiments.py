@@ -1,10 +1,11 @@
 """What an experiment makes of its scores."""
 
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 from bundle_tools import load_script
-from study import ace_multitask, sae_segmentation, uad_autoencoder
+from study import ace_multitask, deepatlas_joint, sae_segmentation, uad_autoencoder
 from study.tables import summarize, to_markdown
 
 experiments = load_script("experiments")
@@ -43,7 +44,7 @@ def test_the_table_shows_means_and_ranges_of_every_arm():
     assert "| A1 | the student beats its teacher | +0.300, +0.200, +0.100 | 0 | yes |" in text
 
 
-@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask, sae_segmentation])
+@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint])
 def test_claims_are_about_arms_and_scores_that_there_are(study):
     for better, worse, score, _, text in study.CLAIMS.values():
         assert {better, worse} <= set(study.ARMS)
@@ -60,7 +61,8 @@ def test_a_margin_below_zero_allows_a_little_loss():
 
 def test_a_bundle_without_an_experiment_is_refused(tmp_path):
     with pytest.raises(
-        Exception, match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation or all"
+        Exception,
+        match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint or all",
     ):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -132,3 +134,32 @@ def test_weights_of_one_contrast_are_tried_on_another_once_they_are_learned(tmp_
     assert applied["t2_of_t1"] == ("T2w", "good", "sae_good_mrf")
     assert applied["em_poor"] == ("T1w", "poor", "inference_em")
     assert ("t2_good_mrf", "T2w") in learned
+
+
+def test_both_joint_trainings_begin_with_the_networks_that_were_trained_apart(tmp_path, monkeypatch):
+    seed = deepatlas_joint.Study(tmp_path, 0)
+    trained = []
+
+    def train(arm, configs, **options):
+        needed = [str(path) for path in options.values() if str(path).endswith(".pt")]
+        assert all(Path(path).parts[-3] in trained for path in needed), f"{arm} needs {needed}"
+        trained.append(arm)
+
+    monkeypatch.setattr(deepatlas_joint, "_make_data", lambda folder, number: None)
+    monkeypatch.setattr(seed, "_train", train)
+    nan = float("nan")
+    monkeypatch.setattr(seed, "_means", lambda arm, *columns: {"dice": 0.1, "tre": 6.0})
+    monkeypatch.setattr(seed, "_score_registration", lambda arm, weights: {"dice": 0.5, "tre": 5.0, "folds": 1.0})
+    monkeypatch.setattr(seed, "_score_segmentation", lambda *_, **__: {"dice": 0.7, "tre": nan, "folds": nan})
+    monkeypatch.setattr(seed, "_propagation", lambda: {"dice": 0.4, "tre": nan, "folds": nan})
+    found = seed.run(OneAfterTheOther())
+    assert list(found) == list(deepatlas_joint.ARMS)
+    assert found["affine"]["dice"] == 0.1
+    assert (found["da1_registration"]["dice"], found["da4_segmentation"]["dice"]) == (0.5, 0.7)
+    assert {"da1", "da4", "r0", "s1", "u4"} <= set(trained)
+
+
+def test_an_arm_that_a_score_is_not_about_has_no_number():
+    arms = {arm: {"dice": [0.5], "tre": [5.0], "folds": [float("nan")]} for arm in deepatlas_joint.ARMS}
+    text = to_markdown({"seeds": [0], "arms": arms, "claims": {}}, deepatlas_joint.ARMS, deepatlas_joint.SCORES)
+    assert "| 0.500 (0.500 to 0.500) | 5.000 (5.000 to 5.000) | – |" in text

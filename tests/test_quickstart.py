@@ -26,14 +26,13 @@ def bundles(tmp_path_factory) -> list[Path]:
     for bundle in BUNDLES:
         shutil.copytree(bundle, folder / bundle.name, ignore=NOT_COPIED)
         inference = folder / bundle.name / "configs" / "inference.json"
-        for layers in ([], *([path] for path in inference.parent.glob("inference_*.json"))):
+        for layers in ([], *([path] for path in script.layers_of(inference.parents[1]))):
             config = parsed([inference, *layers], bundle_root=str(folder / bundle.name))
             for i in range(len(config["handlers"])):
                 torch.manual_seed(0)
-                state = config.get_parsed_content("network_def").state_dict()
-                path = config.get_parsed_content(f"handlers::{i}::path")
-                if path is not None:  # a layer may need no weights
-                    torch.save(state, path)
+                handler = config.get_parsed_content(f"handlers::{i}")
+                if handler is not None:  # a layer may need no weights
+                    torch.save(handler.network.state_dict(), handler.path)
     return [folder / bundle.name for bundle in BUNDLES]
 
 
@@ -103,7 +102,7 @@ def test_link_in_an_own_folder_is_removed_and_not_followed(tmp_path):
 def test_summary_has_a_line_per_way_to_the_masks(bundles, finished):
     page = (finished / "report.html").read_text()
     for bundle in bundles:
-        ways = [bundle.name, *(f"{bundle.name}, {p.stem}" for p in sorted(bundle.glob("configs/inference_*.json")))]
+        ways = [bundle.name, *(f"{bundle.name}, {p.stem}" for p in script.layers_of(bundle))]
         for way in ways:
             assert f'<th scope="row">{way}</th>' in page
             folder = finished.joinpath(*way.split(", "))

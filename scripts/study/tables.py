@@ -41,6 +41,8 @@ def to_markdown(summary: Mapping[str, Any], arms: Mapping[str, str], scores: Map
     """
 
     def cell(numbers: Sequence[float]) -> str:
+        if np.isnan(numbers).all():  # an arm that the score is not about
+            return "–"
         return f"{np.mean(numbers):.3f} ({min(numbers):.3f} to {max(numbers):.3f})"
 
     lines = [

@@ -8,7 +8,16 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from common.atlas import Atlas, AtlasPriord, align_atlas, atlas_on_grid, icbm_atlas, open_atlas
+from common.atlas import (
+    Atlas,
+    AtlasPriord,
+    TemplateSpaced,
+    align_atlas,
+    atlas_on_grid,
+    icbm_atlas,
+    open_atlas,
+    template_grid,
+)
 from common.errors import InputError
 from common.geometry import rotation_matrix
 
@@ -138,3 +147,55 @@ def test_a_scan_that_the_atlas_does_not_fit_is_refused():
     AtlasPriord("image")({"image": moved})  # alignment brings it back
     with pytest.raises(InputError, match="is 0 everywhere, expected a brain"):
         AtlasPriord("image")({"image": MetaTensor(torch.zeros(1, 8, 8, 8))})
+
+
+def template_scan(image: torch.Tensor, affine: np.ndarray, **others: torch.Tensor) -> dict[str, MetaTensor]:
+    return {
+        key: MetaTensor(array[None], affine=torch.from_numpy(affine))
+        for key, array in {"image": image, **others}.items()
+    }
+
+
+def test_a_scan_and_its_labels_go_to_the_template_and_probabilities_come_back():
+    truth = np.eye(4)
+    truth[:3, :3] = rotation_matrix([0.1, -0.06, 0.08]) @ np.diag([1.15, 1.05, 1.1])
+    truth[:3, 3] = [6.0, -9.0, 12.0]
+    image, affine = scan_of(icbm_atlas(), truth, [0.2, 0.6, 1.0])
+    labels = atlas_on_grid(icbm_atlas(), truth, image.shape, affine).argmax(0).float()
+    to_template = TemplateSpaced(["image", "label"], (4, 4, 4), (40, 48, 40), ["bilinear", "nearest"])
+    there = to_template(template_scan(image, affine, label=labels))
+    # in the template's space the labels are those of the template, but for the few voxels that the alignment is off
+    grid = template_grid((4, 4, 4), (40, 48, 40))
+    expected = atlas_on_grid(icbm_atlas(), np.eye(4), (40, 48, 40), grid).argmax(0)
+    assert there["label"].shape == (1, 40, 48, 40)
+    np.testing.assert_allclose(there["label"].affine, grid, atol=1e-6)
+    assert (there["label"][0] == expected).float().mean() > 0.9
+    corners = np.array([[x, y, z, 1] for x in (-60, 60) for y in (-90, 60) for z in (-40, 60)]).T
+    assert np.abs((there["image"].meta["to_template"].numpy() - truth) @ corners).max() < 3.0
+    # and back on the grid of the scan
+    back = to_template.inverse(there)
+    for key, original in (("image", image), ("label", labels)):
+        assert back[key].shape == (1, *original.shape)
+        np.testing.assert_allclose(back[key].affine, affine, atol=1e-6)
+    smooth, again = (
+        torch.nn.functional.avg_pool3d(x[None, None], 3)[0, 0] for x in (image, back["image"][0].as_tensor())
+    )
+    assert torch.corrcoef(torch.stack([smooth.flatten(), again.flatten()]))[0, 1] > 0.95
+
+
+def test_the_grid_of_the_template_has_its_brain_in_the_middle():
+    grid = template_grid((2, 2, 2), (80, 96, 80))
+    brain = (atlas_on_grid(icbm_atlas(), np.eye(4), (80, 96, 80), grid)[0] < 0.5).nonzero()
+    margins = brain.amin(0), torch.tensor([79, 95, 79]) - brain.amax(0)
+    assert (margins[0] - margins[1]).abs().max() <= 1
+    assert min(margins[0].min(), margins[1].min()) >= 0
+
+
+def test_a_scan_that_misses_the_template_or_has_no_brain_is_refused():
+    image, affine = scan_of(icbm_atlas(), np.eye(4), [0.2, 0.6, 1.0])
+    far = affine.copy()
+    far[:3, 3] += 500
+    with pytest.raises(InputError, match="its brain lies outside of the template's space"):
+        TemplateSpaced("image", align=False)(template_scan(image, far))
+    with pytest.raises(InputError, match="is 0 everywhere, expected a brain"):
+        TemplateSpaced("image")(template_scan(0 * image, affine))

@@ -1,0 +1,1 @@
+"""DeepAtlas: registration and segmentation networks that teach each other, from few label maps."""

@@ -1,0 +1,197 @@
+"""Registration and segmentation that teach each other: arms and claims of Xu and Niethammer, MICCAI 2019.
+
+Phantoms of 4 mm, nine structures, registered through the template's space. Fourteen scans to learn from, of which one,
+four or all are labelled, two to validate, six to test: six segmentations, or thirty ordered pairs. Joint training is
+compared with the same number of further steps without it, which the paper does not show.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from common.cohort import make_cohort
+from common.data import list_cases
+from common.metrics import dice
+from common.phantom import STRUCTURES
+from common.workflow import run_configs
+
+from .seed import SeedStudy
+
+logger = logging.getLogger("experiments")
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "deepatlas_joint"
+ARMS = {
+    "affine": "registration: affine only",
+    "r0": "registration without labels",
+    "r0_more": "the same, as many steps more as the joint training has",
+    "r4": "registration, 4 labelled",
+    "r14": "registration, all labelled",
+    "da1_registration": "registration of the joint training, 1 labelled",
+    "da4_registration": "registration of the joint training, 4 labelled",
+    "propagation": "segmentation by registration without labels, from the labelled scan",
+    "u1": "segmentation network, 1 labelled",
+    "u4": "segmentation network, 4 labelled",
+    "s1": "segmentation taught by registration, 1 labelled",
+    "da1_segmentation": "segmentation of the joint training, 1 labelled",
+    "da4_segmentation": "segmentation of the joint training, 4 labelled",
+}
+SCORES = {"dice": "Dice of the structures", "tre": "distance to the truth, mm", "folds": "folds, % of the brain"}
+# claim -> better arm, worse arm, score, smallest gap, what it says; O numbers are those of the specification
+CLAIMS = {
+    "O1": ("da1_registration", "r0_more", "dice", 0.0, "joint training helps registration, 1 labelled"),
+    "O2a": ("s1", "propagation", "dice", 0.0, "taught segmentation beats propagated labels"),
+    "O2b": ("s1", "u1", "dice", 0.0, "registration helps segmentation, 1 labelled"),
+    "O3": ("da4_registration", "r4", "dice", 0.0, "joint training helps registration, 4 labelled"),
+    "O4": ("da4_segmentation", "u4", "dice", 0.0, "joint training helps segmentation, 4 labelled"),
+    "O5": ("da1_segmentation", "s1", "dice", -0.01, "segmentation loses nothing in joint training"),
+    "O6": ("r14", "da1_registration", "dice", 0.0, "all labels are better than one with a teacher"),
+    "T1": ("r0_more", "da1_registration", "tre", 0.0, "joint training brings registration nearer to the truth"),
+}
+COMMON = {
+    "spacing": [4.0, 4.0, 4.0],
+    "shape": [40, 48, 40],
+    "classes": len(STRUCTURES),
+}
+WIDTH = {"network_def#channels": [16, 32, 64, 64]}  # the authors'; half of it takes too long to learn small classes
+REGISTRATION = {"registration_steps": 100, "max_epochs": 4, "val_interval": 4}
+ANATOMY = {"anatomy_weight": 3.0}
+FURTHER = {"registration_steps": 100, "max_epochs": 2, "val_interval": 2, "registration_rate": 5e-4, **ANATOMY}
+SEGMENTATION = {"segmentation_steps": 60, "max_epochs": 5, "val_interval": 5, "segmentation_rate": 0.006}
+JOINT = {"registration_steps": 100, "segmentation_steps": 5, "max_epochs": 2, "val_interval": 2, **ANATOMY}
+
+
+class Study(SeedStudy):
+    """All arms of one seed."""
+
+    def run(self, pool: Executor) -> dict[str, dict[str, float]]:
+        """Arm -> scores, means over the test subjects or their pairs."""
+        pool.submit(_make_data, self.data, self.seed).result()
+        found = {"u4": pool.submit(self.once, "u4", self._segmentation, "u4", 4, False)}
+        found["r0"] = pool.submit(self.once, "r0", self._registration, "r0", 0, None)
+        found["u1"] = pool.submit(self.once, "u1", self._segmentation, "u1", 1, False)
+        found["r0"].result()
+        found["affine"] = pool.submit(self.once, "affine", self._affine)
+        found["propagation"] = pool.submit(self.once, "propagation", self._propagation)
+        found["s1"] = pool.submit(self.once, "s1", self._segmentation, "s1", 1, True)
+        for arm, labelled in (("r0_more", 0), ("r4", 4), ("r14", 14)):
+            found[arm] = pool.submit(self.once, arm, self._registration, arm, labelled, "r0")
+        joint = {}
+        for labelled, teacher in ((4, "u4"), (1, "s1")):
+            found[teacher].result()
+            joint[labelled] = pool.submit(self.once, f"da{labelled}", self._joint, labelled, teacher)
+        results = {arm: future.result() for arm, future in found.items()}
+        for labelled, future in joint.items():
+            for network in ("registration", "segmentation"):
+                scores = {score: future.result()[f"{network}_{score}"] for score in SCORES}
+                results[f"da{labelled}_{network}"] = scores
+        return {arm: results[arm] for arm in ARMS}
+
+    def _registration(self, arm: str, labelled: int, start: str | None) -> dict[str, float]:
+        """Train the registration network, from the weights of another arm if there is one, and score it."""
+        steps = REGISTRATION if start is None else FURTHER | {"registration_weights": self._weights(start)}
+        self._train(arm, ["train", "train_registration"], labelled_cases=labelled, **steps)
+        return self._score_registration(arm, self._weights(arm))
+
+    def _segmentation(self, arm: str, labelled: int, anatomy: bool) -> dict[str, float]:
+        """Train the segmentation network, with the registration network of r0 as teacher or alone, and score it."""
+        weights = {"registration_weights": self._weights("r0") if anatomy else None}
+        layers = ["train", "train_segmentation"]
+        self._train(arm, layers, labelled_cases=labelled, anatomy=anatomy, **weights, **SEGMENTATION)
+        return self._score_segmentation(arm, [], self._weights(arm, "model"))
+
+    def _joint(self, labelled: int, teacher: str) -> dict[str, float]:
+        """Train both, and score both."""
+        arm = f"da{labelled}"
+        weights = {"registration_weights": self._weights("r0"), "segmentation_weights": self._weights(teacher, "model")}
+        self._train(arm, ["train"], labelled_cases=labelled, **weights, **JOINT)
+        parts = {
+            "registration": self._score_registration(arm, self._weights(arm)),
+            "segmentation": self._score_segmentation(arm, [], self._weights(arm, "model")),
+        }
+        return {f"{name}_{score}": value for name, scores in parts.items() for score, value in scores.items()}
+
+    def _affine(self) -> dict[str, float]:
+        return self._means("r0", "dice_affine", "tre_mm_affine") | {"folds": 0.0}
+
+    def _propagation(self) -> dict[str, float]:
+        source = list_cases(datalist_file=self._datalist, sequences=["T1w"], section="training")[0]
+        files = {"moving_file": source["image"], "moving_label_file": source["label"]}
+        return self._score_segmentation("propagation", ["inference_propagation"], self._weights("r0"), **files)
+
+    def _train(self, arm: str, configs: list[str], **options: Any) -> None:
+        logger.info("seed %d: training %s", self.seed, arm)
+        folder = self.folder / arm
+        run_configs(
+            BUNDLE,
+            configs,
+            datalist_file=self._datalist,
+            output_dir=folder / "train",
+            ckpt_dir=folder / "models",
+            seed=self.seed,
+            correlation_window=5,
+            amp=True,
+            **COMMON,
+            **WIDTH,
+            **options,
+        )
+
+    def _score_registration(self, arm: str, weights: str) -> dict[str, float]:
+        """Means over the ordered pairs of test subjects."""
+        folder = self.folder / arm / "pairs"
+        options = {"datalist_file": self._datalist, "section": "test", "weights": weights, "output_dir": folder}
+        run_configs(BUNDLE, "inference_registration", **options, **COMMON)
+        return self._means(arm, "dice", "tre_mm", "folds_percent")
+
+    def _score_segmentation(self, arm: str, layers: list[str], weights: str, **options: Any) -> dict[str, float]:
+        """Means over the test subjects."""
+        folder = self.folder / arm / "maps"
+        run_configs(
+            BUNDLE,
+            ["inference", *layers],
+            output_dir=folder,
+            weights=weights,
+            **{"datalist#section": "test", "datalist_file": self._datalist},
+            **(options if layers else WIDTH),
+            **COMMON,
+        )
+        found = []
+        for case in list_cases(datalist_file=self._datalist, sequences=["T1w"], section="test", require=["label"]):
+            files = folder / f"{case['name']}_seg.nii.gz", case["label"]
+            mask, truth = (np.asarray(nib.load(file).dataobj) for file in files)
+            found.append(np.nanmean([dice(mask == value, truth == value) for value in STRUCTURES if value]))
+        return {"dice": float(np.mean(found)), "tre": float("nan"), "folds": float("nan")}
+
+    def _means(self, arm: str, *columns: str) -> dict[str, float]:
+        """Means of columns of a table of pairs, as the first scores in their order."""
+        with (self.folder / arm / "pairs" / "registration.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        values = [float(np.mean([float(row[column]) for row in rows])) for column in columns]
+        return dict(zip(SCORES, values, strict=False))
+
+    def _weights(self, arm: str, network: str = "registration") -> str:
+        return str(self.folder / arm / "models" / f"{network}.pt")
+
+    @property
+    def _datalist(self) -> Path:
+        return self.data / "scans" / "datalist.json"
+
+
+def _make_data(folder: Path, seed: int) -> None:
+    if not (folder / "scans" / "datalist.json").is_file():
+        make_cohort(
+            folder / "scans",
+            {"healthy": (14, 2, 6)},
+            spacing=4.0,
+            sequences=("T1w",),
+            seed=5000 + seed,
+            prefix=f"s{seed}",
+            label="structures",
+            displacement=True,
+        )
