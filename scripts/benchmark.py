@@ -194,20 +194,11 @@ def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, devi
 
 def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
     """Print the MiB that one forward and backward of a loss takes above its arguments."""
-    import torch
 
     loss = _losses()[name].to(device)
     loss(*_loss_arguments(name, (8, 8, 8), batch, device)).backward()  # what is loaded at first use
     logits, labels = _loss_arguments(name, shape, batch, device)
-    if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        loss(logits, labels).backward()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
-    else:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        loss(logits, labels).backward()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+    _print_peak(lambda: loss(logits, labels).backward(), device)
 
 
 def sae_field(
@@ -245,19 +236,10 @@ def sae_field(
 
 def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -> None:
     """Print the MiB that two training steps take above their network and input."""
-    import torch
 
     _sae_step((16, 16, 16), batch, classes, beta, device)()  # what is loaded at first use
     step = _sae_step(shape, batch, classes, beta, device)
-    if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step(), step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
-    else:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(), step()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+    _print_peak(lambda: [step(), step()], device)
 
 
 def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) -> Callable[[], None]:
@@ -314,19 +296,10 @@ def anatomy(
 
 def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str) -> None:
     """Print the MiB that one forward and backward takes above its arguments."""
-    import torch
 
     _anatomy_step(name, (8, 8, 8), classes, known, device)()  # what is loaded at first use
     step = _anatomy_step(name, shape, classes, known, device)
-    if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
-    else:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
+    _print_peak(step, device)
 
 
 def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: str) -> Callable[[], None]:
@@ -357,6 +330,21 @@ def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: st
         (plain() if name == "plain" else anatomy_loss(labels[0], field, labels[1], classes)).backward()
 
     return step
+
+
+def _print_peak(work: Callable[[], object], device: str) -> None:
+    """Print the MiB that some work takes above what is held before it."""
+    import torch
+
+    if device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        work()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    else:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        print((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
 def _take_turns(work: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:

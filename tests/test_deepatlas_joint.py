@@ -27,9 +27,10 @@ from deepatlas_joint.joint import JointLoss, JointTrainer
 from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss
 from deepatlas_joint.network import RegistrationNetwork, SegmentationNetwork
 from deepatlas_joint.pairs import PairDataset, PairSampler, RingDataset, limit_labels
+from deepatlas_joint.pictures import draw_pair
 from deepatlas_joint.propagation import LabelPropagation
 from deepatlas_joint.registration import PreparePair, SaveFieldd, displacement_of_file, list_pairs
-from deepatlas_joint.validation import mean_dice, warped_label
+from deepatlas_joint.validation import PairDice, mean_dice, warped_label
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deepatlas_joint"
 SIZE = (8, 16, 8)
@@ -339,6 +340,27 @@ def test_validation_pairs_are_a_ring():
         RingDataset([{}], Compose([]))
 
 
+def test_scores_are_means_over_the_pairs_that_have_labels():
+    output = torch.zeros(2, 3 + 3, *SIZE)
+    output[:, 3 + 1] = 1.0  # all is class 1
+    truth = torch.rand(2, 4, *SIZE)
+    truth[:, 2:] = 0
+    truth[0, 2:] = 1
+    truth[0, 2:, 4:] = 2  # half of the first pair is class 2; the second has no labels
+    found = {}
+    for of in ("segmentation", "registration", "both"):
+        metric = PairDice(3, of)
+        metric.update((output, truth))
+        found[of] = metric.compute()
+    assert found == pytest.approx({"segmentation": (2 / 3 + 0) / 2, "registration": 1.0, "both": (1 / 3 + 1) / 2})
+    metric.reset()
+    metric.update((output[1:], truth[1:]))
+    with pytest.raises(InputError, match="no validation case has a label"):
+        metric.compute()
+    with pytest.raises(InputError, match="of is 'all', expected segmentation, registration or both"):
+        PairDice(3, "all")
+
+
 def test_only_the_first_labels_are_kept():
     cases = [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c", "label": "y"}]
     assert limit_labels(cases, 1) == [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c"}]
@@ -513,6 +535,7 @@ def test_pretraining_joint_training_and_registration_of_phantoms(phantoms, tmp_p
         assert float(row["folds_percent"]) == 0
         for kind in ("warp", "warped", "warpedseg"):
             assert (tmp_path / "out" / f"{row['pair']}_{kind}.nii.gz").is_file()
+        assert (tmp_path / "out" / f"{row['pair']}_check.png").stat().st_size > 10_000
 
 
 def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, tmp_path):
@@ -545,6 +568,17 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.5)
     assert np.abs(vectors).max() > 2
     assert found.std() > 100
+
+
+def test_lines_of_the_picture_lead_where_the_field_does():
+    fixed = torch.zeros(1, 8, 10, 6)
+    fixed[:, 2:6, 2:8, 1:5] = 1
+    shift = torch.zeros(3, 8, 10, 6)
+    shift[0], shift[1] = 1.0, -0.5  # to the right, which is the left of the picture, and back
+    axial = draw_pair(fixed, fixed, shift).axes[3]
+    first = axial.lines[0]
+    np.testing.assert_allclose(first.get_xdata(), 7 - 1.0)
+    np.testing.assert_allclose(first.get_ydata(), np.arange(10) - 0.5)
 
 
 def test_labels_warped_by_a_voxel_move_by_a_voxel():

@@ -13,7 +13,7 @@ from .detection import (
     precision_recall,
     threshold_for_false_positive_rate,
 )
-from .handlers import BestDice, CaseMean, VoxelAveragePrecision
+from .handlers import BestDice, CaseMean, CaseScores, VoxelAveragePrecision
 from .overlap import (
     Overlap,
     dice,
@@ -29,6 +29,7 @@ from .surface import SurfaceDistances, assd_mm, hd95_mm, surface_distances
 __all__ = [
     "BestDice",
     "CaseMean",
+    "CaseScores",
     "LesionDetection",
     "Overlap",
     "PrecisionRecall",

@@ -114,7 +114,45 @@ class BestDice(ScoreHistogramMetric):
         engine.state.metrics[f"{name}_threshold"] = self.threshold
 
 
-class CaseMean(Metric):
+class CaseScores(Metric):
+    """Base of means over cases of a number for each; a case whose number is not finite is left out.
+
+    The mean is nan if that leaves none. As ``key_metric`` take a number that is defined for every case.
+
+    Args:
+        output_transform: engine output -> two items per case, for :meth:`score`.
+        device: where the sum is kept.
+    """
+
+    def __init__(self, output_transform: Callable = lambda output: output, device: str | torch.device = "cpu") -> None:
+        super().__init__(output_transform, device=device)
+
+    def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
+        """The number of one case, of two tensors (C, *spatial)."""
+        raise NotImplementedError
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        """Forget all cases; ignite calls it when an epoch starts."""
+        self._sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._cases = torch.zeros((), dtype=torch.int64, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> None:
+        """Score the cases of one iteration."""
+        for items in zip(*output, strict=True):
+            value = self.score(*(convert_to_tensor(item).detach() for item in items))
+            if np.isfinite(value):
+                self._sum += value
+                self._cases += 1
+
+    @sync_all_reduce("_sum", "_cases")
+    def compute(self) -> float:
+        """The mean over the cases where it is defined."""
+        return float(self._sum / self._cases)
+
+
+class CaseMean(CaseScores):
     """Mean over cases of any function of two masks from :mod:`common.metrics`, for instance::
 
         {
@@ -126,6 +164,7 @@ class CaseMean(Metric):
     Args:
         metric: (prediction, reference) -> number, of arrays without channel axis; nan where it is undefined.
         output_transform: engine output -> (prediction, reference), masks with one channel.
+        device: where the sum is kept.
 
     The mean is over the finite values, as in the report, and nan if there are none. As ``key_metric`` take a function
     that is defined for every case with lesions, such as Dice or F1.
@@ -140,27 +179,13 @@ class CaseMean(Metric):
         self.metric = metric
         super().__init__(output_transform, device=device)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all cases; ignite calls it when an epoch starts."""
-        self._sum = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._cases = torch.zeros((), dtype=torch.int64, device=self._device)
-
-    @reinit__is_reduced
-    def update(self, output: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> None:
-        """Score the cases of one iteration: (prediction, reference)."""
-        for prediction, reference in _pairs(output):
-            if len(prediction) != 1:
-                raise ValueError(f"a mask must have one channel, found {len(prediction)}")
-            value = self.metric(prediction[0].cpu().numpy(), reference[0].cpu().numpy())
-            if np.isfinite(value):
-                self._sum += value
-                self._cases += 1
-
-    @sync_all_reduce("_sum", "_cases")
-    def compute(self) -> float:
-        """The mean over the cases where it is defined."""
-        return float(self._sum / self._cases)
+    def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
+        """Of one case: (prediction, reference)."""
+        if prediction.shape != reference.shape:
+            raise ValueError(f"prediction {tuple(prediction.shape)} and reference {tuple(reference.shape)} differ")
+        if len(prediction) != 1:
+            raise ValueError(f"a mask must have one channel, found {len(prediction)}")
+        return self.metric(prediction[0].cpu().numpy(), reference[0].cpu().numpy())
 
 
 def _pairs(output: Sequence[torch.Tensor | Sequence[torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from ignite.metrics import Metric
-from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.config import KeysCollection
 from monai.engines.utils import default_prepare_batch
 from monai.transforms import MapTransform
@@ -15,6 +14,7 @@ from torch.nn.functional import one_hot
 
 from common.errors import InputError
 from common.geometry import fold_share, sample_labels, voxel_grid, warp
+from common.metrics import CaseScores
 
 from .joint import JointLoss
 
@@ -66,46 +66,27 @@ class SplitPaird(MapTransform):
         return d
 
 
-class PairScores(Metric):
-    """Base of means over pairs of a number for each; pairs where it is nan are left out.
+class PairScores(CaseScores):
+    """Base of means over pairs; the two items of a pair are the output of the joint network, and ``truth``."""
 
-    Args:
-        output_transform: engine output -> (outputs of the joint network, ``truth``), lists of volumes.
-        device: where the sum is kept.
-    """
+    def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
+        """Of one pair: (3 + C, X, Y, Z), (4, X, Y, Z)."""
+        return self.score_pair(prediction, reference[:2], reference[2:])
 
-    def __init__(self, output_transform: Callable = lambda output: output, device: str | torch.device = "cpu") -> None:
-        super().__init__(output_transform, device=device)
-
-    def score(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
-        """Score of one pair: (3 + C, X, Y, Z), (2, X, Y, Z), (2, X, Y, Z)."""
+    def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
+        """Of one pair: (3 + C, X, Y, Z), (2, X, Y, Z), (2, X, Y, Z); nan leaves it out."""
         raise NotImplementedError
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all pairs; ignite calls it when an epoch starts."""
-        self._sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
-        self._count = torch.tensor(0, device=self._device)
-
-    @reinit__is_reduced
-    def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Score the pairs of one iteration."""
-        for found, truth in zip(*output, strict=True):
-            value = self.score(found.detach(), truth[:2], truth[2:])
-            if value == value:
-                self._sum += value
-                self._count += 1
-
-    @sync_all_reduce("_sum", "_count")
     def compute(self) -> float:
         """The mean.
 
         Raises:
             InputError: if no pair could be scored.
         """
-        if self._count == 0:
-            raise InputError("no validation pair has labels, expected some to choose the best weights by")
-        return float(self._sum / self._count)
+        mean = super().compute()
+        if np.isnan(mean):
+            raise InputError("no validation case has a label, expected some to choose the best weights by")
+        return mean
 
 
 class PairDice(PairScores):
@@ -114,7 +95,7 @@ class PairDice(PairScores):
     Args:
         classes: background included.
         of: ``segmentation``, ``registration`` or ``both``.
-        kwargs: of :class:`PairScores`.
+        kwargs: of :class:`common.metrics.CaseScores`.
 
     Raises:
         InputError: if ``of`` is something else.
@@ -126,7 +107,7 @@ class PairDice(PairScores):
         self.classes, self.of = classes, of
         super().__init__(**kwargs)
 
-    def score(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
+    def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
         """Mean over the classes that the fixed image has; nan without labels."""
         found = []
         if self.of != "registration":
@@ -143,14 +124,14 @@ class PairObjective(PairScores):
 
     Args:
         loss: of the training.
-        kwargs: of :class:`PairScores`.
+        kwargs: of :class:`common.metrics.CaseScores`.
     """
 
     def __init__(self, loss: JointLoss, **kwargs: Any) -> None:
         self.loss = loss
         super().__init__(**kwargs)
 
-    def score(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
+    def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
         """Of one pair."""
         return -float(self.loss.of_registration(image[None].float(), output[None, :3].float(), (None, None)))
 
@@ -158,7 +139,7 @@ class PairObjective(PairScores):
 class PairFolds(PairScores):
     """Share of the brain of the fixed image where the map folds, 0 to 1."""
 
-    def score(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
+    def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
         """Of one pair."""
         return fold_share(output[None, :3].float(), image[None, 1:] != 0)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from ignite.metrics import Metric
-from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+
+from common.metrics import CaseScores
 
 from .loss import EvidenceLowerBound
 
@@ -34,38 +34,22 @@ class SplitOutputd(MapTransform):
         return d
 
 
-class MeanEvidence(Metric):
+class MeanEvidence(CaseScores):
     """Mean evidence lower bound of the validation scans, up to constants: minus the loss, so the highest is best.
 
     Args:
         loss: of the training; its s^2 is used as it stands.
-        output_transform: engine output -> (outputs of the auto-encoder, scans), lists of volumes.
-        device: where the sum is kept.
+        kwargs: of :class:`common.metrics.CaseScores`; its two items are the auto-encoder's output and its input.
     """
 
-    def __init__(
-        self, loss: EvidenceLowerBound, output_transform: Callable = lambda output: output, device: str = "cpu"
-    ) -> None:
+    def __init__(self, loss: EvidenceLowerBound, **kwargs: Any) -> None:
         self.loss = loss
-        super().__init__(output_transform, device=device)
+        super().__init__(**kwargs)
 
-    @reinit__is_reduced
-    def reset(self) -> None:
-        """Forget all scans; ignite calls it when an epoch starts."""
-        self._sum = torch.tensor(0.0, dtype=torch.float64, device=self._device)
-        self._count = torch.tensor(0, device=self._device)
-
-    @reinit__is_reduced
-    def update(self, output: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Score the scans of one iteration."""
+    def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
+        """Nats per voxel of one scan."""
         was_training = self.loss.training
         self.loss.eval()
-        for decoded, scan in zip(*output, strict=True):
-            self._sum -= float(self.loss(decoded[None], scan[None]))
-            self._count += 1
+        evidence = -float(self.loss(prediction[None], reference[None]))
         self.loss.train(was_training)
-
-    @sync_all_reduce("_sum", "_count")
-    def compute(self) -> float:
-        """Nats per voxel."""
-        return float(self._sum / self._count)
+        return evidence
