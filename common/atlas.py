@@ -400,7 +400,7 @@ class TemplateSpaced(MapTransform, InvertibleTransform):
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the scan has no brain, or none of it comes to lie on the grid.
+        InputError: if the scan has no brain, or the same intensity all over it, or none of it comes to lie on the grid.
     """
 
     def __init__(
@@ -430,8 +430,13 @@ class TemplateSpaced(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         scan = d[self.first_key(d)]
-        if not scan.any():
+        brain = scan.as_tensor()[scan.as_tensor() != 0]
+        if len(brain) == 0:
             raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to bring to the template")
+        if brain.min() == brain.max():  # interpolation would hide it from what comes after
+            raise InputError(
+                f"{file_of(scan)} is {brain.max():g} everywhere in the brain, expected different intensities"
+            )
         to_template = _align_scan(icbm_atlas(), scan) if self.align else np.eye(4)
         for key, mode in self.key_iterator(d, self.mode):
             original = d[key].affine.numpy()

@@ -213,7 +213,7 @@ class ScanDataset(Dataset):
                 raise
             if self.keep_going:
                 case = self.data[index]
-                return {"failure": str(error), "name": case.get("name", stem(_images(case)[0]))}
+                return {"failure": str(error), "name": case.get("name") or stem(_images(case)[0])}
             raise InputError(str(error)) from e
 
 

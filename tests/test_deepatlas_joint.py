@@ -20,8 +20,9 @@ from scipy.ndimage import map_coordinates
 from torch.nn.functional import one_hot
 
 from common.cohort import make_cohort
-from common.errors import InputError
+from common.errors import InputError, find_input_error
 from common.geometry import rotation_matrix, sampling_grid, voxel_grid
+from common.transforms.io import stem
 from common.workflow import run_configs
 from deepatlas_joint.joint import JointLoss, JointTrainer
 from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss
@@ -568,6 +569,33 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.5)
     assert np.abs(vectors).max() > 2
     assert found.std() > 100
+
+
+def test_a_broken_scan_of_a_cohort_is_left_out_of_the_table_and_reported(phantoms, tmp_path):
+    content = json.loads(phantoms.read_text())
+    cases = [{"image": str(phantoms.parent / case["image"])} for case in content["test"] + content["validation"][:1]]
+    scan = nib.load(cases[2]["image"])
+    cases[2]["image"] = str(tmp_path / "constant.nii.gz")
+    nib.save(nib.Nifti1Image((scan.get_fdata() > 0).astype(np.float32), scan.affine), cases[2]["image"])
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    torch.save(RegistrationNetwork().state_dict(), tmp_path / "registration.pt")
+    with pytest.raises(RuntimeError) as error:
+        run_configs(
+            BUNDLE,
+            "inference_registration",
+            datalist_file=tmp_path / "cases.json",
+            moving_file=cases[0]["image"],
+            weights=str(tmp_path / "registration.pt"),
+            output_dir=tmp_path / "out",
+            keep_going=True,
+            device="cpu",
+            **{key: TINY[key] for key in ("spacing", "shape")},
+        )
+
+    assert "constant" in str(find_input_error(error.value))
+    assert "1 of 2 cases failed" in str(find_input_error(error.value))
+    rows = list(csv.DictReader((tmp_path / "out" / "registration.csv").open()))
+    assert [row["pair"] for row in rows] == [f"{stem(cases[1]['image'])}_from-{stem(cases[0]['image'])}"]
 
 
 def test_lines_of_the_picture_lead_where_the_field_does():

@@ -199,3 +199,5 @@ def test_a_scan_that_misses_the_template_or_has_no_brain_is_refused():
         TemplateSpaced("image", align=False)(template_scan(image, far))
     with pytest.raises(InputError, match="is 0 everywhere, expected a brain"):
         TemplateSpaced("image")(template_scan(0 * image, affine))
+    with pytest.raises(InputError, match="is 1 everywhere in the brain, expected different intensities"):
+        TemplateSpaced("image")(template_scan((image > 0).float(), affine))
