@@ -429,7 +429,12 @@ def test_two_files_a_file_and_a_folder_or_a_folder_make_pairs(tmp_path):
     assert onto_one[0]["moving"]["label"] == str(tmp_path / "a_label.nii.gz")
     assert len(list_pairs(str(tmp_path))) == 6
 
+    shifted = save_nifti(tmp_path / "shifted.nii.gz", make_head(shape=(8, 8, 8)).label, np.diag([2.0, 1, 1, 1]))
     for options, sentence in (
+        (
+            {"moving_file": a, "moving_label_file": str(shifted), "fixed_file": b},
+            "expected a label map on the grid of its",
+        ),
         ({"moving_file": a, "fixed_file": a}, "is the moving and the fixed scan, expected two different ones"),
         ({}, "nothing to pair is given"),
         ({"moving_file": a}, "nothing to pair is given"),

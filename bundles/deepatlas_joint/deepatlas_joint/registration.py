@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple
 from common.data import list_cases
 from common.errors import InputError
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
-from common.transforms.io import file_of, on_grid_of, open_scan, stem, write_atomically
+from common.transforms.io import file_of, grid_difference, on_grid_of, open_scan, stem, write_atomically
 
 from .validation import mean_dice
 
@@ -91,8 +91,12 @@ def _case_of(path: str | None, label: str | None, role: str) -> dict[str, Any] |
         if label is not None:
             raise InputError(f"{role}_label_file is {label} without {role}_file, expected both")
         return None
-    for file in filter(None, (path, label)):
-        open_scan(file)
+    scan = open_scan(path)
+    if label is not None:
+        labels = open_scan(label)
+        difference = grid_difference(labels.shape[:3], labels.affine, scan.shape[:3], scan.affine)
+        if difference:
+            raise InputError(f"{label} and {path} have {difference}, expected a label map on the grid of its scan")
     return {"image": path, "name": stem(path)} | ({} if label is None else {"label": label})
 
 
@@ -294,6 +298,9 @@ class MeasurePaird(MapTransform):
         to_template = {role: np.asarray(d[role].meta["to_template"]) for role in reversed(ROLES)}
         straight = np.linalg.inv(to_template["moving"]) @ to_template["fixed"]  # fixed world to moving world
         points = {"_affine": apply_affine(straight, world), "": world + field}
+        truth = None
+        if "moving_displacement" in d and "fixed_displacement" in d:
+            truth = _true_position(world, d["fixed_displacement"], d["moving_displacement"])
         scores: dict[str, float] = {}
         for name, place in points.items():
             voxels = apply_affine(np.linalg.inv(moving.affine.numpy()), place)
@@ -302,8 +309,7 @@ class MeasurePaird(MapTransform):
             if "moving_label" in d and "fixed_label" in d:
                 label = sample_labels(d["moving_label"].as_tensor(), voxels, self.classes)
                 scores[f"dice{name}"] = mean_dice(label, d["fixed_label"].as_tensor(), self.classes)
-            if "moving_displacement" in d and "fixed_displacement" in d:
-                truth = _true_position(world, d["fixed_displacement"], d["moving_displacement"])
+            if truth is not None:
                 scores[f"tre_mm{name}"] = (place - truth).square().sum(0).sqrt()[brain].mean().item()
         scores["displacement_mm"] = (points[""] - points["_affine"]).square().sum(0).sqrt()[brain].mean().item()
         scores["folds_percent"] = 100 * fold_share(to_voxels(field[None], affine), brain[None])
