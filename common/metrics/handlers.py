@@ -4,6 +4,7 @@ They take what MONAI's own do: ``output_transform`` gives predictions and refere
 of channel-first ones (``monai.handlers.from_engine(['pred', 'label'])``). Over several processes the counts add up.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -127,9 +128,9 @@ class CaseScores(Metric):
     def __init__(self, output_transform: Callable = lambda output: output, device: str | torch.device = "cpu") -> None:
         super().__init__(output_transform, device=device)
 
+    @abstractmethod
     def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
         """The number of one case, of two tensors (C, *spatial)."""
-        raise NotImplementedError
 
     @reinit__is_reduced
     def reset(self) -> None:

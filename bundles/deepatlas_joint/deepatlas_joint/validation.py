@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -73,9 +74,9 @@ class PairScores(CaseScores):
         """Of one pair: (3 + C, X, Y, Z), (4, X, Y, Z)."""
         return self.score_pair(prediction, reference[:2], reference[2:])
 
+    @abstractmethod
     def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
         """Of one pair: (3 + C, X, Y, Z), (2, X, Y, Z), (2, X, Y, Z); nan leaves it out."""
-        raise NotImplementedError
 
     def compute(self) -> float:
         """The mean.
