@@ -251,13 +251,15 @@ def test_the_teacher_is_asked_once_per_block_for_each_image_without_a_label(loss
     assert sorted(trainer.predictions) == [1, 2]
 
 
-def test_without_a_teacher_or_anatomy_each_network_learns_alone(loss):
-    trainer, _, segmentation = trainer_of(loss, 6, 0, teacher=False)
-    segmentation.register_forward_hook(lambda *_: pytest.fail("the segmentation network was asked"))
+@pytest.mark.parametrize("alone", [{"teacher": False}, {"anatomy": False}])
+def test_without_a_teacher_or_anatomy_each_network_learns_alone(loss, alone):
+    steps = (6, 0) if "teacher" in alone else (0, 6)
+    trainer, registration, segmentation = trainer_of(loss, *steps, **alone)
+    asked = []
+    for name, network in (("registration", registration), ("segmentation", segmentation)):
+        network.register_forward_hook(lambda *_, name=name: asked.append(name))
     trainer.run()
-    trainer, registration, _ = trainer_of(loss, 0, 6, anatomy=False)
-    registration.register_forward_hook(lambda *_: pytest.fail("the registration network was asked"))
-    trainer.run()
+    assert asked == ["registration" if "teacher" in alone else "segmentation"] * 6
 
 
 def test_mirrored_pairs_have_mirrored_anatomies(loss, monkeypatch):
