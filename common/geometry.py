@@ -146,7 +146,7 @@ def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> tor
 
     Args:
         displacement: u, (B, 3, X, Y, Z), voxels, without folds.
-        iterations: how many; the error shrinks by the largest stretch of u in each, at least by half of what is usual.
+        iterations: how many; in each the error shrinks by the steepest slope of u, which has to be below 1.
 
     Returns:
         v, (B, 3, X, Y, Z), voxels: an image warped by u and then by v is the image again, but near the margin.

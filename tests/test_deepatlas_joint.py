@@ -31,7 +31,7 @@ from deepatlas_joint.pairs import PairDataset, PairSampler, RingDataset, limit_l
 from deepatlas_joint.pictures import draw_pair
 from deepatlas_joint.propagation import LabelPropagation
 from deepatlas_joint.registration import PreparePair, SaveFieldd, displacement_of_file, list_pairs
-from deepatlas_joint.validation import PairDice, mean_dice, warped_label
+from deepatlas_joint.validation import PairDice, PairObjective, mean_dice, warped_label
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deepatlas_joint"
 SIZE = (8, 16, 8)
@@ -362,6 +362,15 @@ def test_scores_are_means_over_the_pairs_that_have_labels():
         metric.compute()
     with pytest.raises(InputError, match="of is 'all', expected segmentation, registration or both"):
         PairDice(3, "all")
+
+
+def test_a_training_that_diverges_is_not_left_out_of_the_mean(loss):
+    metric = PairObjective(loss)
+    output = torch.zeros(1, 3 + 3, *SIZE)
+    metric.update((output, torch.rand(1, 4, *SIZE)))
+    assert np.isfinite(metric.compute())
+    with pytest.raises(InputError, match="the objective of a validation pair is nan, expected a number"):
+        metric.update((output * float("nan"), torch.rand(1, 4, *SIZE)))
 
 
 def test_only_the_first_labels_are_kept():

@@ -17,6 +17,7 @@ from ignite.engine import Engine
 from common.atlas import atlas_on_grid, icbm_atlas
 from common.cohort import make_cohort
 from common.data import list_cases
+from common.errors import InputError
 from common.workflow import run_configs
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (
@@ -178,6 +179,12 @@ def test_validation_reports_the_mean_evidence_and_changes_nothing():
     assert loss.steps == 0
     loss.eval()
     assert metric.compute() == pytest.approx(-np.mean([loss(o[None], s[None]).item() for o, s in pairs]), rel=1e-5)
+
+
+def test_a_training_that_diverges_is_not_left_out_of_the_mean():
+    metric = MeanEvidence(EvidenceLowerBound(2))
+    with pytest.raises(InputError, match="the evidence of a validation scan is nan, expected a number"):
+        metric.update(([torch.full((5, 4, 4, 4), float("nan"))], [torch.rand(3, 4, 4, 4)]))
 
 
 def test_the_output_is_split_for_the_pictures():

@@ -134,7 +134,10 @@ class PairObjective(PairScores):
 
     def score_pair(self, output: torch.Tensor, image: torch.Tensor, label: torch.Tensor) -> float:
         """Of one pair."""
-        return -float(self.loss.of_registration(image[None].float(), output[None, :3].float(), (None, None)))
+        objective = -float(self.loss.of_registration(image[None].float(), output[None, :3].float(), (None, None)))
+        if not np.isfinite(objective):  # left out of the mean, a training that diverges would look well
+            raise InputError(f"the objective of a validation pair is {objective}, expected a number; try a lower rate")
+        return objective
 
 
 class PairFolds(PairScores):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from common.errors import InputError
 from common.metrics import CaseScores
 
 from .loss import EvidenceLowerBound
@@ -47,9 +49,17 @@ class MeanEvidence(CaseScores):
         super().__init__(**kwargs)
 
     def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
-        """Nats per voxel of one scan."""
+        """Nats per voxel of one scan.
+
+        Raises:
+            InputError: if it is not finite; left out of the mean, a training that diverges would look well.
+        """
         was_training = self.loss.training
         self.loss.eval()
         evidence = -float(self.loss(prediction[None], reference[None]))
         self.loss.train(was_training)
+        if not isfinite(evidence):
+            raise InputError(
+                f"the evidence of a validation scan is {evidence}, expected a number; try a lower learning_rate"
+            )
         return evidence
