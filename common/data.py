@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import CacheDataset, Dataset, list_data_collate
+import torch
+from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
 from tqdm import tqdm
 
 from .errors import InputError, find_input_error
@@ -84,8 +85,26 @@ def list_cases(
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset is not None:
         cases = _of_dataset(cases, dataset, source)
+    return check_cases(cases, source, sequences, require, optional_sequences)
+
+
+def check_cases(
+    cases: Sequence[dict[str, Any]],
+    source: str | Path,
+    sequences: Sequence[str],
+    require: Sequence[str] = (),
+    optional_sequences: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Items with absolute paths, checked by the headers of their files, as cases; see :func:`list_cases`.
+
+    Args:
+        cases: items as they stand in a datalist.
+        source: where they are from, for messages.
+        sequences, require, optional_sequences: as for :func:`list_cases`.
+    """
+    cases = [dict(case) for case in cases]
     for case in cases:
-        _check_keys(case, source, sequences, require, optional_sequences)
+        _check_keys(case, source, tuple(sequences), require, optional_sequences)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
         list(pool.map(lambda case: _check_grids(case, require), cases))
     _name_cases(cases)
@@ -231,6 +250,50 @@ class CachedScans(CacheDataset):
             return list(tqdm(loaded, desc="loading", unit=" case", total=len(indices), disable=None))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+class BrainSlices(torch.utils.data.Dataset):
+    """All axial slices of some volumes that show brain, in memory at half precision.
+
+    Args:
+        dataset: items with ``image`` (C, X, Y, Z), all of one in-plane size, 0 outside the brain.
+        min_area: smallest share of brain pixels in a slice that is kept.
+        every: keep one of so many neighbouring slices; they differ little at 1 mm.
+        transform: applied to the item of a slice, ``{"image": (C, X, Y)}``.
+
+    Attributes:
+        slices: (N, C, X, Y), float16.
+        volumes: (N,), position in ``dataset`` of the volume that each slice is from.
+
+    Raises:
+        ValueError: if no slice is left.
+    """
+
+    def __init__(
+        self,
+        dataset: torch.utils.data.Dataset,
+        min_area: float = 0.01,
+        every: int = 1,
+        transform: Callable | None = None,
+    ) -> None:
+        self.transform = transform
+        slices, volumes = [], []
+        for number, item in enumerate(tqdm(dataset, desc="reading volumes", unit=" volume", disable=None)):
+            image = item["image"].as_tensor() if isinstance(item["image"], MetaTensor) else item["image"]
+            keep = (image != 0).any(dim=0).float().mean(dim=(0, 1)) > min_area
+            slices.append(image[..., keep][..., ::every].movedim(-1, 0).half())
+            volumes.append(torch.full((len(slices[-1]),), number))
+        self.slices = torch.cat(slices) if slices else torch.zeros(0)
+        self.volumes = torch.cat(volumes) if volumes else torch.zeros(0, dtype=torch.long)
+        if len(self.slices) == 0:
+            raise ValueError(f"no slice with more than {min_area:.0%} brain in {len(slices)} volumes; expected some")
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict:
+        item = {"image": self.slices[index].float()}
+        return self.transform(item) if self.transform is not None else item
 
 
 def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:
@@ -381,7 +444,11 @@ def _is_simple(key: str, value: Any) -> bool:
 
 
 def _check_keys(
-    case: dict[str, Any], source: Path, sequences: tuple[str, ...], require: Sequence[str], optional: Sequence[str]
+    case: dict[str, Any],
+    source: str | Path,
+    sequences: tuple[str, ...],
+    require: Sequence[str],
+    optional: Sequence[str],
 ) -> None:
     images, entries = _images(case), _entries(case)
     if not images or not all(isinstance(path, str) for path in images):

@@ -18,7 +18,7 @@ from common.errors import InputError, find_input_error
 from common.workflow import open_configs, run_configs
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
-from uad_autoencoder.patches import BrainSlices, PatchCentersd, lesion_centers
+from uad_autoencoder.patches import PatchCentersd, lesion_centers
 from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
@@ -139,18 +139,6 @@ def test_background_centers_lie_in_the_brain_outside_lesions():
     assert len(item["label_bg_indices"]) == 10
     assert brain.ravel()[item["label_bg_indices"]].all()
     assert np.unravel_index(item["label_fg_indices"], (6, 6, 4)) == (2, 2, 1)
-
-
-def test_slices_with_little_brain_are_left_out():
-    volume = torch.zeros(1, 10, 10, 5)
-    volume[:, 2:8, 2:8, 1:4] = 0.5
-    volume[:, 0, 0, 4] = 0.5  # one pixel of a hundred is not more than 1 %
-    slices = BrainSlices([{"image": volume}], min_area=0.01)
-    assert len(slices) == 3
-    assert slices[0]["image"].shape == (1, 10, 10)
-    assert len(BrainSlices([{"image": volume}], every=2)) == 2
-    with pytest.raises(ValueError, match="no slice with more than 1% brain in 1 volumes"):
-        BrainSlices([{"image": torch.zeros(1, 4, 4, 2)}])
 
 
 # --- pseudo-labels ---------------------------------------------------------------------------------------------------

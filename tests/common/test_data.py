@@ -13,6 +13,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, Transform
 
 from common.data import (
+    BrainSlices,
     CachedScans,
     ScanDataset,
     check_splits,
@@ -511,3 +512,16 @@ def test_no_thread_of_a_cache_outlives_its_failure():
 
 def test_a_cache_has_the_cases_in_their_order():
     assert list(CachedScans([3, 1, 2], Slow(), num_workers=2)) == [30, 10, 20]
+
+
+def test_slices_with_little_brain_are_left_out():
+    volume = torch.zeros(1, 10, 10, 5)
+    volume[:, 2:8, 2:8, 1:4] = 0.5
+    volume[:, 0, 0, 4] = 0.5  # one pixel of a hundred is not more than 1 %
+    slices = BrainSlices([{"image": volume}], min_area=0.01)
+    assert len(slices) == 3
+    assert slices[0]["image"].shape == (1, 10, 10)
+    assert len(BrainSlices([{"image": volume}], every=2)) == 2
+    assert BrainSlices([{"image": volume}, {"image": volume}], every=2).volumes.tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="no slice with more than 1% brain in 1 volumes"):
+        BrainSlices([{"image": torch.zeros(1, 4, 4, 2)}])

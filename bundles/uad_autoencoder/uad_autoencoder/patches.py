@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
-from torch.utils.data import Dataset
-from tqdm import tqdm
 
 
 def lesion_centers(mask: np.ndarray) -> np.ndarray:
@@ -61,37 +55,3 @@ class PatchCentersd(MapTransform):
             d[f"{key}_fg_indices"] = lesion_centers(mask)
             d[f"{key}_bg_indices"] = elsewhere
         return d
-
-
-class BrainSlices(Dataset):
-    """All axial slices of some volumes that show brain.
-
-    Args:
-        dataset: items with ``image`` (C, X, Y, Z), all of one in-plane size, 0 outside the brain.
-        min_area: smallest share of brain pixels in a slice that is kept.
-        every: keep one of so many neighbouring slices; they differ little at 1 mm.
-        transform: applied to the item of a slice, ``{"image": (C, X, Y)}``.
-
-    Raises:
-        ValueError: if no slice is left.
-    """
-
-    def __init__(
-        self, dataset: Dataset, min_area: float = 0.01, every: int = 1, transform: Callable | None = None
-    ) -> None:
-        self.transform = transform
-        slices = []
-        for item in tqdm(dataset, desc="reading volumes", unit="volume"):
-            image = item["image"].as_tensor() if isinstance(item["image"], MetaTensor) else item["image"]
-            keep = (image != 0).any(dim=0).float().mean(dim=(0, 1)) > min_area
-            slices.append(image[..., keep][..., ::every].movedim(-1, 0).half())
-        self.slices = torch.cat(slices) if slices else torch.zeros(0)
-        if len(self.slices) == 0:
-            raise ValueError(f"no slice with more than {min_area:.0%} brain in {len(slices)} volumes; expected some")
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> dict:
-        item = {"image": self.slices[index].float()}
-        return self.transform(item) if self.transform is not None else item
