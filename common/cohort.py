@@ -46,6 +46,7 @@ def make_cohort(
     label: str = "lesion",
     scalp: bool = False,
     displacement: bool = False,
+    affine: bool = True,
     fine_mm: float = 1.0,
     extra_data: str | Path | None = None,
     num_workers: int | None = None,
@@ -64,6 +65,7 @@ def make_cohort(
         label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
+        affine: heads of a size, a place and a tilt of their own; False leaves them where the template is.
         fine_mm: see :func:`common.phantom.make_subject`; 2 is quicker and coarser.
         extra_data: JSON with label maps of real people to take the place of the template and of invented lesions:
             ``{"tissues": {"training": [item, ...], ...}, "lesions": {...}}``, an item being ``{"label": path,
@@ -114,6 +116,7 @@ def make_cohort(
         "prefix": prefix,
         "scalp": scalp,
         "displacement": displacement,
+        "affine": affine,
         "fine_mm": fine_mm,
     }
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -238,6 +241,7 @@ def _make_and_write(job: _Job, settings: dict) -> dict:
         fine_mm=settings["fine_mm"],
         anatomy=_anatomy(*job.tissue) if job.tissue else None,
         lesion_map=lesion_map,
+        affine=settings["affine"],
     )
     name = f"sub-{settings['prefix']}{job.number + 1:03d}"
     files = write_subject(subject, settings["output_dir"], name, settings["displacement"])

@@ -19,6 +19,7 @@ from common.phantom import (
     make_subject,
     ms_lesion_volumes,
 )
+from common.phantom.anatomy import Deformation
 
 COARSE = Grid.axial(3.0)
 
@@ -223,6 +224,16 @@ def test_what_is_no_tissue_map_is_refused(labels, match):
 def test_what_a_subject_cannot_be_is_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         make_subject(0, **arguments)
+
+
+def test_a_head_may_lie_where_the_template_does():
+    anatomy = load_anatomy()
+    with_affine, without = (
+        Deformation.draw(anatomy, np.random.default_rng(3), step_mm=8.0, affine=affine) for affine in (True, False)
+    )
+    assert np.abs(with_affine.matrix - np.eye(4)).max() > 0.05
+    np.testing.assert_array_equal(without.matrix, np.eye(4))
+    assert torch.equal(without.displacement, with_affine.displacement)
 
 
 def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path):
