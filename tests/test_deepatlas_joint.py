@@ -602,7 +602,9 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
     assert found.std() > 100
 
 
-def test_registration_without_a_network_goes_through_the_same_files(phantoms, tmp_path):
+@pytest.mark.parametrize("weights", [None, "registration.pt"])
+def test_registration_without_a_network_or_after_one_goes_through_the_same_files(phantoms, tmp_path, weights):
+    torch.save(RegistrationNetwork().state_dict(), tmp_path / "registration.pt")
     run_configs(
         BUNDLE,
         ["inference_registration", "inference_registration_classical"],
@@ -610,6 +612,7 @@ def test_registration_without_a_network_goes_through_the_same_files(phantoms, tm
         section="test",
         output_dir=tmp_path,
         device="cpu",
+        weights=weights and str(tmp_path / weights),
         classes=5,
         pictures=False,
         spacing=[4.0, 4.0, 4.0],
