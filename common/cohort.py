@@ -47,6 +47,7 @@ def make_cohort(
     scalp: bool = False,
     displacement: bool = False,
     affine: bool = True,
+    grid: Grid | None = None,
     fine_mm: float = 1.0,
     extra_data: str | Path | None = None,
     num_workers: int | None = None,
@@ -66,6 +67,7 @@ def make_cohort(
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
         affine: heads of a size, a place and a tilt of their own; False leaves them where the template is.
+        grid: where all scans lie; None for the axial grid of ``spacing``.
         fine_mm: see :func:`common.phantom.make_subject`; 2 is quicker and coarser.
         extra_data: JSON with label maps of real people to take the place of the template and of invented lesions:
             ``{"tissues": {"training": [item, ...], ...}, "lesions": {...}}``, an item being ``{"label": path,
@@ -110,7 +112,7 @@ def make_cohort(
     settings = {
         "output_dir": partial,
         "scanner": scanner,
-        "spacing": spacing,
+        "grid": grid or Grid.axial(spacing),
         "sequences": tuple(sequences),
         "seed": seed,
         "prefix": prefix,
@@ -235,7 +237,7 @@ def _make_and_write(job: _Job, settings: dict) -> dict:
         (settings["seed"], job.number),
         pathology=job.pathology,
         scanner=settings["scanner"],
-        grid=Grid.axial(settings["spacing"]),
+        grid=settings["grid"],
         sequences=settings["sequences"],
         scalp=settings["scalp"],
         fine_mm=settings["fine_mm"],

@@ -16,10 +16,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from common.atlas import template_grid
 from common.cohort import make_cohort
 from common.data import list_cases
 from common.metrics import dice
-from common.phantom import STRUCTURES
+from common.phantom import STRUCTURES, Grid
 from common.workflow import run_configs
 
 from .seed import SeedStudy
@@ -54,18 +55,19 @@ CLAIMS = {
     "O6": ("r20", "da1_registration", "dice", 0.0, "all labels are better than one with a teacher"),
     "T1": ("r0_more", "da1_registration", "tre", 0.0, "joint training brings registration nearer to the truth"),
 }
+SPACING, SHAPE = (4.0, 4.0, 4.0), (40, 48, 40)
 COMMON = {
-    "spacing": [4.0, 4.0, 4.0],
-    "shape": [40, 48, 40],
+    "spacing": list(SPACING),
+    "shape": list(SHAPE),
     "classes": len(STRUCTURES),
     "align": False,
 }
 NETWORK = {"normalize": True, "passes": 2}  # learns more in 300 steps than one without in 1600
 WIDTH = {"network_def#channels": [16, 32, 64, 64]}  # the authors'; half of it takes too long to learn small classes
 REGISTRATION = {"registration_steps": 80, "max_epochs": 4, "val_interval": 4}
-FURTHER = {"registration_steps": 80, "max_epochs": 2, "val_interval": 2, "registration_rate": 1e-3}
+FURTHER = {"registration_steps": 40, "max_epochs": 4, "val_interval": 4, "registration_rate": 7e-4}
 SEGMENTATION = {"segmentation_steps": 75, "max_epochs": 4, "val_interval": 4, "segmentation_rate": 0.006}
-JOINT = FURTHER | {"segmentation_steps": 5}
+JOINT = FURTHER | {"segmentation_steps": 2}
 
 
 class Study(SeedStudy):
@@ -191,7 +193,7 @@ def _make_data(folder: Path, seed: int) -> None:
         make_cohort(
             folder / "scans",
             {"healthy": (20, 2, 6)},
-            spacing=4.0,
+            grid=Grid(SHAPE, template_grid(SPACING, SHAPE)),  # that of the networks: nothing is interpolated
             sequences=("T1w",),
             seed=5000 + seed,
             prefix=f"s{seed}",

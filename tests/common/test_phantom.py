@@ -256,6 +256,16 @@ def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path)
     assert field.header.get_intent()[0] == "vector"
 
 
+def test_a_cohort_lies_on_the_grid_that_is_given(tmp_path):
+    grid = Grid((20, 24, 20), np.diag([8.0, 8.0, 8.0, 1.0]))
+    grid.affine[:3, 3] = -76, -109, -71
+    options = {"fine_mm": 4.0, "sequences": ("T1w",), "num_workers": 1}
+    datalist = make_cohort(tmp_path / "one", {"healthy": (1, 0, 0)}, grid=grid, **options)
+    scan = nib.load(datalist.parent / json.loads(datalist.read_text())["training"][0]["image"])
+    assert scan.shape == grid.shape
+    np.testing.assert_array_equal(scan.affine, grid.affine)
+
+
 def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, patient):
     for name, array in (("tissue", healthy.tissues), ("lesion", patient.lesion)):
         nib.save(nib.Nifti1Image(array, COARSE.affine), tmp_path / f"{name}.nii.gz")
