@@ -46,6 +46,8 @@ def make_cohort(
     label: str = "lesion",
     scalp: bool = False,
     displacement: bool = False,
+    affine: bool = True,
+    grid: Grid | None = None,
     fine_mm: float = 1.0,
     extra_data: str | Path | None = None,
     num_workers: int | None = None,
@@ -64,6 +66,8 @@ def make_cohort(
         label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
+        affine: heads of a size, a place and a tilt of their own; False leaves them where the template is.
+        grid: where all scans lie; None for the axial grid of ``spacing``.
         fine_mm: see :func:`common.phantom.make_subject`; 2 is quicker and coarser.
         extra_data: JSON with label maps of real people to take the place of the template and of invented lesions:
             ``{"tissues": {"training": [item, ...], ...}, "lesions": {...}}``, an item being ``{"label": path,
@@ -108,12 +112,13 @@ def make_cohort(
     settings = {
         "output_dir": partial,
         "scanner": scanner,
-        "spacing": spacing,
+        "grid": grid or Grid.axial(spacing),
         "sequences": tuple(sequences),
         "seed": seed,
         "prefix": prefix,
         "scalp": scalp,
         "displacement": displacement,
+        "affine": affine,
         "fine_mm": fine_mm,
     }
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -232,12 +237,13 @@ def _make_and_write(job: _Job, settings: dict) -> dict:
         (settings["seed"], job.number),
         pathology=job.pathology,
         scanner=settings["scanner"],
-        grid=Grid.axial(settings["spacing"]),
+        grid=settings["grid"],
         sequences=settings["sequences"],
         scalp=settings["scalp"],
         fine_mm=settings["fine_mm"],
         anatomy=_anatomy(*job.tissue) if job.tissue else None,
         lesion_map=lesion_map,
+        affine=settings["affine"],
     )
     name = f"sub-{settings['prefix']}{job.number + 1:03d}"
     files = write_subject(subject, settings["output_dir"], name, settings["displacement"])

@@ -21,9 +21,10 @@ from torch.nn.functional import one_hot
 
 from common.cohort import make_cohort
 from common.errors import InputError, find_input_error
-from common.geometry import rotation_matrix, sampling_grid, voxel_grid
+from common.geometry import fold_share, rotation_matrix, sampling_grid, voxel_grid, warp
 from common.transforms.io import stem
 from common.workflow import run_configs
+from deepatlas_joint.classical import ClassicalRegistration
 from deepatlas_joint.joint import JointLoss, JointTrainer
 from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss
 from deepatlas_joint.network import RegistrationNetwork, SegmentationNetwork
@@ -50,11 +51,25 @@ def test_the_networks_have_as_many_parameters_as_the_authors():
     assert parameters(SegmentationNetwork(out_channels=14)) == 874_558
 
 
-@pytest.mark.parametrize("steps", [0, 4])
-def test_registration_begins_with_next_to_nothing_on_a_grid_of_any_size(steps):
-    field = RegistrationNetwork(integration_steps=steps)(torch.rand(2, 2, 9, 18, 13))
+@pytest.mark.parametrize("options", [{}, {"integration_steps": 4}, {"normalize": True, "passes": 2}])
+def test_registration_begins_with_next_to_nothing_on_a_grid_of_any_size(options):
+    field = RegistrationNetwork(**options)(torch.rand(2, 2, 9, 18, 13))
     assert field.shape == (2, 3, 9, 18, 13)
     assert 0 < field.abs().max() < 1e-2
+
+
+def test_a_second_pass_goes_on_from_the_warped_image():
+    once, twice = RegistrationNetwork(normalize=True), RegistrationNetwork(normalize=True, passes=2)
+    torch.nn.init.normal_(once.flow.weight, std=0.05, generator=torch.Generator().manual_seed(0))
+    twice.load_state_dict(once.state_dict())
+    pair = torch.rand(1, 2, 32, 18, 17, generator=torch.Generator().manual_seed(1))
+    first = once(pair)
+    warped = warp(pair[:, :1], first, padding="zeros")
+    second = once(torch.cat([warped, pair[:, 1:]], dim=1))
+    inside = (slice(None), slice(None), *[slice(3, -3)] * 3)  # where neither looks outside
+    torch.testing.assert_close(twice(pair)[inside], (second + warp(first, second))[inside])
+    assert first.abs().max() > 0.1
+    assert (twice(pair) - first).abs().max() > 0.05
 
 
 def test_segmentation_refuses_a_size_that_it_cannot_halve():
@@ -585,6 +600,65 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.5)
     assert np.abs(vectors).max() > 2
     assert found.std() > 100
+
+
+@pytest.mark.parametrize("weights", [None, "registration.pt"])
+def test_registration_without_a_network_or_after_one_goes_through_the_same_files(phantoms, tmp_path, weights):
+    torch.save(RegistrationNetwork().state_dict(), tmp_path / "registration.pt")
+    run_configs(
+        BUNDLE,
+        ["inference_registration", "inference_registration_classical"],
+        datalist_file=phantoms,
+        section="test",
+        output_dir=tmp_path,
+        device="cpu",
+        weights=weights and str(tmp_path / weights),
+        classes=5,
+        pictures=False,
+        spacing=[4.0, 4.0, 4.0],
+        shape=[40, 48, 40],
+        iterations=[20, 20, 10],
+        radius=2,
+    )
+    rows = list(csv.DictReader((tmp_path / "registration.csv").open()))
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["dice"]) > float(row["dice_affine"]) + 0.05
+        assert float(row["tre_mm"]) < float(row["tre_mm_affine"]) - 1
+        assert float(row["folds_percent"]) == 0
+        assert (tmp_path / f"{row['pair']}_warp.nii.gz").is_file()
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.fixture
+def blobs() -> tuple[torch.Tensor, float]:
+    """Two images of the same blobs, the moving one shifted by one voxel along the first axis, and the shift."""
+    x, y, z = np.indices((24, 24, 24)) - 12.0
+
+    def image(shift: float) -> torch.Tensor:
+        ball = np.exp(-((x - shift) ** 2 + y**2 + z**2) / 40)
+        return torch.from_numpy(ball * (1 + 0.3 * np.sin(x - shift) * np.cos(y) * np.sin(z))).float()
+
+    return torch.stack([image(1), image(0)])[None], 1.0
+
+
+def test_registration_without_a_network_goes_on_where_one_ends(blobs):
+    def start(pair):  # two voxels too far
+        return torch.tensor([3.0, 0, 0]).reshape(1, 3, 1, 1, 1).expand(len(pair), 3, *pair.shape[2:])
+
+    pair, shift = blobs
+    for network in (None, start):
+        field = ClassicalRegistration(network, iterations=(30, 30), radius=2)(pair)
+        assert field.dtype == torch.float32
+        assert fold_share(field) == 0
+        brain = pair[0, 1] > 0.3
+        torch.testing.assert_close(field[0, 0][brain].mean(), torch.tensor(shift), atol=0.2, rtol=0)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("deepatlas_joint.classical.optional_import", lambda *_, **__: (None, False))
+    with pytest.raises(InputError, match=r"dipy is not installed, .*pip install dipy"):
+        ClassicalRegistration()
 
 
 def test_a_broken_scan_of_a_cohort_is_left_out_of_the_table_and_reported(phantoms, tmp_path):

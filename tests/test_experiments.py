@@ -154,7 +154,7 @@ def test_both_joint_trainings_begin_with_the_networks_that_were_trained_apart(tm
     monkeypatch.setattr(seed, "_propagation", lambda: {"dice": 0.4, "tre": nan, "folds": nan})
     found = seed.run(OneAfterTheOther())
     assert list(found) == list(deepatlas_joint.ARMS)
-    assert found["affine"]["dice"] == 0.1
+    assert found["unmoved"]["dice"] == 0.1
     assert (found["da1_registration"]["dice"], found["da4_segmentation"]["dice"]) == (0.5, 0.7)
     assert {"da1", "da4", "r0", "s1", "u4"} <= set(trained)
 

@@ -231,7 +231,8 @@ class Deformation:
     grid_affine: np.ndarray
 
     @classmethod
-    def draw(cls, anatomy: Anatomy, rng: np.random.Generator, step_mm: float = 4.0) -> Deformation:
+    def draw(cls, anatomy: Anatomy, rng: np.random.Generator, step_mm: float = 4.0, affine: bool = True) -> Deformation:
+        """Draw one at random; without ``affine`` the head is as large as the template and lies as it does."""
         angles = np.deg2rad(rng.normal(0, 3, 3))
         # the template is 1.16 times as long and wide as a brain of usual size
         scale = np.diag(1 / (np.clip(rng.normal(0.87, 0.04), 0.77, 0.97) * rng.uniform(0.96, 1.04, 3)))
@@ -239,9 +240,11 @@ class Deformation:
         matrix = np.eye(4)
         matrix[:3, :3] = rotation_matrix(angles) @ (scale + np.triu(rng.normal(0, 0.012, (3, 3)), 1))
         matrix[:3, 3] = center - matrix[:3, :3] @ center + rng.normal(0, 1.0, 3)
+        if not affine:  # what is drawn after it stays the same
+            matrix = np.eye(4)
 
         shape = tuple(int(np.ceil(n / step_mm)) + 1 for n in anatomy.regions.shape[1:])
-        affine = anatomy.affine @ np.diag([step_mm, step_mm, step_mm, 1])
+        grid_affine = anatomy.affine @ np.diag([step_mm, step_mm, step_mm, 1])
         velocity = 0
         for sigma_mm, amplitude_mm in ((25.0, 3.5), (9.0, 1.6)):
             velocity = velocity + amplitude_mm * smooth_noise(rng, (3, *shape), sigma_mm / step_mm)
@@ -252,7 +255,7 @@ class Deformation:
         velocity = velocity - float(rng.normal(0.7, 1.3)) * wall * outward / outward.square().sum(0).sqrt().clamp(
             min=0.5
         )
-        return cls(matrix, step_mm * integrate_velocity(velocity[None] / step_mm)[0], affine)
+        return cls(matrix, step_mm * integrate_velocity(velocity[None] / step_mm)[0], grid_affine)
 
     def displacement_mm(self, world: torch.Tensor) -> torch.Tensor:
         """What to add to subject points (3, ...) to get the template points they show; mm."""

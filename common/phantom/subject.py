@@ -62,6 +62,7 @@ def make_subject(
     fine_mm: float = 1.0,
     anatomy: Anatomy | None = None,
     lesion_map: torch.Tensor | None = None,
+    affine: bool = True,
 ) -> Subject:
     """One synthetic subject.
 
@@ -76,6 +77,7 @@ def make_subject(
         anatomy: in the place of the template; see :func:`common.phantom.anatomy_of_labels`.
         lesion_map: (1, X, Y, Z) share of lesion on the template's grid, in the place of invented MS lesions; it comes
             mirrored left to right in every other subject, and a part of its lesions is left out.
+        affine: give the head a size, a place and a tilt of its own; False leaves it where the template is.
 
     Raises:
         ValueError: if the pathology, the scanner or a sequence is unknown, or no brain lies on the grid.
@@ -96,7 +98,7 @@ def make_subject(
         np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
     )
 
-    deformation = Deformation.draw(anatomy, shape_rng)
+    deformation = Deformation.draw(anatomy, shape_rng, affine=affine)
     box = brain_box(anatomy, deformation, grid, margin_mm=14.0 if scalp else 4.0)
     factors = tuple(int(k) for k in np.maximum(1, np.round(grid.spacing / fine_mm)))
     coarse = grid.cropped(*box)

@@ -19,6 +19,7 @@ from common.phantom import (
     make_subject,
     ms_lesion_volumes,
 )
+from common.phantom.anatomy import Deformation
 
 COARSE = Grid.axial(3.0)
 
@@ -225,6 +226,16 @@ def test_what_a_subject_cannot_be_is_refused(arguments, match):
         make_subject(0, **arguments)
 
 
+def test_a_head_may_lie_where_the_template_does():
+    anatomy = load_anatomy()
+    with_affine, without = (
+        Deformation.draw(anatomy, np.random.default_rng(3), step_mm=8.0, affine=affine) for affine in (True, False)
+    )
+    assert np.abs(with_affine.matrix - np.eye(4)).max() > 0.05
+    np.testing.assert_array_equal(without.matrix, np.eye(4))
+    assert torch.equal(without.displacement, with_affine.displacement)
+
+
 def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path):
     groups = {"healthy": (1, 0, 0), "ms": (0, 1, 0)}
     options = {"spacing": 4.0, "fine_mm": 4.0, "sequences": ("FLAIR",), "seed": 7, "prefix": "a", "displacement": True}
@@ -243,6 +254,16 @@ def test_a_cohort_is_a_bids_tree_with_a_datalist_and_can_be_made_again(tmp_path)
     field = nib.load(tmp_path / "one" / train["displacement"])
     assert field.shape == (40, 48, 40, 1, 3)
     assert field.header.get_intent()[0] == "vector"
+
+
+def test_a_cohort_lies_on_the_grid_that_is_given(tmp_path):
+    grid = Grid((20, 24, 20), np.diag([8.0, 8.0, 8.0, 1.0]))
+    grid.affine[:3, 3] = -76, -109, -71
+    options = {"fine_mm": 4.0, "sequences": ("T1w",), "num_workers": 1}
+    datalist = make_cohort(tmp_path / "one", {"healthy": (1, 0, 0)}, grid=grid, **options)
+    scan = nib.load(datalist.parent / json.loads(datalist.read_text())["training"][0]["image"])
+    assert scan.shape == grid.shape
+    np.testing.assert_array_equal(scan.affine, grid.affine)
 
 
 def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, patient):

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import instance_norm, interpolate, leaky_relu
 
-from common.geometry import integrate_velocity
+from common.geometry import compose, integrate_velocity, warp
 
 
 class RegistrationNetwork(nn.Module):
@@ -24,12 +24,17 @@ class RegistrationNetwork(nn.Module):
         decoder_channels: features of the five convolutions on the way back.
         integration_steps: 0 gives displacements as in the paper. Above 0 the network gives a stationary velocity,
             integrated by as many squarings, so that the map does not fold; 7 is usual.
+        normalize: instance normalization and leaky ReLU in the place of ReLU; it learns in fewer steps.
+        passes: how often the network is applied: from the second time on to the moving image as it has been warped so
+            far, and the displacements are composed. Two learn more in the same time than one.
 
     Raises:
         ValueError: if there are not five numbers of features each.
 
     Reference:
         Balakrishnan et al., "An Unsupervised Learning Model for Deformable Medical Image Registration", CVPR 2018.
+        Passes: Zhao et al., "Recursive Cascaded Networks for Unsupervised Medical Image Registration", ICCV 2019, whose
+        cascades share no weights.
     """
 
     def __init__(
@@ -37,11 +42,13 @@ class RegistrationNetwork(nn.Module):
         channels: Sequence[int] = (16, 32, 32, 32, 32),
         decoder_channels: Sequence[int] = (32, 32, 32, 8, 8),
         integration_steps: int = 0,
+        normalize: bool = False,
+        passes: int = 1,
     ) -> None:
         super().__init__()
         if len(channels) != 5 or len(decoder_channels) != 5:
             raise ValueError(f"channels are {channels} and {decoder_channels}, expected five numbers each")
-        self.integration_steps = integration_steps
+        self.integration_steps, self.normalize, self.passes = integration_steps, normalize, passes
         c, d = list(channels), list(decoder_channels)
         self.down = nn.ModuleList(
             nn.Conv3d(i, o, 3, stride=1 if level == 0 else 2, padding=1)
@@ -59,19 +66,29 @@ class RegistrationNetwork(nn.Module):
         Args:
             pair: (B, 2, X, Y, Z), moving and fixed image, of any size.
         """
+        displacement = self._once(pair)
+        for _ in range(self.passes - 1):
+            warped = warp(pair[:, :1], displacement, padding="zeros")
+            displacement = compose(self._once(torch.cat([warped, pair[:, 1:]], 1)), displacement)
+        return displacement
+
+    def _once(self, pair: torch.Tensor) -> torch.Tensor:
         features: list[torch.Tensor] = []
         x = pair
         for layer in self.down:
-            x = torch.relu(layer(x))
+            x = self._activated(layer(x))
             features.append(x)
         full, half, quarter, eighth, x = features
-        x = torch.relu(self.up[0](self._like(x, eighth)))
-        x = torch.relu(self.up[1](self._like(torch.cat([x, eighth], 1), quarter)))
-        x = torch.relu(self.up[2](self._like(torch.cat([x, quarter], 1), half)))
-        x = torch.relu(self.up[3](torch.cat([x, half], 1)))
-        x = torch.relu(self.up[4](self._like(x, full)))
+        x = self._activated(self.up[0](self._like(x, eighth)))
+        x = self._activated(self.up[1](self._like(torch.cat([x, eighth], 1), quarter)))
+        x = self._activated(self.up[2](self._like(torch.cat([x, quarter], 1), half)))
+        x = self._activated(self.up[3](torch.cat([x, half], 1)))
+        x = self._activated(self.up[4](self._like(x, full)))
         field = self.flow(torch.cat([x, full], 1)).float()
         return integrate_velocity(field, self.integration_steps) if self.integration_steps else field
+
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
+        return leaky_relu(instance_norm(x), 0.2) if self.normalize else torch.relu(x)
 
     @staticmethod
     def _like(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
