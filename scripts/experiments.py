@@ -29,7 +29,7 @@ from common.errors import InputError, install_error_hook
 
 logger = logging.getLogger("experiments")
 
-BUNDLES = ("uad_autoencoder", "ace_multitask", "sae_segmentation", "deepatlas_joint")
+BUNDLES = ("uad_autoencoder", "ace_multitask", "sae_segmentation", "deepatlas_joint", "diffusion_recon_unet")
 # for the trainings, read when their processes start: one thread, and memory kept from step to step, not given back
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import fire
 import numpy as np
+from monai.bundle import ConfigParser
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +35,13 @@ from common.workflow import run_configs
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 424242  # of no cohort that any weights were trained on
 MARKER = ".quickstart"  # tells a folder that this script made from one that it must not touch
-LABELLINGS = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}
+LABELLINGS = {
+    "lesion": {0: "background", 1: "lesion"},
+    "anomaly": {0: "background", 1: "anomaly"},
+    "tissues": TISSUES,
+    "structures": STRUCTURES,
+}
+LABEL_KEYS = {"anomaly": "lesion"}  # labelling -> key of a phantom, where it has another name
 COLUMNS = ("bundle", "Dice, mean", "Dice, pooled", "AUPRC, pooled", "false positives in health, ml", "seconds")
 
 Case = dict[str, Any]
@@ -170,9 +177,19 @@ def read_task(bundle: Path) -> Task:
 
 
 def layers_of(bundle: Path) -> list[Path]:
-    """Configs that are another way to the same masks: layers on ``inference.json``."""
+    """Configs that are another way to the same masks: layers on ``inference.json`` whose weights are there."""
     paths = sorted(bundle.glob("configs/inference_*.json"))
-    return [path for path in paths if "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))]
+    layers = [path for path in paths if "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))]
+    return [path for path in layers if has_weights(bundle, path)]
+
+
+def has_weights(bundle: Path, layer: Path) -> bool:
+    """Whether the bundle ships the weights that a layer names, if it names any."""
+    parser = ConfigParser()
+    parser.read_config([str(bundle / "configs" / "inference.json"), str(layer)])
+    parser["bundle_root"] = str(bundle)
+    weights = parser.get_parsed_content("weights") if "weights" in parser else None
+    return weights is None or Path(weights).is_file()
 
 
 def clear(output_dir: Path, names: Sequence[str]) -> None:
@@ -199,7 +216,7 @@ def cases_for(task: Task, cohort: Path) -> list[Case]:
     return [
         {
             "image": [case[sequence] for sequence in task.sequences],
-            "label": case[task.labelling],
+            "label": case[LABEL_KEYS.get(task.labelling, task.labelling)],
             "brain_mask": case["brain_mask"],
             "subject": case["subject"],
             "healthy": case["healthy"],

@@ -44,12 +44,13 @@ def main(
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
     Args:
-        bundle: uad_autoencoder, ace_multitask, sae_segmentation or deepatlas_joint.
+        bundle: one of those in RECIPES, as uad_autoencoder.
         output_dir: phantoms (about 2 GB, the same for all bundles) and states of the trainings.
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
             described at common.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
-            tissue maps, for ace_multitask; sae_segmentation takes the images without the maps, deepatlas_joint one map.
+            tissue maps, for ace_multitask; sae_segmentation and diffusion_recon_unet take the images without the maps,
+            deepatlas_joint one map.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
     """
@@ -195,6 +196,59 @@ def _deepatlas_joint(folder: Path, extra_data: str | None, seed: int, amp: bool)
         _train("deepatlas_joint", layers, folder / f"deepatlas_{name}", **options, **steps)
 
 
+def _diffusion_recon_unet(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+    """Stage 1 from healthy phantoms, and from real T1 scans if there are any; stage 2 from patients, and painted."""
+    real = {section: [{"image": item["T1w"]} for item in items] for section, items in _tissue_scans(extra_data).items()}
+
+    def t1w(cohorts: Sequence[str], section: str) -> list[dict]:
+        return [
+            {
+                "image": case["T1w"],
+                "label": case["lesion"],
+                "brain_mask": case["brain_mask"],
+                "subject": case["subject"],
+            }
+            for case in _cases(folder, cohorts, section)
+        ]
+
+    sections = {section: real.get(section, []) + t1w(("healthy",), section) for section in PATIENTS}
+    healthy = write_datalist(folder / "diffusion_healthy.json", sections)
+    sections = {section: t1w(cohorts, section) for section, cohorts in PATIENTS.items()}
+    patients = write_datalist(folder / "diffusion_patients.json", sections)
+    options = {"seed": seed, "amp": amp}
+    diffusion = {"max_epochs": 24, "val_interval": 4, "slice_step": 2, "learning_rate": 8e-4}
+    # the last weights: whole volumes take their time
+    unet = {"max_epochs": 40, "val_interval": 40, "learning_rate": 2e-3}
+    weights = ROOT / "bundles" / "diffusion_recon_unet" / "models" / "diffusion.pt"
+    _train(
+        "diffusion_recon_unet",
+        "train_diffusion",
+        folder / "diffusion_stage1",
+        datalist_file=healthy,
+        **diffusion,
+        **options,
+    )
+    _train(
+        "diffusion_recon_unet",
+        "train",
+        folder / "diffusion_stage2",
+        datalist_file=patients,
+        healthy_datalist_file=healthy,
+        diffusion_weights=weights,
+        **unet,
+        **options,
+    )
+    weights.unlink(missing_ok=True)  # model.pt holds it
+    # what is called anomaly in people who are healthy: patients of other pathologies than the synthetic ones may come
+    people = real.get("validation") or t1w(("healthy",), "validation")
+    people = write_datalist(
+        folder / "diffusion_calibration.json", {"validation": [case | {"healthy": True} for case in people]}
+    )
+    rate = ("--criterion", "false_positive_rate", "--rate", 0.01)
+    for layer in (None, "inference_reconstruction.json", "inference_unet.json"):
+        _calibrate("diffusion_recon_unet", people, *rate, *(["--layers", layer] if layer else []))
+
+
 def _tissue_scans(extra_data: str | None) -> dict[str, list[dict[str, str]]]:
     """Section -> real scans with tissue maps, their paths made absolute."""
     if extra_data is None:
@@ -227,6 +281,7 @@ RECIPES = {
     "ace_multitask": _ace_multitask,
     "sae_segmentation": _sae_segmentation,
     "deepatlas_joint": _deepatlas_joint,
+    "diffusion_recon_unet": _diffusion_recon_unet,
 }
 
 
@@ -242,8 +297,8 @@ def _train(bundle: str, configs: str | Sequence[str], output_dir: Path, **option
     done.touch()
 
 
-def _calibrate(bundle: str, datalist: Path, *layers: str) -> None:
-    _call("scripts/calibrate_threshold.py", bundle, "--write", *layers, datalist_file=datalist, section="validation")
+def _calibrate(bundle: str, datalist: Path, *options: object) -> None:
+    _call("scripts/calibrate_threshold.py", bundle, "--write", *options, datalist_file=datalist, section="validation")
 
 
 def _call(*arguments: object, **options: object) -> None:

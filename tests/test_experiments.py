@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from bundle_tools import load_script
-from study import ace_multitask, deepatlas_joint, sae_segmentation, uad_autoencoder
+from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.tables import summarize, to_markdown
 
 experiments = load_script("experiments")
@@ -44,7 +44,9 @@ def test_the_table_shows_means_and_ranges_of_every_arm():
     assert "| A1 | the student beats its teacher | +0.300, +0.200, +0.100 | 0 | yes |" in text
 
 
-@pytest.mark.parametrize("study", [uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint])
+@pytest.mark.parametrize(
+    "study", [uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint, diffusion_recon_unet]
+)
 def test_claims_are_about_arms_and_scores_that_there_are(study):
     for better, worse, score, _, text in study.CLAIMS.values():
         assert {better, worse} <= set(study.ARMS)
@@ -62,7 +64,7 @@ def test_a_margin_below_zero_allows_a_little_loss():
 def test_a_bundle_without_an_experiment_is_refused(tmp_path):
     with pytest.raises(
         Exception,
-        match="bundle is 'other', expected uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint or all",
+        match=r"bundle is 'other', expected uad_autoencoder, .*, diffusion_recon_unet or all",
     ):
         experiments.main("other", output_dir=str(tmp_path))
     assert not list(tmp_path.iterdir())
@@ -157,6 +159,37 @@ def test_both_joint_trainings_begin_with_the_networks_that_were_trained_apart(tm
     assert found["unmoved"]["dice"] == 0.1
     assert (found["da1_registration"]["dice"], found["da4_segmentation"]["dice"]) == (0.5, 0.7)
     assert {"da1", "da4", "r0", "s1", "u4"} <= set(trained)
+
+
+def test_every_unet_of_the_diffusion_bundle_stands_on_the_trained_first_stage(tmp_path, monkeypatch):
+    seed = diffusion_recon_unet.Study(tmp_path, 0)
+    runs = []
+
+    def run(bundle, configs, **options):
+        runs.append((configs, options))
+        for path in (options.get("diffusion_weights"), options.get("weights"), options.get("statistics_file")):
+            assert path is None or path.is_file(), f"{configs} needs {path}"
+        if configs[0].startswith("train"):
+            light = len(configs) > 1
+            name = {"train_diffusion": "denoising" if light else "diffusion", "train": "model"}[configs[0]]
+            for file in (options.get("weights_name", f"{name}.pt"), "statistics.json"):
+                options["ckpt_dir"].mkdir(parents=True, exist_ok=True)
+                (options["ckpt_dir"] / file).touch()
+
+    maps = {"cDDPM": 0.2, "Unet_T": 0.4, "Unet_res_T": 0.8}
+    monkeypatch.setattr(diffusion_recon_unet, "run_configs", run)
+    monkeypatch.setattr(diffusion_recon_unet, "_make_data", lambda folder, number: None)
+    monkeypatch.setattr(seed, "_similarity", lambda: 0.9)
+    monkeypatch.setattr(seed, "_map", lambda arm, case: maps.get(arm, 0.0))
+    monkeypatch.setattr(seed, "_score", lambda score_of: dict.fromkeys(diffusion_recon_unet.SCORES, score_of({})))
+    found = seed.run(OneAfterTheOther())
+    assert list(found) == list(diffusion_recon_unet.ARMS)
+    assert found["SADM_res_T"]["dice_T"] == pytest.approx((0.2 + 0.8) / 2)
+    assert found["SADM_res_T 0.1"]["dice_K"] == pytest.approx(0.1 * 0.2 + 0.9 * 0.8)
+    painted = [options for configs, options in runs if configs == ["train"] and "healthy_datalist_file" in options]
+    assert len(painted) == 2
+    assert all("datalist_file" not in options for options in painted)
+    assert [options["residual"] for options in painted] == [False, True]
 
 
 def test_an_arm_that_a_score_is_not_about_has_no_number():

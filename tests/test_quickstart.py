@@ -99,6 +99,17 @@ def test_link_in_an_own_folder_is_removed_and_not_followed(tmp_path):
     assert (elsewhere / "data.txt").read_text() == "precious"
 
 
+def test_layers_whose_weights_do_not_ship_are_left_out(tmp_path):
+    configs = tmp_path / "bundle" / "configs"
+    configs.mkdir(parents=True)
+    (tmp_path / "bundle" / "models").mkdir()
+    (tmp_path / "bundle" / "models" / "there.pt").touch()
+    (configs / "inference.json").write_text('{"bundle_root": "x", "weights": "$@bundle_root + \'/models/there.pt\'"}')
+    for name, weights in (("same", None), ("none", "null"), ("absent", "\"$@bundle_root + '/models/absent.pt'\"")):
+        (configs / f"inference_{name}.json").write_text("{}" if weights is None else f'{{"weights": {weights}}}')
+    assert [path.stem for path in script.layers_of(tmp_path / "bundle")] == ["inference_none", "inference_same"]
+
+
 def test_summary_has_a_line_per_way_to_the_masks(bundles, finished):
     page = (finished / "report.html").read_text()
     for bundle in bundles:

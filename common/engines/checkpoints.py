@@ -33,15 +33,18 @@ class LoadWeights:
         network: the network, bare or wrapped in ``DistributedDataParallel``.
         strict: every key of the network and of the file must have its partner; else the others are logged and left.
             Shapes have to agree in either case.
+        part: where the network stands in a larger one. A file that has keys of this part holds the larger network, and
+            only the part is taken.
 
     Raises:
         InputError: at the start of the run, if the file is missing, no such state dict, or of another network.
     """
 
-    def __init__(self, path: str | Path, network: nn.Module, strict: bool = True) -> None:
+    def __init__(self, path: str | Path, network: nn.Module, strict: bool = True, part: str | None = None) -> None:
         self.path = Path(path)
         self.network = network
         self.strict = strict
+        self.part = part
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self)
@@ -55,6 +58,9 @@ class LoadWeights:
         if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             found = words([*weights][:3]) if isinstance(weights, Mapping) else type(weights).__name__
             raise InputError(f"{self.path}: found {found}, expected a flat state dict with the tensors of {kind}")
+        prefix = f"{self.part}."
+        if self.part and any(key.startswith(prefix) for key in weights):
+            weights = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         mismatch = first_mismatch(network, weights, self.strict)
         if mismatch:
             raise InputError(f"{self.path}: does not fit {kind}, {mismatch}")
