@@ -3,6 +3,9 @@
 Usage, from the root of the repository:
 
     python scripts/package_bundle.py uad_autoencoder --output_dir packages
+    python scripts/package_bundle.py uad_autoencoder --output_dir packages --large_files https://example.org/uad_autoencoder
+
+The second is the form for a pull request to the model zoo: without the weights, which lie below the given address.
 
 In the repository several bundles share ``common/``. Two packages of different releases must be able to live in one
 process, so each carries its own copy as ``<name>.common``. For that three texts are changed and nothing is reformatted:
@@ -12,6 +15,7 @@ the targets in configs, the imports in Python, and ``bundle_root``. What these t
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -35,10 +39,11 @@ LEFT_OUT_ANYWHERE = re.compile(r"__pycache__|\..*|.*\.pyc")
 TAKEN_NAMES = ("common", "lib", "scripts", "tests", "utils")
 PERSONAL_PATH = re.compile(r"(?<![\w.~@$}-])(?:/home/|/Users/|/root/|/mnt/|[A-Za-z]:\\+Users\\+)[\w.-]*")
 COMMON_NAME = re.compile(r"(?<![\w.])common(?=\.\w|\s+import\b)|\bimport\s+common\b")
+LARGE = 25 * 1000**2  # bytes of a file; what is larger, the model zoo takes as an address only
 FIXED_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-def package_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> Path:
+def package_bundle(name: str, output_dir: str | Path, large_files: str | None = None, root: Path = ROOT) -> Path:
     """Write ``<name>_v<version>.zip``, which has the one top folder ``<name>/``, and return its path.
 
     The same files give the same bytes. An earlier zip of that version is replaced, and nothing is left of a failure.
@@ -46,11 +51,17 @@ def package_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> Path
     Args:
         name: folder below ``bundles/``, and the Python package in it.
         output_dir: where the zip goes; created if it is missing.
+        large_files: address below which the files of the bundle can be downloaded, as ``<address>/models/model.pt``.
+            If given, the zip is ``<name>_v<version>_zoo.zip``, and weights and files above 25 MB are not in it but in
+            its ``large_files.yml``, which ``monai.bundle.download_large_files`` reads.
         root: the repository, which holds ``bundles/`` and ``common/``.
 
     Raises:
-        InputError: if a required file is missing, or something would not work outside the repository.
+        InputError: if a required file is missing, or something would not work outside the repository, or the address
+            does not begin with ``https://``.
     """
+    if large_files is not None and not re.match(r"https://\S+$", str(large_files)):
+        raise InputError(f"large_files is '{large_files}', expected an address that begins with https://")
     bundle = root / "bundles" / name
     version = _checked_version(bundle)
     contents, modules = {}, set()
@@ -70,7 +81,9 @@ def package_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> Path
         contents[f"{name}/{name}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     for entry, data in contents.items():
         _refuse_personal_paths(entry, data, root)
-    return _write_zip(Path(output_dir) / f"{name}_v{version}.zip", contents)
+    if large_files is None:
+        return _write_zip(Path(output_dir) / f"{name}_v{version}.zip", contents)
+    return _write_zip(Path(output_dir) / f"{name}_v{version}_zoo.zip", _listed(contents, name, large_files))
 
 
 def _checked_version(bundle: Path) -> str:
@@ -279,6 +292,20 @@ def _refuse_personal_paths(entry: str, data: bytes, root: Path) -> None:
         raise InputError(f"{entry} holds the personal path '{personal}', expected paths relative to the bundle")
 
 
+def _listed(contents: dict[str, bytes], name: str, address: str) -> dict[str, bytes]:
+    """Contents without weights and large files, but with a list of them for ``download_large_files`` of MONAI."""
+    kept, lines = {}, ["large_files:\n"]
+    for entry, data in sorted(contents.items()):
+        path = entry.removeprefix(f"{name}/")
+        if not re.fullmatch(r"models/.*\.(pt|ts)", path) and len(data) <= LARGE:
+            kept[entry] = data
+            continue
+        values = {"path": path, "url": f"{address.rstrip('/')}/{path}", "hash_val": hashlib.sha256(data).hexdigest()}
+        texts = [f"{key}: {json.dumps(value)}" for key, value in {**values, "hash_type": "sha256"}.items()]
+        lines.append("  - " + "\n    ".join(texts) + "\n")
+    return {**kept, f"{name}/large_files.yml": "".join(lines).encode()}
+
+
 def _write_zip(path: Path, contents: dict[str, bytes]) -> Path:
     """Write sorted entries with a fixed date, under a temporary name until complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -300,10 +327,10 @@ def _write_zip(path: Path, contents: dict[str, bytes]) -> Path:
     return path
 
 
-def main(name: str, output_dir: str) -> str:
-    """Pack the bundle ``name`` into ``output_dir``; prints the path of the zip."""
+def main(name: str, output_dir: str, large_files: str | None = None) -> str:
+    """Pack the bundle ``name`` into ``output_dir``, with an address below ``large_files`` for each of its weights."""
     install_error_hook()
-    return str(package_bundle(name, output_dir))
+    return str(package_bundle(name, output_dir, large_files))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from bundle_tools import ROOT, load_script
+from monai.bundle import ConfigParser, download_large_files
 
 from common.errors import InputError
 
@@ -111,6 +113,64 @@ def test_results_data_caches_and_hidden_files_stay_out(toy):
         write(toy / "bundles/toy" / name, "x")
     write(toy / "bundles/toy/toy/data/atlas.csv", "a folder of this name inside the package is code")
     assert set(package(toy)) == before | {"toy/toy/data/atlas.csv"}
+
+
+def zoo_package(root: Path, address: str) -> Path:
+    """Folder of the form for a pull request to the model zoo, unpacked."""
+    path = package_bundle("toy", root.parent / "out", address, root=root)
+    assert path.name == "toy_v0.2.0_zoo.zip"
+    zipfile.ZipFile(path).extractall(root.parent / "zoo")
+    return root.parent / "zoo" / "toy"
+
+
+def test_the_form_for_the_model_zoo_has_a_list_in_the_place_of_weights_and_large_files(toy, monkeypatch):
+    monkeypatch.setitem(package_bundle.__globals__, "LARGE", 400)
+    write(toy / "bundles/toy/toy/table.csv", "x" * 401)
+    write(toy / "bundles/toy/models/stage1.pt", "y")
+    whole = {name.removeprefix("toy/") for name in package(toy)}
+    form = zoo_package(toy, "https://example.org/toy/")
+    large = {"models/model.pt", "models/stage1.pt", "toy/table.csv"}
+    found = {path.relative_to(form).as_posix() for path in form.rglob("*") if path.is_file()}
+    assert found == whole - large | {"large_files.yml"}
+    entries = ConfigParser.load_config_file(form / "large_files.yml")["large_files"]
+    assert [entry["path"] for entry in entries] == sorted(large)
+    assert entries[1] == {
+        "path": "models/stage1.pt",
+        "url": "https://example.org/toy/models/stage1.pt",
+        "hash_val": hashlib.sha256(b"y").hexdigest(),
+        "hash_type": "sha256",
+    }
+
+
+def test_monai_downloads_what_the_list_names_and_refuses_another_file(toy, monkeypatch):
+    asked = []
+
+    def download(url: str, target: Path, progress: bool = True) -> None:
+        asked.append(url)
+        Path(target).write_bytes((toy / "bundles/toy/models/model.pt").read_bytes())
+
+    monkeypatch.setattr("monai.apps.utils._download_with_progress", download)
+    form = zoo_package(toy, "https://example.org/toy")
+    download_large_files(str(form))
+    assert asked == ["https://example.org/toy/models/model.pt"]
+    assert (form / "models/model.pt").read_bytes() == (toy / "bundles/toy/models/model.pt").read_bytes()
+    (form / "models/model.pt").write_bytes(b"another")
+    with pytest.raises(ValueError, match="hash check of existing file failed"):
+        download_large_files(str(form))
+
+
+def test_the_form_for_the_model_zoo_is_reproducible_and_the_package_stays_as_it_was(toy):
+    before = package_bundle("toy", toy / "out", root=toy)
+    package_bytes = before.read_bytes()
+    first, second = (package_bundle("toy", toy / name, "https://example.org", root=toy) for name in ("out", "again"))
+    assert first.read_bytes() == second.read_bytes()
+    assert before.read_bytes() == package_bytes
+
+
+@pytest.mark.parametrize("address", ["example.org", "http://example.org", "https://", "https://a b", True])
+def test_an_address_that_is_none_is_refused(toy, address):
+    with pytest.raises(InputError, match=f"^large_files is '{address}', expected an address that begins with https://"):
+        package_bundle("toy", toy / "out", address, root=toy)
 
 
 def test_the_package_works_where_the_repository_does_not_exist(toy, tmp_path):
