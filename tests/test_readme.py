@@ -1,4 +1,4 @@
-"""The commands of the README: every file, script and option in them exists; a run takes unknown keys in silence."""
+"""Commands of README and docs: every file, script and option in them exists; a run takes unknown keys in silence."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import re
 import shlex
 from pathlib import Path
 
+import monai.bundle
 import pytest
 from bundle_tools import BUNDLES, ROOT, load_script, read_json
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # of monai.bundle run itself, and of its tracking
 RUN_OPTIONS = {"config_file", "bundle_root", "tracking", "experiment_name", "run_name"}
 
 
 def commands() -> list[list[str]]:
-    """Words of every command line in the README, with its variables filled in."""
+    """Words of every command line in the pages, with their variables filled in."""
     found, variables = [], {}
-    for block in re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for block in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         for line in re.split(r"\n|&&", re.sub(r"\\\n|&&\n", " ", block)):
             for name, value in variables.items():
                 line = line.replace(f"${name}", value)
@@ -45,13 +48,21 @@ def shown(words: list[str]) -> str:
     return " ".join(words)[:100]
 
 
-@pytest.mark.parametrize("words", [w for w in commands() if "monai.bundle" in w], ids=shown)
+@pytest.mark.parametrize("words", [w for w in commands() if "monai.bundle" in w and "run" in w], ids=shown)
 def test_options_of_a_run_are_keys_of_its_configs(words):
     given = options(words)
     files = given["config_file"]
     files = ast.literal_eval(files) if files.startswith("[") else [files]
     known = set().union(*(read_json(ROOT / file) for file in files))
     assert set(given) - known - RUN_OPTIONS == set()
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in commands() if w[1:3] == ["-m", "monai.bundle"] and "run" not in w], ids=shown
+)
+def test_options_of_other_commands_of_monai_are_their_parameters(words):
+    parameters = inspect.signature(getattr(monai.bundle, words[3])).parameters
+    assert set(options(words)) - set(parameters) == set()
 
 
 @pytest.mark.parametrize("words", [w for w in commands() if w[1:2] and w[1].startswith("scripts/")], ids=shown)
@@ -69,7 +80,7 @@ def test_readme_has_the_two_commands_that_ci_takes_from_it():
 
 
 def test_links_of_the_readme_and_of_the_cards_lead_to_files():
-    pages = [ROOT / "README.md", *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
+    pages = [*PAGES, *(bundle / "docs" / "README.md" for bundle in BUNDLES)]
     links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))]
     assert len(links) >= len(BUNDLES)
     assert [f"{page}: {link}" for page, link in links if "://" not in link and not (page.parent / link).exists()] == []

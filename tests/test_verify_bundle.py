@@ -344,6 +344,7 @@ UNSAFE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("what", UNSAFE)
 def test_an_unsafe_zip_is_refused_before_anything_is_written(what, tmp_path):
     entries, sentence = UNSAFE[what]
