@@ -199,10 +199,16 @@ BROKEN = {
     "a released version": (edited(META, "0.2.0", "0.1.0"), "release", "toy_net_v0.1.0 was released before"),
     "metadata that are no JSON": (lambda p: write(p / META, "{"), "metadata", "JSONDecodeError"),
     "a number for a text": (edited(META, '"image", "format": "x"', '"image", "format": 1'), "metadata", "format: 1"),
+    "a second network without outputs": (
+        edited(META, '"network_data_format"', '"prior_data_format": {"inputs": {}}, "network_data_format"'),
+        "metadata",
+        "prior_data_format: 'outputs' is a required property",
+    ),
+    "an image of four axes": (edited(META, '["8*n", "8*n"]', '["8*n", 8, 8, 8]'), "metadata", "image.spatial_shape: "),
     "no schema": (edited(META, '"schema"', '"scheme"'), "metadata", "'schema' is a required property"),
     "pred without names of labels": (edited(META, "channel_def", "channels"), "metadata", "'channel_def' is a"),
     "a background without its name": (edited(META, '"background"', '"air"'), "metadata", "must name 0 the background"),
-    "another tensor first": (edited(META, '{"image": {', '{"atlas": {}, "image": {'), "metadata", "must be 'image'"),
+    "another tensor first": (edited(META, '{"image": {', '{"atlas": 1, "image": {'), "metadata", "must be 'image'"),
     "a deprecated key": (
         edited(META, '"required_packages_version"', '"optional_packages_version": {}, "required_packages_version"'),
         "metadata",
