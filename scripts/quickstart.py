@@ -179,7 +179,8 @@ def read_task(bundle: Path) -> Task:
 def layers_of(bundle: Path) -> list[Path]:
     """Configs that are another way to the same masks: layers on ``inference.json`` whose weights are there."""
     paths = sorted(bundle.glob("configs/inference_*.json"))
-    layers = [path for path in paths if "bundle_root" not in json.loads(path.read_text(encoding="utf-8"))]
+    texts = {path: json.loads(path.read_text(encoding="utf-8")).get("_desc_", "") for path in paths}
+    layers = [path for path, text in texts.items() if text.startswith("Layer on inference.json")]
     return [path for path in layers if has_weights(bundle, path)]
 
 

@@ -99,14 +99,22 @@ def test_link_in_an_own_folder_is_removed_and_not_followed(tmp_path):
     assert (elsewhere / "data.txt").read_text() == "precious"
 
 
-def test_layers_whose_weights_do_not_ship_are_left_out(tmp_path):
+def test_layers_on_other_configs_and_layers_whose_weights_do_not_ship_are_left_out(tmp_path):
     configs = tmp_path / "bundle" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "bundle" / "models").mkdir()
     (tmp_path / "bundle" / "models" / "there.pt").touch()
-    (configs / "inference.json").write_text('{"bundle_root": "x", "weights": "$@bundle_root + \'/models/there.pt\'"}')
-    for name, weights in (("same", None), ("none", "null"), ("absent", "\"$@bundle_root + '/models/absent.pt'\"")):
-        (configs / f"inference_{name}.json").write_text("{}" if weights is None else f'{{"weights": {weights}}}')
+    there, absent = ({"weights": f"$@bundle_root + '/models/{name}.pt'"} for name in ("there", "absent"))
+    (configs / "inference.json").write_text(json.dumps({"bundle_root": "x", **there}))
+    layer = {"_desc_": "Layer on inference.json: another way."}
+    for name, content in {
+        "same": layer,
+        "none": {**layer, "weights": None},
+        "absent": {**layer, **absent},
+        "other": {"_desc_": "Layer on inference_pairs.json: another way to something else."},
+        "pairs": {"_desc_": "Pairs.", "bundle_root": "x"},
+    }.items():
+        (configs / f"inference_{name}.json").write_text(json.dumps(content))
     assert [path.stem for path in script.layers_of(tmp_path / "bundle")] == ["inference_none", "inference_same"]
 
 
