@@ -62,7 +62,7 @@ COMMON = {
     "classes": len(STRUCTURES),
     "align": False,
 }
-NETWORK = {"normalize": True, "passes": 2}  # learns more in 300 steps than one without in 1600
+NETWORK = {"normalize": True, "passes": 2}  # the plain one hardly moves anything in as few steps
 WIDTH = {"network_def#channels": [16, 32, 64, 64]}  # the authors'; half of it takes too long to learn small classes
 REGISTRATION = {"registration_steps": 80, "max_epochs": 4, "val_interval": 4}
 FURTHER = {"registration_steps": 40, "max_epochs": 4, "val_interval": 4, "registration_rate": 7e-4}

@@ -24,9 +24,9 @@ class RegistrationNetwork(nn.Module):
         decoder_channels: features of the five convolutions on the way back.
         integration_steps: 0 gives displacements as in the paper. Above 0 the network gives a stationary velocity,
             integrated by as many squarings, so that the map does not fold; 7 is usual.
-        normalize: instance normalization and leaky ReLU in the place of ReLU; it learns in fewer steps.
+        normalize: instance normalization and leaky ReLU in the place of ReLU.
         passes: how often the network is applied: from the second time on to the moving image as it has been warped so
-            far, and the displacements are composed. Two learn more in the same time than one.
+            far, and the displacements are composed.
 
     Raises:
         ValueError: if there are not five numbers of features each.
