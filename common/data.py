@@ -113,6 +113,25 @@ def check_cases(
     return cases
 
 
+def paths_beside(path: str | Path, sequences: Sequence[str]) -> list[str | None]:
+    """The images of the case that a file belongs to, by the names in its folder, read as :func:`list_cases` does.
+
+    Args:
+        path: NIfTI file.
+        sequences: what the images of a case are, in the order of the channels.
+
+    Returns:
+        One path per sequence, None for a missing one; None for all if the file's name ends in no sequence.
+
+    Raises:
+        InputError: if two files of the folder are the same sequence of one case.
+    """
+    path = Path(path)
+    found = [_files_by_prefix(_nifti_files(path.parent, "."), sequence) for sequence in sequences]
+    prefix = next((prefix for files in found for prefix, file in files.items() if file == str(path)), None)
+    return [files.get(prefix) for files in found]
+
+
 def split_by_subject(
     cases: Sequence[dict[str, Any]], fractions: dict[str, float], seed: int
 ) -> dict[str, list[dict[str, Any]]]:

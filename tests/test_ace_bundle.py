@@ -28,6 +28,7 @@ from ace_multitask.evaluation import (
 from ace_multitask.label_sets import LabelSets
 from ace_multitask.patches import CodeCentersd, RandDropChanneld
 from ace_multitask.pseudo_label import write_pseudo_datalist
+from ace_multitask.sequences import ListSequencesd
 from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
@@ -432,3 +433,28 @@ def test_the_threshold_comes_from_the_cases_of_the_lesion_set(trained, cohort, c
     monkeypatch.setattr(script, "open_configs", tiny)
     script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset="lesion")
     assert "of 1 case (cases.json, lesion, validation)" in capsys.readouterr().out
+
+
+# --- one file for a case, as MONAI Label has it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("a_FLAIR.nii.gz", ["a_T1.nii.gz", "a_FLAIR.nii.gz"]), ("b_FLAIR.nii.gz", [None, "b_FLAIR.nii.gz"])],
+)
+def test_the_name_of_a_file_says_its_sequence_and_the_others_are_taken_from_beside_it(tmp_path, file, expected):
+    for name in ("a_T1", "a_FLAIR", "b_FLAIR"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    listed = ListSequencesd("image", ("T1w", "FLAIR"))({"image": str(tmp_path / file)})["image"]
+    assert listed == [name and str(tmp_path / name) for name in expected]
+
+
+def test_a_file_whose_name_says_no_sequence_is_taken_for_the_first_with_a_warning(tmp_path, caplog):
+    path = str(tmp_path / "scan.nii.gz")
+    assert ListSequencesd("image", ("T1w", "FLAIR"))({"image": path})["image"] == [path, None]
+    assert f"the name of {path} ends in none of T1w, FLAIR: taken for T1w" in caplog.text
+
+
+def test_a_list_of_sequences_stays_as_it_is():
+    item = {"image": [None, "scan.nii.gz"]}
+    assert ListSequencesd("image", ("T1w", "FLAIR"))(item) == item

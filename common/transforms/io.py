@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, NibabelReader
-from monai.transforms import LoadImaged, MapTransform, SaveImaged
+from monai.transforms import LoadImage, MapTransform, SaveImaged
 from monai.utils import ensure_tuple, ensure_tuple_rep
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -95,18 +95,18 @@ class _ScanReader(NibabelReader):
         return type(image).from_bytes(gzip.decompress(path.read_bytes()))
 
 
-class LoadScand(LoadImaged):
+class LoadScand(MapTransform):
     """Read 3-D NIfTI files, one path or a list of paths (one per channel) under each key.
 
     None in a list is a missing sequence: its channel is 0 everywhere.
 
     Gives a MetaTensor (C, X, Y, Z), float32, on the grid of the file. A 4-D file with one volume counts as 3-D. Items
-    under other keys, such as the text that MONAI Label adds, are left alone.
+    under other keys, such as the text that MONAI Label adds, are left alone. It is no LoadImaged, of which MONAI Label
+    makes a loader that knows no missing key.
 
     Args:
         keys: keys of the paths.
         may_be_empty: those of them that may be zero everywhere, as the label of a healthy subject is.
-        image_only: kept for likeness with LoadImaged; the header is in ``.meta`` and there is no second item.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -118,15 +118,13 @@ class LoadScand(LoadImaged):
         self,
         keys: str | Sequence[str],
         may_be_empty: str | Sequence[str] = ("label",),
-        image_only: bool = True,
         allow_missing_keys: bool = False,
     ) -> None:
-        if not image_only:
-            raise ValueError("image_only is False, expected True: the header is in the MetaTensor")
-        super().__init__(keys, reader="NibabelReader", image_only=True, allow_missing_keys=allow_missing_keys)
+        super().__init__(keys, allow_missing_keys)
         self.may_be_empty = ensure_tuple(may_be_empty)
+        self._loader = LoadImage(reader="NibabelReader", image_only=True)
 
-    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             d[key] = self._load_channels(d[key], allow_empty=key in self.may_be_empty)

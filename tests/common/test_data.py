@@ -19,6 +19,7 @@ from common.data import (
     check_splits,
     collate_cases,
     list_cases,
+    paths_beside,
     split_by_subject,
     subject_of,
     write_datalist,
@@ -109,6 +110,14 @@ def test_two_files_of_one_sequence_and_case_are_refused(tmp_path):
     save(tmp_path / "s_T1w.nii.gz")
     with pytest.raises(InputError, match=r"s_T1w\.nii\.gz and .*s_T1\.nii\.gz are both T1 of one case"):
         list_cases(tmp_path, sequences="T1")
+
+
+def test_the_other_sequences_of_a_file_are_found_beside_it(tmp_path):
+    t1, flair, lonely, nameless = (save(tmp_path / f"{name}.nii.gz") for name in ("a_T1", "a_FLAIR", "b_FLAIR", "c"))
+    assert paths_beside(t1, ("T1w", "FLAIR")) == [str(t1), str(flair)]
+    assert paths_beside(str(flair), ("T1w", "FLAIR")) == [str(t1), str(flair)]
+    assert paths_beside(lonely, ("T1w", "FLAIR")) == [None, str(lonely)]
+    assert paths_beside(nameless, ("T1w", "FLAIR")) == [None, None]
 
 
 def test_a_folder_without_nifti_is_refused(tmp_path):
