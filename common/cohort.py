@@ -126,7 +126,13 @@ def make_cohort(
     try:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         written = list(
-            tqdm(_run(jobs, settings, num_workers), total=len(jobs), desc="phantom subjects", unit="subject")
+            tqdm(
+                _run(jobs, settings, num_workers),
+                total=len(jobs),
+                desc="phantom subjects",
+                unit="subject",
+                disable=None,
+            )
         )
         for job, case in zip(jobs, written, strict=True):
             sections[job.section].append({"image": case[sequences[0]], "label": case[label], **case})

@@ -12,6 +12,7 @@ from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
@@ -165,6 +166,18 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
                     raise InputError(
                         f"{' '.join(item)} is in the {other} and in the {part} set, expected in one of them"
                     )
+
+
+def share_of_process(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cases of this process where ``torchrun`` has started several: every so many-th one. All of them otherwise.
+
+    Raises:
+        InputError: if there are fewer cases than processes.
+    """
+    processes = idist.get_world_size()
+    if len(cases) < processes:
+        raise InputError(f"there are {len(cases)} cases for {processes} processes, expected one or more for each")
+    return list(cases[idist.get_rank() :: processes])
 
 
 def subject_of(case: dict[str, Any]) -> str:

@@ -240,7 +240,7 @@ class Evaluation:
         """One dict per case and label, in the order of the cases."""
         return [
             row
-            for case in tqdm(self.cases, desc="scoring", unit="case", disable=len(self.cases) < 2)
+            for case in tqdm(self.cases, desc="scoring", unit="case", disable=True if len(self.cases) < 2 else None)
             for row in self._score(case)
         ]
 

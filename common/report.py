@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 from tqdm import tqdm
 
@@ -70,17 +71,22 @@ class Report(Evaluation):
     def write(self, failures: Mapping[str, str] | None = None) -> Path:
         """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
 
+        Under ``torchrun`` the first process writes, for all of them; evaluation has waited for the others.
+
         Args:
             failures: of inference, for :meth:`leave_out`.
 
         Raises:
             InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written.
         """
+        path = self.output_dir / "report.html"
+        if idist.get_rank() > 0:
+            return path
         if failures:
             self.leave_out(failures)
         section = self.section  # all is computed before the first file is written
         self.save()
-        path = write_html_report(self.output_dir / "report.html", self.title, [section])
+        write_html_report(path, self.title, [section])
         logger.info("report: %s", path)
         return path
 
@@ -265,7 +271,7 @@ class Report(Evaluation):
         worst = self.ranked()[: self.max_pictures]
         return [
             CaseView(case["name"], self._facts(case), self._pictures(case))
-            for case in tqdm(worst, desc="drawing", unit="case", disable=len(worst) < 2)
+            for case in tqdm(worst, desc="drawing", unit="case", disable=True if len(worst) < 2 else None)
         ]
 
     def _pictures(self, case: Mapping[str, Any]) -> list[Picture]:

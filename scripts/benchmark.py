@@ -2,7 +2,8 @@
 
 ``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice, ``sae_field`` the training step
 of ``sae_segmentation`` with its Markov random field and without, ``anatomy`` the loss of ``deepatlas_joint`` that warps
-every class with the plain way to write it.
+every class with the plain way to write it. ``cohort uad_autoencoder`` compares one process with several that share the
+scans.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -47,6 +49,40 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         options = ["--bundle_root", str(root), "--dataset_dir", folder, "--output_dir", f"{folder}/whole"]
         subprocess.run([*run, *options, "--amp", str(amp)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         print(f"whole command   {time.perf_counter() - start:6.2f} s")
+
+
+def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
+    """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
+
+    Args:
+        bundle: name of the bundle; its shipped weights are used.
+        subjects: of the cohort.
+        processes: of ``torchrun``; the cores of the machine are divided among them.
+        spacing: of the scans, mm.
+    """
+    from common.cohort import make_cohort
+
+    cores = len(os.sched_getaffinity(0))
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        datalist = make_cohort(
+            f"{folder}/cohort", {"ms": (subjects, 0, 0)}, spacing=spacing, sequences=_sequences(bundle)
+        )
+        for number in (1, processes):
+            layers = ["inference.json", *(["multi_gpu_inference.json"] if number > 1 else [])]
+            configs = str([f"bundles/{bundle}/configs/{name}" for name in layers])
+            launcher = (
+                ["torch.distributed.run", "--standalone", f"--nproc_per_node={number}", "-m"] if number > 1 else []
+            )
+            command = [sys.executable, "-m", *launcher, "monai.bundle", "run", "--config_file", configs]
+            command += ["--datalist_file", str(datalist), "--output_dir", f"{folder}/{number}"]
+            threads = os.environ | {"OMP_NUM_THREADS": str(max(cores // number, 1))}
+            start = time.perf_counter()
+            subprocess.run(command, check=True, cwd=ROOT, env=threads, stdout=subprocess.DEVNULL)
+            seconds[number] = time.perf_counter() - start
+            each = f"{number} process(es) of {threads['OMP_NUM_THREADS']} thread(s)"
+            print(f"{each}: {seconds[number]:.1f} s for {subjects} scans")
+    print(f"{seconds[1] / seconds[processes]:.2f} times as fast")
 
 
 def make_head(bundle: str, folder: str, shape: tuple) -> None:
@@ -429,7 +465,23 @@ def _kept_for_backward(loss, logits, labels) -> float:
 
 if __name__ == "__main__":
     install_error_hook()
-    if len(sys.argv) > 2 and not (ROOT / "bundles" / sys.argv[2]).is_dir() and sys.argv[1] in ("inference", "training"):
+    if (
+        len(sys.argv) > 2
+        and not (ROOT / "bundles" / sys.argv[2]).is_dir()
+        and sys.argv[1] in ("inference", "training", "cohort")
+    ):
         raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
-    commands = (inference, training, ace_loss, sae_field, anatomy, make_head, parts, loss_peak, sae_peak, anatomy_peak)
+    commands = (
+        inference,
+        cohort,
+        training,
+        ace_loss,
+        sae_field,
+        anatomy,
+        make_head,
+        parts,
+        loss_peak,
+        sae_peak,
+        anatomy_peak,
+    )
     fire.Fire({command.__name__: command for command in commands})

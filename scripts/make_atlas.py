@@ -65,7 +65,7 @@ def main(
     items = read_items(label_files, datalist_file, section)
     groups = read_groups(classes)
     maps, tables = [], []
-    for path, to_shared in tqdm(items, desc="label maps"):
+    for path, to_shared in tqdm(items, desc="label maps", unit="map", disable=None):
         values, affine = read_label_map(path)
         groups = groups or {str(value): [value] for value in range(values.max() + 1)}
         labels = join_values(path, values, groups)

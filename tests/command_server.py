@@ -1,7 +1,8 @@
 """Runs command lines of ``monai.bundle``, one JSON job per line of its input, each in a fork made after the imports.
 
 A fork ends like the command itself: through the exception hook, with the exit code of the interpreter. Only the import
-of MONAI is shared.
+of MONAI is shared. A job may be several processes that work together, each with its own ``environment``: those of
+``torchrun``.
 """
 
 from __future__ import annotations
@@ -11,27 +12,46 @@ import inspect
 import json
 import os
 import runpy
+import signal
 import sys
+from pathlib import Path
 
 # what every command imports; nothing of the repository
 for name in ("monai.bundle", "monai.engines", "monai.handlers", "nibabel", "scipy.ndimage"):
     importlib.import_module(name)
 inspect.stack()  # fire does the same in every command; here it fills the caches of inspect once
 
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        break
-    sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
-    sys.stdout.flush()
-else:
+
+def run(job: dict, environment: dict[str, str]) -> None:
+    """The command itself, in a fork; does not return."""
+    os.environ |= environment
+    output = os.open(job["output"], os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(job["cwd"])
+    sys.path[0] = job["cwd"]
+    sys.argv[1:] = job["arguments"]
+    runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     sys.exit(0)
 
-output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-os.dup2(output, 1)
-os.dup2(output, 2)
-os.chdir(job["cwd"])
-sys.path[0] = job["cwd"]
-sys.argv[1:] = job["arguments"]
-runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+for line in sys.stdin:
+    job = json.loads(line)
+    Path(job["output"]).write_bytes(b"")
+    children = set()
+    for environment in job["environments"]:
+        child = os.fork()
+        if child == 0:
+            run(job, environment)
+        children.add(child)
+    first_failure = 0
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        code = os.waitstatus_to_exitcode(status)
+        first_failure = first_failure or code
+        if code:  # as torchrun does
+            for other in children:
+                os.kill(other, signal.SIGTERM)
+    sys.stdout.write(f"{first_failure}\n")
+    sys.stdout.flush()

@@ -33,8 +33,9 @@ def monai_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     )
     output = tmp_path_factory.mktemp("commands") / "output.txt"
 
-    def run(*arguments: object, cwd: Path = ROOT) -> Finished:
+    def run(*arguments: object, cwd: Path = ROOT, processes: int = 1) -> Finished:
         job = {"arguments": [str(a) for a in arguments], "cwd": str(cwd), "output": str(output)}
+        job["environments"] = ranks(processes) if processes > 1 else [{}]
         server.stdin.write(json.dumps(job) + "\n")
         server.stdin.flush()
         return Finished(int(server.stdout.readline()), output.read_text(errors="replace"))
@@ -70,6 +71,15 @@ def dead_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         if request.param == "refuses":
             server.close()
         yield address
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """What ``torchrun`` tells each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,14 @@ import ast
 import inspect
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import monai.bundle
 import pytest
-from bundle_tools import BUNDLES, ROOT, load_script, read_json
+from bundle_tools import BUNDLES, ROOT, SMALL, load_script, read_json, save_case, save_datalist
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,7 +53,7 @@ def shown(words: list[str]) -> str:
 
 @pytest.mark.parametrize("words", [w for w in commands() if "monai.bundle" in w and "run" in w], ids=shown)
 def test_options_of_a_run_are_keys_of_its_configs(words):
-    given = options(words)
+    given = options(words[words.index("run") :])  # not those of torchrun
     files = given["config_file"]
     files = ast.literal_eval(files) if files.startswith("[") else [files]
     known = set().union(*(read_json(ROOT / file) for file in files))
@@ -71,6 +74,30 @@ def test_options_of_a_script_are_parameters_of_its_main(words):
     positional = words[2:3] if not "".join(words[2:3]).startswith("--") else []
     bound = inspect.signature(main).bind(*positional, **options(words))  # raises TypeError where they do not fit
     assert set(options(words)) <= set(bound.arguments)
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path):
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    (tmp_path / "common").symlink_to(ROOT / "common")
+    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    script = []
+    for bundle in BUNDLES:
+        folder = tmp_path / bundle.name
+        image = save_case(bundle, folder / "scan.nii.gz", shape=SMALL)
+        datalist = save_datalist(folder, [image]).relative_to(tmp_path)
+        package_bundle = load_script("package_bundle").package_bundle
+        shutil.unpack_archive(package_bundle(bundle.name, tmp_path / "zips"), tmp_path / "packages")
+        for text in blocks:
+            text = text.replace("uad_autoencoder", bundle.name).replace("results", f"{bundle.name}/results")
+            script.append(text.replace("phantom/unlabelled/datalist.json", datalist.as_posix()))
+        script.append(f"assert type(network).forward and not network.training, {bundle.name!r}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [b.name for b in BUNDLES if not (tmp_path / b.name / "results" / "scan_seg.nii.gz").is_file()] == []
 
 
 def test_readme_has_the_two_commands_that_ci_takes_from_it():

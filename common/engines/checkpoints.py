@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -21,6 +22,8 @@ from ..errors import InputError
 from .events import rank, run_last, words
 
 logger = logging.getLogger(__name__)
+
+_STATE = {"epoch", "max_epochs", "epoch_length", "processes", "objects"}  # keys of a saved training
 
 
 class LoadWeights:
@@ -82,7 +85,8 @@ class TrainingState:
     A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts anew, with a
     warning, as a second training request in MONAI Label has to. With more epochs the objects go on as they were saved,
     a learning-rate schedule with its old length. Place this handler behind those that load weights.
-    Under ``torchrun`` it must be there on every rank: all restore, rank 0 saves.
+    Under ``torchrun`` it must be there on every rank: all restore, rank 0 saves. It may go on in another number of
+    processes than it stopped in; its epochs then have another length.
 
     Args:
         path: the file, for instance ``training_state.pt`` in the output folder.
@@ -124,9 +128,10 @@ class TrainingState:
             scaler.load_state_dict(saved["scaler"])
         for role, other in self._engines(engine).items():
             other.state.best_metric, other.state.best_metric_epoch = saved["best"][role]
-        engine.state.epoch_length = saved["epoch_length"]
+        if saved["processes"] == idist.get_world_size():
+            engine.state.epoch_length = saved["epoch_length"]
         engine.state.epoch = saved["epoch"]
-        engine.state.iteration = saved["epoch"] * saved["epoch_length"]
+        engine.state.iteration = saved["epoch"] * engine.state.epoch_length
         if rank(engine) == 0:
             logger.info("resuming after epoch %d of %d from %s", saved["epoch"], engine.state.max_epochs, self.path)
 
@@ -139,6 +144,7 @@ class TrainingState:
             "epoch": engine.state.epoch,
             "max_epochs": engine.state.max_epochs,
             "epoch_length": engine.state.epoch_length,
+            "processes": idist.get_world_size(),
             "objects": {name: _plain(target.state_dict()) for name, target in self.objects.items()},
             "best": {
                 role: [float(other.state.best_metric), int(other.state.best_metric_epoch)]
@@ -157,7 +163,7 @@ class TrainingState:
     def _read(self, engine: Engine) -> dict[str, Any] | None:
         """What the file holds, if it is an unfinished training like this one; None if it is a finished one."""
         saved = _read_tensors(self.path)
-        if not isinstance(saved, dict) or not {"epoch", "max_epochs", "epoch_length", "objects"} <= saved.keys():
+        if not isinstance(saved, dict) or not saved.keys() >= _STATE:
             raise InputError(f"{self.path}: found no training state, expected a file that TrainingState wrote")
         if saved["epoch"] < engine.state.max_epochs:
             self._check(saved, engine)
@@ -174,13 +180,14 @@ class TrainingState:
         expected = {
             "objects": sorted(self.objects),
             "engines with a best metric": sorted(self._engines(engine)),
-            "iterations per epoch": engine.state.epoch_length,
         }
         found = {
             "objects": sorted(saved["objects"]),
             "engines with a best metric": sorted(saved["best"]),
-            "iterations per epoch": saved["epoch_length"],
         }
+        if saved["processes"] == idist.get_world_size():
+            expected["iterations per epoch"] = engine.state.epoch_length
+            found["iterations per epoch"] = saved["epoch_length"]
         for what, value in expected.items():
             if value is not None and found[what] != value:
                 raise InputError(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedEvaluator
@@ -17,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import InputError, find_input_error
-from .events import progress_bar, words
+from .events import gather, progress_bar, words
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class ScanEvaluator(SupervisedEvaluator):
 
     Gradients are off, by ``torch.no_grad`` as in MONAI. ``torch.inference_mode`` was no faster on whole volumes, and
     what a network caches in it cannot be trained with afterwards.
+
+    Under ``torchrun`` every process has its own batches; failures are those of all of them, and the first process draws
+    the bar.
 
     Args:
         device: where the network runs.
@@ -76,6 +80,7 @@ class ScanEvaluator(SupervisedEvaluator):
         self.defer_failures = defer_failures
         self.progress = progress
         self.failures: dict[str, str] = {}  # name of a case -> sentence
+        self._cases = 0  # of the last run
         self._failed = False
         self._names: list[str] = []
         self._case_start = 0.0
@@ -87,17 +92,20 @@ class ScanEvaluator(SupervisedEvaluator):
         self.failures = {}
         self._case_start = time.monotonic()
         # closed on errors too, so that the message stands below the bar
-        options = {} if self.progress else {"disable": True}
+        options = {} if self.progress and idist.get_rank() == 0 else {"disable": True}
         with progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options) as self._bar:
             super().run(global_epoch)
-        if not self.defer_failures or len(self.failures) == self.state.iteration:
+        if self.keep_going:
+            self.failures = {name: text for part in gather(self.failures) for name, text in part.items()}
+        self._cases = sum(gather(self.state.iteration))  # waits for the other processes
+        if not self.defer_failures or len(self.failures) == self._cases:
             self.raise_failures()
 
     def raise_failures(self) -> None:
         """Raise InputError naming the cases of the last run that failed; nothing if none did."""
         if self.failures:
             listed = "; ".join(name_in_sentence(*failure) for failure in self.failures.items())
-            raise InputError(f"{len(self.failures)} of {self.state.iteration} cases failed: {listed}")
+            raise InputError(f"{len(self.failures)} of {self._cases} cases failed: {listed}")
 
     def _iteration(self, engine: Engine, batchdata: Any) -> Any:
         self._names = case_names(batchdata) or [f"case {engine.state.iteration}"]

@@ -1,4 +1,4 @@
-"""What the handlers share: order of calls, ranks, progress bars."""
+"""What the handlers share: order of calls, processes that work together, progress bars."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import ignite.distributed as idist
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,6 +29,15 @@ def run_last(engine: Engine, handler: Callable[[Engine], None], event: Events = 
 def rank(engine: Engine) -> int:
     """The rank of this process among those that train together; 0 alone."""
     return getattr(engine.state, "rank", 0)
+
+
+def gather(value: Any) -> list[Any]:
+    """The value that each process has, by rank; it is alone if this process is. All of them have to call it."""
+    if idist.get_world_size() < 2:
+        return [value]
+    values = [None] * idist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

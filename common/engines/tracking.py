@@ -125,6 +125,11 @@ class Tracker:
             if handler.close_on_complete and handler.cur_run is None:
                 handler.close()  # once more, of its database, which was in use before
 
+    def log_report(self, report: Any) -> None:
+        """Log the ``files`` and the ``numbers`` of a :class:`common.report.Report` that is written."""
+        if self._background is not None:  # elsewhere, on another rank for instance, nobody has computed them
+            self.log_results(report.files, report.numbers)
+
     def log_results(self, files: Sequence[str | Path], metrics: Mapping[str, float] | None = None) -> None:
         """Log what was made of the outputs after the run; nothing without ``--tracking``.
 

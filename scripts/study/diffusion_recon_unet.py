@@ -60,8 +60,8 @@ GRID = {"spacing": [3.0, 3.0, 3.0]}
 TRAINING = {**GRID, "slice_size": [64, 64], "amp": True}
 DIFFUSION = {"channels": [16, 32, 32], "encoder_channels": [8, 16, 32, 64], "condition_channels": 64}
 UNET = {"segmentation_def#channels": [8, 16, 32]}
-STAGE1 = {"max_epochs": 8, "val_interval": 8, "learning_rate": 0.002}
-STAGE2 = {"max_epochs": 200, "val_interval": 50, "batch_size": 4, "slices_per_volume": 4, "learning_rate": 0.002}
+STAGE1 = {"max_epochs": 40, "val_interval": 10, "learning_rate": 0.002}
+STAGE2 = {"max_epochs": 100, "val_interval": 25, "batch_size": 4, "slices_per_volume": 4, "learning_rate": 0.002}
 MEDIAN = {"median_mm": 9.0}
 
 
@@ -102,7 +102,7 @@ class Study(SeedStudy):
         return self._predict("cDDPM", ["inference_reconstruction"], "untrained") | {"ssim": ssim}
 
     def _light(self) -> dict[str, float]:
-        stage1 = {**STAGE1, "max_epochs": 12, "val_interval": 12}
+        stage1 = {**STAGE1, "max_epochs": 20}
         self._train("DAE", ["train_diffusion", "train_diffusion_light"], "healthy", **stage1)
         self._train("DAE", ["train", "train_light"], "patients", "untrained", max_epochs=1, residual=False)
         return self._predict("DAE", ["inference_light"], "untrained", beta=1.0)
@@ -201,7 +201,7 @@ def _make_data(folder: Path, seed: int) -> None:
     if (folder / "test.json").is_file():
         return
     if not (folder / "scans" / "datalist.json").is_file():
-        groups = {"healthy": (30, 4, 4), "tumour": (12, 4, 6), "infarct": (0, 0, 6)}
+        groups = {"healthy": (30, 4, 4), "tumour": (24, 4, 8), "infarct": (0, 0, 8)}
         options = {"spacing": 3.0, "sequences": ("T1w",), "seed": 6000 + seed, "prefix": f"d{seed}", "num_workers": 1}
         make_cohort(folder / "scans", groups, **options)
 
@@ -213,7 +213,7 @@ def _make_data(folder: Path, seed: int) -> None:
         sections = {section: cases(section, pathology) for section in ("training", "validation")}
         write_datalist(folder / f"{name}.json", sections)
     # as many volumes as there are patients, so that trainings are equally long
-    painted = {"training": cases("training", "healthy")[:12], "validation": cases("validation", "healthy")}
+    painted = {"training": cases("training", "healthy")[:24], "validation": cases("validation", "healthy")}
     write_datalist(folder / "painted.json", painted)
     write_datalist(folder / "healthy_test.json", {"test": cases("test", "healthy")})
     write_datalist(folder / "test.json", {"test": cases("test", "tumour", "infarct")})

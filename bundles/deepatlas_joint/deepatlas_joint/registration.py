@@ -6,9 +6,11 @@ import csv
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import ensure_tuple
 
 from common.data import list_cases
+from common.engines.events import gather
 from common.errors import InputError
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
 from common.transforms.io import file_of, grid_difference, on_grid_of, open_scan, stem, write_atomically
@@ -316,15 +319,18 @@ class MeasurePaird(MapTransform):
         return scores
 
     def write(self) -> Path:
-        """Write ``registration.csv``, a line per pair."""
-        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        """Write ``registration.csv``, a line per pair; under ``torchrun`` those of all processes, by the first one."""
+        path = self.output_dir / "registration.csv"
+        rows = [row for turn in zip_longest(*gather(self.rows)) for row in turn if row is not None]
+        if idist.get_rank() > 0:
+            return path
+        columns = list(dict.fromkeys(name for row in rows for name in row))
 
         def save(part: Path) -> None:
             with part.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, columns)
                 writer.writeheader()
-                writer.writerows(self.rows)
+                writer.writerows(rows)
 
-        path = self.output_dir / "registration.csv"
         write_atomically(path, save)
         return path
