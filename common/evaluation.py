@@ -223,6 +223,18 @@ class Evaluation:
             "failures": self.failures,
         }
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Means and pooled values by name, "mean/lesion/dice" and so on, for tracking; without undefined ones."""
+        means = {
+            f"mean/{name}/{key}": summary.mean
+            for name, metrics in self.summary.items()
+            for key, summary in metrics.items()
+        }
+        healthy = {f"healthy/{name}/false_positive_ml": summary.mean for name, summary in self.healthy.items()}
+        pooled = {f"pooled/{name}/{key}": value for name, part in self.pooled.items() for key, value in part.items()}
+        return {name: value for name, value in (means | healthy | pooled).items() if math.isfinite(value)}
+
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """One dict per case and label, in the order of the cases."""

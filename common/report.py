@@ -90,6 +90,11 @@ class Report(Evaluation):
         logger.info("report: %s", path)
         return path
 
+    @property
+    def files(self) -> list[Path]:
+        """What :meth:`write` writes."""
+        return [self.output_dir / name for name in ("report.html", "metrics.csv", "metrics.json")]
+
     @cached_property
     def section(self) -> Section:
         """The report as a section of a page, for :func:`write_html_report`."""

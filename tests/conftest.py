@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -42,6 +43,34 @@ def monai_bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     yield run
     server.stdin.close()
     server.wait(timeout=300)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Database of MLflow without an experiment; making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("store") / "mlruns.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store: Path, tmp_path: Path) -> str:
+    """Address of an MLflow store of this test's own."""
+    (tmp_path / "tracking").mkdir()
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'tracking')}"
+
+
+@pytest.fixture
+def dead_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address where nobody answers: the parameter "refuses" is a closed port, "hangs" one that lets everyone wait."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if request.param == "refuses":
+            server.close()
+        yield address
 
 
 def ranks(processes: int) -> list[dict[str, str]]:

@@ -121,6 +121,19 @@ def test_every_target_exists_and_takes_the_arguments_it_is_given(bundle):
                 pytest.fail(f"{described(files)}: {key} ({name}) {e}")
 
 
+def test_every_engine_that_tracking_reaches_is_protected_from_it(bundle):
+    """MONAI adds its handlers to these lists, which must be lists, and behind all that is in them."""
+    for files in stacks(bundle):
+        config = parsed(files).get()
+        if "train" in config:
+            handlers, validator = config["train"]["handlers"], "@validate::evaluator"
+            assert isinstance(config["validate"]["handlers"], list), described(files)
+        else:
+            handlers, validator = [config[h[1:]] if isinstance(h, str) else h for h in config["handlers"]], None
+        trackers = [handler for handler in handlers if handler["_target_"] == "common.engines.Tracker"]
+        assert [tracker.get("validator") for tracker in trackers] == [validator], described(files)
+
+
 def test_training_and_inference_have_the_same_network(bundle):
     train, inference = (parsed([bundle / "configs" / f"{name}.json"]) for name in ("train", "inference"))
     assert looked_up(train, "network_def") == looked_up(inference, "network_def")

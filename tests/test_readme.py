@@ -18,7 +18,7 @@ from bundle_tools import BUNDLES, ROOT, SMALL, load_script, read_json, save_case
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # of monai.bundle run itself, and of its tracking
-RUN_OPTIONS = {"config_file", "bundle_root", "tracking", "experiment_name", "run_name"}
+RUN_OPTIONS = {"config_file", "bundle_root", "tracking", "tracking_uri", "experiment_name", "run_name"}
 
 
 def commands() -> list[list[str]]:

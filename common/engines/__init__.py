@@ -6,7 +6,8 @@ All but :class:`TrainingState` and :class:`TimeLimit`, which every rank takes pa
 
 from .checkpoints import BestWeights, LoadWeights, TrainingState
 from .evaluator import AutocastInferer, ScanEvaluator, prepare_reconstruction
-from .tracking import TrackedParameters, ValidationPictures
+from .pictures import ValidationPictures
+from .tracking import Tracker
 from .training import EpochSeed, EpochValidation, TimeLimit, TrainingProgress
 
 __all__ = [
@@ -17,7 +18,7 @@ __all__ = [
     "LoadWeights",
     "ScanEvaluator",
     "TimeLimit",
-    "TrackedParameters",
+    "Tracker",
     "TrainingProgress",
     "TrainingState",
     "ValidationPictures",

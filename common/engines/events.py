@@ -13,15 +13,15 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 
-def run_last(engine: Engine, handler: Callable[[Engine], None]) -> None:
-    """Call a handler when an epoch is completed, behind all others: validation, schedules, trackers.
+def run_last(engine: Engine, handler: Callable[[Engine], None], event: Events = Events.EPOCH_COMPLETED) -> None:
+    """Call a handler at the end of an epoch, or at another event, behind all others: validation, schedules, trackers.
 
     Ignite calls handlers in the order of registration, so it is registered only when the run starts.
     """
 
     def register(engine: Engine) -> None:
-        if not engine.has_event_handler(handler, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, handler)
+        if not engine.has_event_handler(handler, event):
+            engine.add_event_handler(event, handler)
 
     engine.add_event_handler(Events.STARTED, register)
 

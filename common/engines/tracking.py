@@ -1,217 +1,297 @@
-"""Pictures of validation cases, and what else goes to MLflow beside the metrics."""
+"""What goes to MLflow beside losses and metrics, in the background, so that no tracking server holds a run up."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import queue
+import re
+import ssl
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
-from monai.data import decollate_batch
 from monai.handlers import MLFlowHandler
+from monai.utils import optional_import
 
-from ..errors import InputError
-from .checkpoints import replacing
-from .events import rank, words
+from .checkpoints import BestWeights
+from .events import run_last
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+entities, _ = optional_import("mlflow.entities")
 
 logger = logging.getLogger(__name__)
 
-# apart for every colour vision, on grey images too (palette of Okabe and Ito)
-REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
+PATIENCE = 10.0  # seconds
+MOST_METRICS = 50_000  # that wait for a slow server
+METRICS_PER_CALL = 1000  # what MLflow takes
+# no settings of the run, and an address can hold a password
+OF_TRACKING = ("_desc_", "tracking_uri", "experiment_name", "run_name", "save_execute_config")
 
 
-class ValidationPictures:
-    """Draw some cases of each validation into one PNG, and log it to MLflow where an MLFlowHandler is attached.
+class Tracker:
+    """Keep the MLFlowHandlers of a run from ever stopping or slowing it, and log more to the runs that they open.
 
-    For the handlers of the evaluator. The cases are spread over the validation, and the same ones each time; where they
-    are the slices of a few volumes, one after the other, these are seen at several heights. A volume is shown in the
-    axial slice (the last axis) with most of the reference in it, or of the prediction, or of the image;
-    anterior is up if it is in RAS. A tracking server that fails is warned about once and left alone.
+    For the handlers of the trainer, or of the evaluator in inference; does nothing unless MONAI's ``--tracking`` adds
+    an MLFlowHandler behind it. That handler still decides what is logged of losses and metrics, but a thread sends it.
+    A server that does not answer is given up, with one warning, and the run goes on without: it waits for the server
+    only when it starts and when it ends, each time ten seconds at most, or as many as the environment variable
+    ``MLFLOW_HTTP_REQUEST_TIMEOUT`` says. For a local SQLite store it waits until all is written.
 
-    Args:
-        output_dir: folder of the pictures, ``epoch_0001.png`` and so on.
-        max_cases: number of cases in a picture.
-        image_key: image, (C, *spatial) with two or three spatial dimensions.
-        label_key: reference labels, (1, *spatial), or a channel per class, background first; may be missing.
-        pred_key: prediction, likewise, or a map such as a probability.
-        contours: True draws label and prediction as contours on the image. False puts the prediction below the image,
-            on the same grey scale: for reconstructions.
-        threshold: where the contour of a prediction that is no label map is drawn, in its unit.
-        channel: which channel of the image is shown.
-
-    Raises:
-        InputError: if the items have no image or prediction, or the picture cannot be written.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        max_cases: int = 4,
-        image_key: str = "image",
-        label_key: str = "label",
-        pred_key: str = "pred",
-        contours: bool = True,
-        threshold: float = 0.5,
-        channel: int = 0,
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.max_cases = max_cases
-        self.image_key = image_key
-        self.label_key = label_key
-        self.pred_key = pred_key
-        self.contours = contours
-        self.threshold = threshold
-        self.channel = channel
-        self._slices: list[dict[str, np.ndarray]] = []
-        self._track = tracked_by_mlflow()
-
-    def attach(self, engine: Engine) -> None:
-        if rank(engine) > 0:
-            return
-        engine.add_event_handler(Events.EPOCH_STARTED, self._forget)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
-
-    def _forget(self, engine: Engine) -> None:
-        self._slices = []
-
-    def _collect(self, engine: Engine) -> None:
-        # the whole number is a batch, the rest a place in it
-        places = [position * (engine.state.epoch_length or 1) for position in spread_positions(self.max_cases)]
-        shares = [place % 1 for place in places if int(place) == engine.state.iteration - 1]
-        if not shares:
-            return
-        outputs = engine.state.output if isinstance(engine.state.output, list) else decollate_batch(engine.state.output)
-        for index in sorted({int(share * len(outputs)) for share in shares}):
-            item = outputs[index]
-            lacking = {self.image_key, self.pred_key} - item.keys()
-            if lacking:
-                raise InputError(f"ValidationPictures: no {words(sorted(lacking))} in the output of the evaluator")
-            keys = {"image": self.image_key, "label": self.label_key, "pred": self.pred_key}
-            masks = ("label", "pred") if self.contours else ("label",)
-            item = item | {self.image_key: item[self.image_key][self.channel : self.channel + 1]}
-            maps = {role: _array(item[key], role in masks) for role, key in keys.items() if item.get(key) is not None}
-            self._slices.append(fullest_slice(maps, masks))
-
-    def _draw(self, engine: Engine) -> None:
-        if not self._slices:
-            return
-        from matplotlib.figure import Figure  # slow to import, and inference does not need it
-        from matplotlib.lines import Line2D
-
-        rows, columns = 1 if self.contours else 2, len(self._slices)
-        figure = Figure(figsize=(3 * columns, 3 * rows + 0.7), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for column, maps in enumerate(self._slices):
-            scale = {"cmap": "gray", "vmin": float(maps["image"].min()), "vmax": float(maps["image"].max())}
-            axes[0, column].imshow(maps["image"], **scale)
-            if self.contours:
-                for role, color in (("label", REFERENCE_COLOR), ("pred", PREDICTION_COLOR)):
-                    if role in maps:
-                        _contour(axes[0, column], maps[role], self.threshold, color)
-            else:
-                axes[1, column].imshow(maps["pred"], **scale)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        if self.contours:
-            names = {"reference": REFERENCE_COLOR, "prediction": PREDICTION_COLOR}
-            lines = [Line2D([], [], color=color, label=name) for name, color in names.items()]
-            figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-        figure.suptitle(f"epoch {engine.state.epoch}", fontsize=10)
-        path = self.output_dir / f"epoch_{engine.state.epoch:04d}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
-        self._track(engine, lambda client, run_id: client.log_artifact(run_id, str(path), "validation"))
-
-
-class TrackedParameters:
-    """Log the settings of a training to MLflow where an MLFlowHandler is attached to the engine.
-
-    MONAI's handler logs ``max_epochs`` and the whole config as a file; named here, settings can be compared in tables.
+    Logged beside: at the start ``files`` and, as parameters, the settings on top of the config that MONAI executes and
+    saves; at the end of a training the weights of each :class:`BestWeights` of the validator.
 
     Args:
-        parameters: name to value; the value is logged as text.
+        files: model card and the like; those that do not exist are left out.
+        validator: the evaluator of the training; its MLFlowHandlers are treated likewise.
     """
 
-    def __init__(self, parameters: Mapping[str, Any]) -> None:
-        self.parameters = dict(parameters)
-        self._track = tracked_by_mlflow()
+    def __init__(self, files: Sequence[str | Path] = (), validator: Engine | None = None) -> None:
+        self.files = [Path(file) for file in files]
+        self.validator = validator
+        self._background: Background | None = None  # None without tracking, or if it is given up at the start
+        self._clients: list[tuple[MLFlowHandler, Any]] = []
+        self._runs: list[tuple[Any, str]] = []  # client and run of each handler of the engine
 
     def attach(self, engine: Engine) -> None:
-        # not at STARTED: the MLFlowHandler of --tracking comes last in the list and opens its run there
-        engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._log_weights)  # before the MLFlowHandler closes its run
+        run_last(engine, self._finish, Events.COMPLETED)
 
-    def __call__(self, engine: Engine) -> None:
-        if self.parameters:
-            parameters, self.parameters = self.parameters, {}
-            for name, value in parameters.items():
-                self._track(engine, lambda client, run, name=name, value=value: client.log_param(run, name, str(value)))
+    def _start(self, engine: Engine) -> None:
+        """Open the runs of all MLFlowHandlers in their place, and let them log in the background."""
+        own = mlflow_handlers(engine)
+        started = [(handler, engine) for handler in own]
+        if self.validator is not None:
+            started += [(handler, self.validator) for handler in mlflow_handlers(self.validator)]
+        if not started:
+            return
+        background = Background(started[0][0].client.tracking_uri)
+        for handler, owner in started:
+            background.call(handler.start, owner)
+        for handler in own:
+            background.call(self._log_settings, handler)
+        background.wait()
+        _remove_callbacks(engine, None if background.lost else ("start",))
+        if self.validator is not None:
+            _remove_callbacks(self.validator, None if background.lost else ("start", "close"))
+        if background.lost:
+            background.close()
+            return
+        self._background = background
+        self._runs = [(handler.client, handler.cur_run.info.run_id) for handler in own]
+        self._clients = [(handler, handler.client) for handler, _ in started]
+        for handler, client in self._clients:
+            handler.client = BackgroundClient(client, background)
+
+    def _log_settings(self, handler: MLFlowHandler) -> None:
+        run_id = handler.cur_run.info.run_id
+        known = handler.client.get_run(run_id).data.params  # of the run that a resumed training goes on with
+        # where output_dir is no expression, as on a command line, MONAI gives the sum instead of the path
+        paths = [re.sub(r" \+ '(/config_\w+\.json)'$", r"\1", str(path)) for path in handler.artifacts if path]
+        handler.artifacts = tuple(paths)
+        configs = [Path(path) for path in paths if path.endswith(".json")]
+        settings = {name: value for path in configs for name, value in settings_of(path).items() if name not in known}
+        handler.client.log_batch(run_id, params=[entities.Param(name, str(value)) for name, value in settings.items()])
+        for file in self.files:
+            if file.is_file():
+                handler.client.log_artifact(run_id, str(file))
+
+    def _log_weights(self, engine: Engine) -> None:
+        # without an epoch that was the best, the files are those of another training
+        if self._background is None or self.validator is None or self.validator.state.best_metric_epoch < 1:
+            return
+        for handler, *_ in self.validator._event_handlers[Events.EPOCH_COMPLETED]:
+            if isinstance(handler, BestWeights):
+                self._log_file(handler.path, "weights")
+
+    def _log_file(self, path: str | Path, folder: str | None = None) -> None:
+        for client, run_id in self._runs:
+            self._background.call(client.log_artifact, run_id, str(path), folder)
+
+    def _finish(self, engine: Engine) -> None:
+        """Wait until all is sent, and leave the MLFlowHandlers as they were."""
+        if self._background is None:
+            return
+        self._background.close()
+        for handler, client in self._clients:
+            handler.client = client
+            if handler.close_on_complete and handler.cur_run is None:
+                handler.close()  # once more, of its database, which was in use before
+
+    def log_report(self, report: Any) -> None:
+        """Log the ``files`` and the ``numbers`` of a :class:`common.report.Report` that is written."""
+        if self._background is not None:  # elsewhere, on another rank for instance, nobody has computed them
+            self.log_results(report.files, report.numbers)
+
+    def log_results(self, files: Sequence[str | Path], metrics: Mapping[str, float] | None = None) -> None:
+        """Log what was made of the outputs after the run; nothing without ``--tracking``.
+
+        Args:
+            files: a report, tables.
+            metrics: name to number; what MLflow does not allow in a name becomes "_".
+        """
+        if self._background is None or self._background.lost:
+            return
+        self._background = Background(self._background.uri)
+        now = int(1000 * time.time())
+        names = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in (metrics or {}).items()}
+        values = [entities.Metric(name, value, now, 0) for name, value in names.items()]
+        for client, run_id in self._runs:
+            BackgroundClient(client, self._background).log_batch(run_id, values)
+        for file in files:
+            self._log_file(file)
+        self._background.close()
 
 
-def tracked_by_mlflow() -> Callable[[Engine, Callable[[Any, str], None]], None]:
-    """Make a function that calls ``action(client, run_id)`` for each MLFlowHandler attached to an engine.
+class Background:
+    """Makes calls to a tracking server, one after the other, in a thread. The first that fails is the last one.
 
-    After the first failure it warns and does nothing more: a tracking server that is down must not stop a training,
-    nor delay it at each step by its time-out.
+    Args:
+        uri: of the server, or of a local SQLite store.
     """
-    alive = True
 
-    def track(engine: Engine, action: Callable[[Any, str], None]) -> None:
-        nonlocal alive
-        for handler, *_ in engine._event_handlers[Events.STARTED]:  # ignite has no public way to list them
-            owner = getattr(handler, "__self__", None)
-            if not alive or not isinstance(owner, MLFlowHandler) or owner.cur_run is None:
-                continue
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.lost = False
+        self._calls: queue.Queue[Callable[[], Any] | None] = queue.Queue()
+        self._patience = None  # a local disk cannot hang
+        if not uri.startswith("sqlite:"):
+            self._patience = float(os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", PATIENCE))
+        if uri.startswith(("http://", "https://")):
+            self.call(check_answer, uri, self._patience / 2)
+        threading.Thread(target=self._work, name="tracking", daemon=True).start()
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Have a function called later, and its result thrown away."""
+        if not self.lost:
+            self._calls.put(partial(function, *args, **kwargs))
+
+    def wait(self) -> None:
+        """Wait until all calls are made, or give up."""
+        calls = self._calls
+        with calls.all_tasks_done:
+            done = calls.all_tasks_done.wait_for(lambda: self.lost or not calls.unfinished_tasks, self._patience)
+        if not done:
+            self.give_up(f"no answer in {self._patience:g} s")
+
+    def give_up(self, cause: object) -> None:
+        """Make no more calls, and say so once."""
+        if not self.lost:
+            self.lost = True
+            logger.warning("tracking at %s is given up, the run goes on without it (%s)", shown(self.uri), cause)
+
+    def close(self) -> None:
+        """Wait until all calls are made, or give up; nothing is called after that."""
+        self.wait()
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
             try:
-                action(owner.client, owner.cur_run.info.run_id)
-            except Exception as error:  # a client of a remote service raises whatever its transport raises
-                alive = False
-                logger.warning("MLflow does not answer, going on without (%s: %s)", type(error).__name__, error)
+                if not self.lost:
+                    call()
+            except Exception as error:  # whatever the transport or the database raises
+                self.give_up(f"{type(error).__name__}: {error}")
+            finally:
+                self._calls.task_done()
 
-    return track
 
+class BackgroundClient:
+    """An MlflowClient for those that only log: every call returns at once, and is made in the background.
 
-def spread_positions(number: int) -> list[float]:
-    """Positions in [0, 1), one in each of ``number`` equal parts, from 30 % of the first to 70 % of the last.
-
-    The middles would be at one height in each of as many volumes; the ends of volumes show hardly any brain.
+    Metrics that have to wait are sent together, so that a slow server falls behind by few calls.
     """
-    return [(i + 0.3 + 0.4 * (i / (number - 1) if number > 1 else 0.5)) / number for i in range(number)]
+
+    def __init__(self, client: Any, background: Background) -> None:
+        self._client = client
+        self._background = background
+        self._metrics: list[Any] = []
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._background.call, getattr(self._client, name))
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = (), tags: Sequence[Any] = ()
+    ) -> None:
+        if params or tags:
+            self._background.call(self._client.log_batch, run_id, (), params, tags)
+        if not metrics or self._background.lost:
+            return
+        with self._lock:
+            first = not self._metrics
+            self._metrics.extend(metrics)
+        if first:
+            self._background.call(self._send_metrics, run_id)
+        elif len(self._metrics) > MOST_METRICS:
+            self._background.give_up(f"{len(self._metrics)} values wait")
+
+    def _send_metrics(self, run_id: str) -> None:
+        with self._lock:
+            metrics, self._metrics = self._metrics, []
+        for start in range(0, len(metrics), METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics[start : start + METRICS_PER_CALL])
 
 
-def fullest_slice(maps: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Cut the slice along the last axis with most of the first map that is not empty, ``labels`` before ``image``.
+def mlflow_handlers(engine: Engine) -> list[MLFlowHandler]:
+    """The MLFlowHandlers that are attached to an engine."""
+    entries = [entry for entries in engine._event_handlers.values() for entry in entries]  # ignite lists them nowhere
+    owners = [getattr(_method(entry), "__self__", None) for entry in entries]
+    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, MLFlowHandler)))
 
-    Args:
-        maps: "image" and others, all (H, W) or (H, W, D) of one shape.
-        labels: names of the maps to look at first; those that are missing are passed over.
 
-    Returns:
-        each map as (W, H), rotated so that the second axis points up.
+def _remove_callbacks(engine: Engine, names: Sequence[str] | None) -> None:
+    """Take the methods of these names of MLFlowHandlers, or all of them, from an engine.
+
+    In place, since ignite is on its way through the very list; its own method makes a new one.
     """
-    if maps["image"].ndim == 3:
-        wanted = next((maps[name] for name in labels if name in maps and maps[name].any()), maps["image"])
-        index = int(np.abs(wanted).sum(axis=(0, 1)).argmax())
-        maps = {name: values[..., index] for name, values in maps.items()}
-    return {name: np.rot90(values) for name, values in maps.items()}
+
+    def unwanted(method: Callable) -> bool:
+        of_mlflow = isinstance(getattr(method, "__self__", None), MLFlowHandler)
+        return of_mlflow and (names is None or method.__name__ in names)
+
+    for entries in engine._event_handlers.values():
+        entries[:] = [entry for entry in entries if not unwanted(_method(entry))]
 
 
-def _array(tensor: torch.Tensor, mask: bool) -> np.ndarray:
-    """(C, *spatial) -> (*spatial): the first channel; of a mask with several channels the index of the largest."""
-    values = tensor.detach().cpu().float().numpy()
-    return values.argmax(axis=0) if mask and len(values) > 1 else values[0]
+def _method(entry: tuple) -> Callable:
+    """The callback in an entry of ignite's lists, without the wrapper of an event filter."""
+    return getattr(entry[0], "__wrapped__", entry[0])
 
 
-def _contour(axis: Axes, values: np.ndarray, threshold: float, color: str) -> None:
-    """Outline each label of a label map, or the region of any other map that reaches the threshold."""
-    is_labels = np.array_equal(values, np.round(values))
-    masks = [values == label for label in np.unique(values) if label != 0] if is_labels else [values >= threshold]
-    for mask in masks:
-        if mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors=color, linewidths=1)
+def settings_of(config: Path) -> dict[str, Any]:
+    """The settings on top of a config: numbers, texts and lists of them, but no expressions, references or address."""
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(is_plain, value))
+        return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
+
+    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return {key: value for key, value in content.items() if is_plain(value) and key not in OF_TRACKING}
+
+
+def check_answer(uri: str, seconds: float) -> None:
+    """Raise an OSError unless a server answers, be it with a refusal.
+
+    MLflow's own client would try again for minutes, and log each attempt.
+    """
+    try:
+        urlopen(shown(uri), timeout=seconds).close()
+    except HTTPError:  # an answer
+        return
+    except URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # MLflow's own settings say which certificates are good
+            raise
+
+
+def shown(uri: str) -> str:
+    """An address without user and password."""
+    return re.sub("//[^/]*@", "//", uri)

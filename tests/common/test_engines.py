@@ -30,16 +30,14 @@ from common.engines import (
     LoadWeights,
     ScanEvaluator,
     TimeLimit,
-    TrackedParameters,
     TrainingProgress,
     TrainingState,
     ValidationPictures,
     checkpoints,
     prepare_reconstruction,
-    tracking,
 )
 from common.engines.checkpoints import save_tensors
-from common.engines.tracking import fullest_slice, spread_positions
+from common.engines.pictures import _contour, fullest_slice, spread_positions
 from common.errors import InputError, find_input_error
 
 FORK = multiprocessing.get_context("fork")
@@ -715,33 +713,11 @@ def test_the_slices_of_a_few_volumes_are_pictured_at_several_heights(tmp_path):
 def test_a_probability_is_outlined_where_it_reaches_the_threshold():
     drawn = []
     axis = SimpleNamespace(contour=lambda mask, **options: drawn.append(mask.tolist()))
-    tracking._contour(axis, np.array([[0.1, 0.3], [0.6, 0.9]]), 0.3, "k")
-    tracking._contour(axis, np.array([[0, 1], [0, 2]]), 0.3, "k")
+    _contour(axis, np.array([[0.1, 0.3], [0.6, 0.9]]), 0.3, "k")
+    _contour(axis, np.array([[0, 1], [0, 2]]), 0.3, "k")
     assert drawn == [[[False, True], [True, True]], [[False, True], [False, False]], [[False, False], [False, True]]]
-    tracking._contour(axis, np.zeros((2, 2)), 0.3, "k")
+    _contour(axis, np.zeros((2, 2)), 0.3, "k")
     assert len(drawn) == 3
-
-
-def test_a_dead_tracking_server_is_warned_about_once_and_stops_nothing(tmp_path, caplog):
-    calls = []
-
-    def refuse(*args):
-        calls.append(args)
-        raise ConnectionError("connection refused")
-
-    client = SimpleNamespace(log_artifact=refuse, log_param=refuse)
-    handlers = [ValidationPictures(tmp_path), FakeTracking(client)]
-    run_validation(handlers, [0.1, 0.2], epochs=(1, 2))
-    assert len(calls) == 1
-    assert caplog.text.count("MLflow does not answer, going on without (ConnectionError: connection refused)") == 1
-    assert len(list(tmp_path.glob("*.png"))) == 2
-
-
-def test_settings_are_tracked_once_as_parameters():
-    logged = []
-    client = SimpleNamespace(log_param=lambda *args: logged.append(args))
-    run_validation([TrackedParameters({"lr": 0.01, "roi": [64, 64]}), FakeTracking(client)], [0.1, 0.2], epochs=(1, 2))
-    assert logged == [("run 1", "lr", "0.01"), ("run 1", "roi", "[64, 64]")]
 
 
 def test_pictures_need_a_prediction(tmp_path):
@@ -775,7 +751,7 @@ def test_all_handlers_are_made_by_a_config(tmp_path):
                 {"_target_": "common.engines.EpochSeed", "seed": 0},
                 {"_target_": "common.engines.TimeLimit", "max_minutes": "@max_minutes"},
                 {"_target_": "common.engines.TrainingProgress", "validator": "@validate#evaluator"},
-                {"_target_": "common.engines.TrackedParameters", "parameters": {"lr": 0.01}},
+                {"_target_": "common.engines.Tracker", "validator": "@validate#evaluator"},
             ],
             "trainer": {
                 "_target_": "SupervisedTrainer",

@@ -122,7 +122,7 @@ class JointTrainer(Trainer):
         flip: probability that a pair is mirrored left to right.
         train_handlers: handlers.
 
-    The output of a step is ``{"loss": scalar}``.
+    The output of a step is ``[{"loss": scalar}]``, as decollated, which is what MONAI's tracking reads.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class JointTrainer(Trainer):
         self.predictions: dict[int, torch.Tensor] = {}
         self.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.predictions.clear())
 
-    def _iteration(self, engine: JointTrainer, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _iteration(self, engine: JointTrainer, batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         pair = batch["image"].to(self.state.device)
         labels = [
             batch["label"][:, i : i + 1].to(self.state.device) if batch["labelled"][0, i] else None for i in range(2)
@@ -167,7 +167,7 @@ class JointTrainer(Trainer):
             loss = self._segmentation_step(*_mirrored(mirrored, pair, labels))
         loss.backward()
         self.optimizer.step()
-        return {"loss": loss.detach()}
+        return [{"loss": loss.detach()}]
 
     def _registration_step(self, pair: torch.Tensor, anatomies: list[torch.Tensor | None]) -> torch.Tensor:
         self.registration.train()
