@@ -9,6 +9,7 @@ weights are varied afterwards.
 from __future__ import annotations
 
 import logging
+import math
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ ARMS = {
     "Unet_res_P": "U-Net on image and residual, painted anomalies",
     "SADM_res_P": "cDDPM + Unet_res_P",
 }
-SCORES = {"auprc_T": "AUPRC, T", "dice_T": "best Dice, T", "auprc_K": "AUPRC, K", "dice_K": "best Dice, K"}
+SCORES = {
+    "auprc_T": "AUPRC, T",
+    "dice_T": "best Dice, T",
+    "auprc_K": "AUPRC, K",
+    "dice_K": "best Dice, K",
+    "ssim": "SSIM, healthy",
+}
 # claim -> better arm, worse arm, score, smallest gap, what it says; B numbers are those of the specification
 CLAIMS = {
     "B1a": ("SADM_res_T", "cDDPM", "dice_T", 0.0, "known pathology: both are better than the reconstruction"),
@@ -92,7 +99,7 @@ class Study(SeedStudy):
             ("SADM_res_P", "Unet_res_P", 0.5),
         ):
             found[arm] = self.once(arm, self._fused, unet, beta)
-        return {arm: found[arm] for arm in ARMS}
+        return {arm: {"ssim": math.nan, **found[arm]} for arm in ARMS}
 
     def _diffusion(self) -> dict[str, float]:
         self._train("cDDPM", ["train_diffusion"], "healthy", **STAGE1, **_parts("network_def", DIFFUSION))
