@@ -50,7 +50,9 @@ def list_cases(
     and a label (``_lesion``, ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and
     one sequence is asked for: every NIfTI file directly in the folder but masks and maps.
 
-    From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON.
+    From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
+    the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
+    taken, and cases that lack one are left out: one datalist for bundles of different sequences.
 
     Args:
         dataset_dir: folder of scans.
@@ -78,7 +80,10 @@ def list_cases(
         source = Path(datalist_file)
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
-        cases = _cases_of_datalist(source, section, mask_key)
+        content = _read_datalist(source)
+        cases = _cases_of_datalist(content, source, section, mask_key)
+        if isinstance(content, dict) and "sequences" in content:
+            cases = _of_sequences(cases, content["sequences"], sequences, optional_sequences, source)
     elif dataset_dir is not None:
         source = Path(dataset_dir)
         cases = _cases_of_folder(source, sequences)
@@ -409,13 +414,16 @@ def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[st
     return case
 
 
-def _cases_of_datalist(path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
+def _read_datalist(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
     except ValueError as e:
         raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
+
+
+def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
     items = _items_of(content, section, path)
     if not items:
         raise InputError(f"{path} lists no case{f' under {section}' if section else ''}, expected at least one")
@@ -461,6 +469,36 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
 def _is_section(value: list[Any]) -> bool:
     """Whether a list in a datalist is one of cases: other lists there hold notes, or labels without an image."""
     return any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
+
+
+def _of_sequences(
+    cases: list[dict[str, Any]], listed: Any, wanted: tuple[str, ...], optional: Sequence[str], source: Path
+) -> list[dict[str, Any]]:
+    """Of the images of each case those that are wanted; cases that lack one are left out."""
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise InputError(f"{source} has sequences {str(listed)[:80]}, expected a list of names such as T1w")
+
+    def same(name: str) -> str:
+        return name.lower().removesuffix("w")  # BIDS writes T1w and T2w
+
+    places = {same(name): place for place, name in enumerate(listed)}
+    missing = [name for name in wanted if same(name) not in places and name not in optional]
+    if missing:
+        raise InputError(f"{source} lists images of {', '.join(listed)}, expected {', '.join(missing)} among them")
+    chosen = []
+    for case in cases:
+        entries = _entries(case)
+        if len(entries) != len(listed):
+            shown = ", ".join(map(str, entries))
+            raise InputError(f"{source} has a case of {shown}, expected {len(listed)} images ({', '.join(listed)})")
+        images = [entries[places[same(name)]] if same(name) in places else None for name in wanted]
+        if any(images) and all(path or name in optional for path, name in zip(images, wanted, strict=True)):
+            chosen.append(case | {"image": images if len(images) > 1 else images[0]})
+    if not chosen:
+        raise InputError(f"{source} has no case with {' and '.join(wanted)} among its {len(cases)}, expected one")
+    if len(chosen) < len(cases):
+        logger.info("%s: %d cases without %s left out", source, len(cases) - len(chosen), " and ".join(wanted))
+    return chosen
 
 
 def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def main(
     facts = survey(cases, num_workers)
     refuse_leaks(cases, duplicates(cases, facts))
     sections = split(cases, validation, test, folds, seed)
-    write_datalist(datalist, sections)
+    write_datalist(datalist, sections, {"sequences": list(sequences)})
     logger.info("%s", describe(cases, sequences, facts))
     logger.info("wrote %s: %s", datalist, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
 

@@ -182,6 +182,7 @@ def test_the_command_writes_a_datalist_that_bundles_read(scans, tmp_path):
     options = {"sequences": "T1w", "label": label, "dataset": "mine", "num_workers": 1}
     script.main(str(out), pattern=pattern, test=0.34, folds=2, **options)
     content = json.loads(out.read_text())
+    assert content.pop("sequences") == ["T1w"]
     assert {name: len(part) for name, part in content.items()} == {"training": 4, "test": 2}
     assert sorted(case["fold"] for case in content["training"]) == [0, 0, 1, 1]
     assert all(case["image"].startswith("../scans/") for part in content.values() for case in part)
@@ -200,6 +201,7 @@ def test_a_bids_folder_is_a_source_too(tmp_path):
         str(tmp_path / "c.json"), dataset_dir=str(tmp_path / "bids"), sequences="T1w", validation=0.3, healthy=True
     )
     content = json.loads((tmp_path / "c.json").read_text())
+    assert content.pop("sequences") == ["T1w"]
     assert {name: len(part) for name, part in content.items()} == {"training": 2, "validation": 1}
     assert all(case["healthy"] for part in content.values() for case in part)
 

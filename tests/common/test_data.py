@@ -482,6 +482,45 @@ def test_a_sequence_that_is_needed_and_missing_is_named(tmp_path, image, optiona
         list_cases(datalist_file=cases, sequences=["T1w", "FLAIR"], optional_sequences=optional)
 
 
+def test_of_the_sequences_that_a_datalist_names_the_wanted_ones_are_taken(tmp_path, caplog):
+    for file in ("a_T1.nii.gz", "a_FLAIR.nii.gz", "b_T1.nii.gz", "c_FLAIR.nii.gz"):
+        save(tmp_path / file)
+    images = [["a_T1.nii.gz", "a_FLAIR.nii.gz"], ["b_T1.nii.gz", None], [None, "c_FLAIR.nii.gz"]]
+    content = {"sequences": ["T1w", "FLAIR"], "training": [{"image": image} for image in images]}
+    cases = save_json(tmp_path / "cases.json", content)
+
+    def taken(*sequences, **options):
+        found = list_cases(datalist_file=cases, sequences=sequences, **options)
+        return [[p and p.rpartition("/")[2] for p in np.atleast_1d(case["image"])] for case in found]
+
+    caplog.set_level("INFO")
+    assert taken("FLAIR") == [["a_FLAIR.nii.gz"], ["c_FLAIR.nii.gz"]]
+    assert "1 cases without FLAIR left out" in caplog.text
+    assert taken("T1") == [["a_T1.nii.gz"], ["b_T1.nii.gz"]]
+    assert taken("FLAIR", "T1w") == [["a_FLAIR.nii.gz", "a_T1.nii.gz"]]
+    assert len(taken("T1w", "FLAIR", optional_sequences=["T1w", "FLAIR"])) == 3
+    assert taken("T2w", "FLAIR", optional_sequences=["T2w"])[0] == [None, "a_FLAIR.nii.gz"]
+    with pytest.raises(InputError, match="lists images of T1w, FLAIR, expected T2w among them"):
+        taken("T2w")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"sequences": "T1w", "test": [{"image": "a.nii.gz"}]}, "has sequences T1w, expected a list of names"),
+        ({"sequences": ["T1w"], "test": [{"image": ["a.nii.gz", "b.nii.gz"]}]}, r"expected 1 images \(T1w\)"),
+        (
+            {"sequences": ["T1w", "FLAIR"], "test": [{"image": ["a.nii.gz", None]}]},
+            "has no case with FLAIR among its 1",
+        ),
+    ],
+)
+def test_sequences_of_a_datalist_that_make_no_sense_are_refused(tmp_path, content, sentence):
+    cases = save_json(tmp_path / "cases.json", content)
+    with pytest.raises(InputError, match=sentence):
+        list_cases(datalist_file=cases, sequences=["FLAIR" if len(content["sequences"]) == 2 else "T1w"])
+
+
 def test_sequences_on_different_grids_are_refused(tmp_path):
     save(tmp_path / "a_T1.nii.gz")
     save(tmp_path / "a_FLAIR.nii.gz", affine=AFFINE @ np.diag([1, 1, 1.1, 1]))
