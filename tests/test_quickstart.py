@@ -13,6 +13,7 @@ import pytest
 import torch
 from bundle_tools import BUNDLES, NOT_COPIED, load_script, parsed, save_nifti
 
+from common.engines import LoadWeights
 from common.errors import InputError
 from common.phantom import TISSUES
 
@@ -31,7 +32,7 @@ def bundles(tmp_path_factory) -> list[Path]:
             for i in range(len(config["handlers"])):
                 torch.manual_seed(0)
                 handler = config.get_parsed_content(f"handlers::{i}")
-                if handler is not None:  # a layer may need no weights
+                if isinstance(handler, LoadWeights):
                     torch.save(handler.network.state_dict(), handler.path)
     return [folder / bundle.name for bundle in BUNDLES]
 
