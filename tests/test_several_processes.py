@@ -98,6 +98,23 @@ def test_more_processes_than_cases_are_refused(run, cohort, tmp_path):
     assert "there are 1 cases for 2 processes, expected one or more for each" in done.errors[0]
 
 
+@pytest.mark.parametrize("bundle", [b for b in BUNDLES if b.name == "deepatlas_joint"], indirect=True)
+def test_pairs_to_register_are_shared_and_have_one_table(run, cohort, tmp_path):
+    cases = three_cases(cohort)["test"]
+    moving = json.loads(cohort.read_text())["training"][0]["image"]
+    (tmp_path / "cases.json").write_text(json.dumps([{"image": case["image"]} for case in cases]))
+    options = {"datalist_file": tmp_path / "cases.json", "moving_file": moving, "pictures": False}
+    tables = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        layers = ["multi_gpu_inference"][: processes - 1]
+        done = run("inference_registration", *layers, processes=processes, output_dir=out, **options)
+        assert done.code == 0, done.output[-3000:]
+        tables.append((out / "registration.csv").read_text().splitlines())
+    assert len(tables[0]) == 1 + len(cases)
+    assert tables[1] == tables[0]
+
+
 # every training, with settings small enough for a test
 TRAININGS = {
     ("ace_multitask", "train"): {

@@ -252,7 +252,7 @@ def test_the_settings_of_a_config_are_its_plain_values(tmp_path):
 
 def test_a_password_in_the_address_is_not_shown():
     assert shown("http://me:secret@host:5000/path") == "http://host:5000/path"
-    assert shown("sqlite:////tmp/mlruns.db") == "sqlite:////tmp/mlruns.db"
+    assert shown("sqlite:////data/mlruns.db") == "sqlite:////data/mlruns.db"
 
 
 def test_the_documented_seconds_are_those_of_the_code():
