@@ -288,3 +288,36 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < end, "nothing has happened"
         time.sleep(0.2)
+
+
+# pairs of processes that train one step and end, with Python's lock given up by nobody who is not asked to wait
+PAIRS = """
+import os, sys, torch, torch.distributed as dist
+from common.engines import leave_group
+
+def train(rank, store):
+    sys.setswitchinterval(10)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    network = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    network(torch.ones(2, 4)).sum().backward()
+    dist.all_reduce(torch.ones(1000))
+    leave_group()
+    return network  # kept, as by a config
+
+for i in range(4):
+    processes = [os.fork(), 0]
+    if processes[0]:
+        processes[1] = os.fork()
+    if 0 in processes:
+        network = train(processes.index(0), sys.argv[1] + str(i))
+        sys.exit()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+    assert codes == [0, 0], codes
+"""
+
+
+def test_processes_end_without_an_abort(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", PAIRS, tmp_path / "store"], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]

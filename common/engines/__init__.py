@@ -6,6 +6,7 @@ All but :class:`TrainingState` and :class:`TimeLimit`, which every rank takes pa
 
 from .checkpoints import BestWeights, LoadWeights, TrainingState
 from .evaluator import AutocastInferer, ScanEvaluator, prepare_reconstruction
+from .events import leave_group
 from .pictures import ValidationPictures
 from .tracking import Tracker
 from .training import EpochSeed, EpochValidation, TimeLimit, TrainingProgress
@@ -22,5 +23,6 @@ __all__ = [
     "TrainingProgress",
     "TrainingState",
     "ValidationPictures",
+    "leave_group",
     "prepare_reconstruction",
 ]

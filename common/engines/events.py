@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -38,6 +39,18 @@ def gather(value: Any) -> list[Any]:
     values = [None] * idist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def leave_group() -> None:
+    """Destroy the process group, and give its threads time to let go of what they hold of Python.
+
+    ``DistributedDataParallel`` keeps the group, and so its threads. One that still waits for Python's lock, to release
+    the tensor of the last exchange, when Python ends makes the process abort ("terminate called without an active
+    exception") after all its work is done.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        time.sleep(0.1)
 
 
 @contextmanager
