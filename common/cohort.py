@@ -60,7 +60,7 @@ def make_cohort(
         groups: pathology -> number of subjects for training, validation and test.
         scanner: key of :data:`common.phantom.SCANNERS`.
         spacing: voxel size in mm of the axial grid, one or three numbers.
-        sequences: contrasts to write; the first one is ``image`` in the datalist.
+        sequences: contrasts to write, the ``sequences`` of the datalist.
         seed: subject number ``i`` is made from ``(seed, i)``.
         prefix: put before the subject's number, so that two cohorts can be joined: ``sub-<prefix>001``.
         label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
@@ -135,7 +135,9 @@ def make_cohort(
             )
         )
         for job, case in zip(jobs, written, strict=True):
-            sections[job.section].append({"image": case[sequences[0]], "label": case[label], **case})
+            images = [case[sequence] for sequence in sequences]
+            image = images[0] if len(images) == 1 else images
+            sections[job.section].append({"image": image, "label": case[label], **case})
 
         description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
         _write_json(partial / "dataset_description.json", description)
@@ -150,8 +152,9 @@ def make_cohort(
                     if extra_data is None
                     else f"the label maps in {Path(extra_data).name}."
                 ),
-                "modality": {str(i): name for i, name in enumerate(sequences[:1])},
+                "modality": {str(i): name for i, name in enumerate(sequences)},
                 "labels": {str(value): name for value, name in names.items()},
+                "sequences": list(sequences),
                 "numTraining": len(sections["training"]),
                 "numTest": len(sections["test"]),
                 **sections,

@@ -125,6 +125,8 @@ class Evaluation:
             set -> value in its references -> labels that this value may stand for. A data set is then scored on what
             it labels: a label that a value stands for alone, or several that it merges, none of them 0. Voxels whose
             value leaves open whether they belong do not count. None: references hold the labels themselves.
+        mask_values: value in the masks -> label, where they know other classes than those that are scored; 0 for
+            background. None: masks hold the labels themselves.
 
     Attributes:
         targets: name -> labels that are scored together; one per label, then those that a data set merges.
@@ -151,6 +153,7 @@ class Evaluation:
         min_overlap: float = 0.0,
         settings: Mapping[str, Any] | None = None,
         reference_sets: Mapping[str, Mapping[int | str, Collection[int]]] | None = None,
+        mask_values: Mapping[int, int] | None = None,
     ) -> None:
         self.cases = list(cases)
         self.output_dir = Path(output_dir)
@@ -167,6 +170,7 @@ class Evaluation:
         self.connectivity = connectivity
         self.min_overlap = min_overlap
         self.settings = dict(settings or {})
+        self.mask_values = {v: v for v in self.label_names} if mask_values is None else dict(mask_values)
         self.failures: dict[str, str] = {}
         if not self.cases:
             raise ValueError("there is no case to evaluate")
@@ -316,7 +320,7 @@ class Evaluation:
         for key, scan in scans.items():
             _check_grid(scan, paths[key], scans["image"], paths["image"])
         arrays = {key: scan.numpy() for key, scan in scans.items()}
-        arrays["prediction"] = _as_labels(arrays["prediction"], paths["prediction"], {0, *self.label_names})
+        arrays["prediction"] = self._labels_of_mask(arrays["prediction"], paths["prediction"])
         values = None
         if "reference" in arrays:
             values = _as_labels(arrays["reference"], paths["reference"], self._sets_of(case))
@@ -325,6 +329,13 @@ class Evaluation:
         reference = None if values is None else self._to_look_at(values, case)
         affine = np.asarray(scans["image"].affine, dtype=float)
         return Scans(arrays["image"], affine, arrays["prediction"], reference, arrays.get("scores"), values)
+
+    def _labels_of_mask(self, mask: np.ndarray, path: Path) -> np.ndarray:
+        known = {0: 0} | self.mask_values
+        values = _as_labels(mask, path, known)
+        table = np.zeros(max(known) + 1, dtype=np.int32)
+        table[list(known)] = list(known.values())
+        return table[values]
 
     def _sets_of(self, case: Mapping[str, Any]) -> Mapping[int, frozenset[int]]:
         """Value in the reference of a case -> labels that it may stand for."""

@@ -42,12 +42,16 @@ class CaseView:
 
 @dataclass(frozen=True)
 class Section:
-    """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name."""
+    """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name.
+
+    ``summary`` are tables that stand before the charts.
+    """
 
     title: str
     lead: str = ""
     failures: Sequence[tuple[str, str]] = ()
     tiles: Sequence[Tile] = ()
+    summary: Sequence[Table] = ()
     charts: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     cases: Sequence[CaseView] = ()
@@ -82,10 +86,10 @@ def _data_uri(picture: Picture) -> str:
 
 
 def _share(text: str) -> str:
-    """Width of a bar in percent; none where the cell holds no number."""
+    """Width of a bar in percent; none where the cell does not begin with a number."""
     try:
-        return f"{100 * min(max(float(text), 0), 1):.0f}%"
-    except ValueError:
+        return f"{100 * min(max(float(text.split()[0]), 0), 1):.0f}%"
+    except (ValueError, IndexError):
         return "0%"
 
 
@@ -140,6 +144,7 @@ tbody th {{ font-weight:500; }}
   font-variant-numeric:tabular-nums; }}
 .facts span {{ color:var(--muted); }}
 .panels {{ display:grid; gap:10px; grid-template-columns:repeat(3,1fr); }}
+.panels.many {{ grid-template-columns:repeat(4,1fr); }}
 .panels img {{ display:block; width:100%; aspect-ratio:1; object-fit:contain; background:#000; border-radius:6px; }}
 .panels figcaption {{ margin-top:3px; }}
 details {{ margin-top:14px; }}
@@ -154,7 +159,7 @@ dd {{ margin:0; max-width:85ch; }}
   .tile {{ padding:10px 12px; }}
   .tile b {{ font-size:1.4rem; }}
   .case {{ padding:12px; }}
-  .panels {{ grid-template-columns:1fr 1fr; gap:8px; }}
+  .panels, .panels.many {{ grid-template-columns:1fr 1fr; gap:8px; }}
   th, td {{ padding:7px 9px; }}
   th:first-child {{ min-width:104px; max-width:132px; }}
   dl {{ grid-template-columns:1fr; gap:0; }}
@@ -166,7 +171,23 @@ dd {{ margin:0; max-width:85ch; }}
 }}
 """
 
-TEMPLATE = """<!DOCTYPE html>
+TEMPLATE = """{% macro show(table) %}
+<h3>{{ table.caption }}</h3>
+<div class="table" tabindex="0" role="region" aria-label="{{ table.caption }}"><table>
+<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in table.rows %}
+<tr>
+{%- for cell in row -%}
+{%- if loop.first -%}<th scope="row">{{ cell }}</th>
+{%- elif loop.index0 in table.bars -%}<td class="bar" style="--w:{{ cell | share }}">{{ cell }}</td>
+{%- else -%}<td>{{ cell }}</td>{%- endif -%}
+{%- endfor -%}
+</tr>
+{% endfor %}
+</tbody></table></div>
+{% endmacro %}
+<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -213,6 +234,9 @@ TEMPLATE = """<!DOCTYPE html>
 {% endfor %}
 </div>
 {% endif %}
+{% for table in section.summary %}
+{{ show(table) }}
+{% endfor %}
 {% if section.charts %}
 <div class="charts">
 {% for chart in section.charts %}
@@ -222,20 +246,7 @@ TEMPLATE = """<!DOCTYPE html>
 </div>
 {% endif %}
 {% for table in section.tables %}
-<h3>{{ table.caption }}</h3>
-<div class="table" tabindex="0" role="region" aria-label="{{ table.caption }}"><table>
-<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in table.rows %}
-<tr>
-{%- for cell in row -%}
-{%- if loop.first -%}<th scope="row">{{ cell }}</th>
-{%- elif loop.index0 in table.bars -%}<td class="bar" style="--w:{{ cell | share }}">{{ cell }}</td>
-{%- else -%}<td>{{ cell }}</td>{%- endif -%}
-{%- endfor -%}
-</tr>
-{% endfor %}
-</tbody></table></div>
+{{ show(table) }}
 {% endfor %}
 {% if section.cases %}
 <h3>Cases</h3>
@@ -251,7 +262,7 @@ TEMPLATE = """<!DOCTYPE html>
 {% endfor %}
 </p>
 {% if case.pictures %}
-<div class="panels">
+<div class="panels{{ ' many' if case.pictures | length > 6 }}">
 {% for picture in case.pictures %}
 <figure><img loading="lazy" src="{{ picture | src }}" alt="{{ case.name }}: {{ picture.alt }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>

@@ -28,6 +28,7 @@ LABEL_COLORS = ("#0072B2", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9"
 FILL_ALPHA = 0.65
 
 PANEL_PIXELS = 440  # longest side
+METHOD_PIXELS = 330  # where there is a panel per method
 FURTHER_MM = 8.0  # what is nearer to the first axial slice shows the same lesions
 VIEWS = ("sagittal", "coronal", "axial")  # by the axis that runs through the slices, of volumes in RAS
 SIDES = {"sagittal": "AP", "coronal": "RL", "axial": "RL"}  # left and right margin of the picture
@@ -191,6 +192,92 @@ def label_chart(values: dict[str, np.ndarray]) -> Picture:
     return Picture(_svg(figure), "Dice of each case by label; bar: mean.", "Dice by label")
 
 
+def box_chart(values: Mapping[str, np.ndarray], what: str, caption: str) -> Picture:
+    """Values of each case by method: box of the quartiles, median, and every case as a dot.
+
+    Args:
+        values: method -> one value per case; nan is left out.
+        what: name of the axis.
+        caption: below the chart.
+    """
+    figure, axes = _chart("", what)
+    rng = np.random.default_rng(0)
+    finite = [np.asarray(v)[np.isfinite(v)] for v in values.values()]
+    axes.boxplot(
+        finite,
+        positions=range(len(finite)),
+        widths=0.6,
+        showfliers=False,
+        medianprops={"color": PREDICTION_COLOR, "linewidth": 2.5},
+        boxprops={"color": MUTED},
+        whiskerprops={"color": MUTED},
+        capprops={"color": MUTED},
+    )
+    for position, dots in enumerate(finite):
+        _dots(axes, position + rng.uniform(-0.12, 0.12, dots.size), dots)
+    axes.set_xticks(range(len(finite)), list(values), rotation=40, ha="right")
+    axes.set(xlim=(-0.6, len(finite) - 0.4), ylim=(-0.03, 1.03))
+    return Picture(_svg(figure), caption, f"{what} of each case by method")
+
+
+def mean_threshold_chart(curves: Sequence[tuple[np.ndarray, np.ndarray]], used: Sequence[float], title: str) -> Picture:
+    """Dice over threshold, cases thin, their mean bold, and the thresholds in use.
+
+    Args:
+        curves: one per fold and seed: thresholds, (T,), and Dice of its cases there, (N, T).
+        used: thresholds in use.
+        title: of the method.
+    """
+    figure, axes = _chart("threshold", "Dice")
+    for thresholds, cases in curves:
+        axes.plot(thresholds, cases.T, color=MUTED, linewidth=0.7, alpha=0.45)
+        axes.plot(thresholds, cases.mean(axis=0), color=CHART, linewidth=2.2)
+    for threshold in used:
+        axes.axvline(threshold, color=PREDICTION_COLOR, linewidth=2, linestyle=(0, (4, 2)))
+    axes.set(xlim=(0, max(thresholds[-1] for thresholds, _ in curves)), ylim=(0, 1))
+    dashed = ", ".join(f"{threshold:.4g}" for threshold in used)
+    caption = f"{title}: Dice of each case with lesions (thin) and their mean (bold). Dashed: in use, {dashed}."
+    return Picture(_svg(figure), caption, f"Curve of Dice over threshold, {title}")
+
+
+def method_pictures(
+    image: np.ndarray,
+    affine: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    reference: np.ndarray | None = None,
+    label_names: Mapping[int, str] | None = None,
+) -> list[Picture]:
+    """One axial slice of one case, plain and with the contours of each method, in radiological convention.
+
+    The slice is the one with most of the reference, or where that is empty or unknown, of what two methods have.
+
+    Args:
+        image: background, (X, Y, Z).
+        affine: voxel to RAS mm, (4, 4).
+        predictions: method -> labels, same shape, 0 is background.
+        reference: labels, same shape; None if unknown.
+        label_names: value -> name, where there are several labels, which are then shown as fills.
+    """
+    volumes = {name: _to_ras(image, affine, mask, reference, None) for name, mask in predictions.items()}
+    first = next(iter(volumes.values()))
+    found = np.sum([v.prediction > 0 for v in volumes.values()], axis=0, dtype=np.int32)
+    shown = found > 1 if (found > 1).any() else found > 0
+    if reference is not None and reference.any():
+        shown = first.reference > 0
+    index = _fullest_slice(shown, 2, first.box)
+    plain = _panel(first, 2, index, "image", contours=False, pixels=METHOD_PIXELS)
+    panels = [Picture(plain.data, "image", plain.alt)]
+    if label_names and reference is not None:
+        options = {"fill": first.reference, "label_names": label_names, "pixels": METHOD_PIXELS}
+        panel = _panel(first, 2, index, "reference labels", contours=False, **options)
+        panels.append(Picture(panel.data, "reference", panel.alt))
+    for name, v in volumes.items():
+        options = {"fill": v.prediction, "label_names": label_names} if label_names else {}
+        panel = _panel(v, 2, index, f"masks of {name}", not label_names, pixels=METHOD_PIXELS, **options)
+        panels.append(Picture(panel.data, name, panel.alt))
+    return panels
+
+
 def _to_ras(
     image: np.ndarray,
     affine: np.ndarray,
@@ -212,8 +299,8 @@ def _to_ras(
 
 
 def _fullest_slice(mask: np.ndarray, axis: int, box: tuple[slice, ...]) -> int:
-    """Index of the slice with most of the mask; the middle of the head if the mask is empty."""
-    load = np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
+    """Index of the slice with most of the mask, or the largest sum; the middle of the head if there is none."""
+    load = np.sum(mask, axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
     return int(load.argmax()) if load.any() else (box[axis].start + box[axis].stop) // 2
 
 
@@ -226,6 +313,7 @@ def _panel(
     score_max: float | None = None,
     fill: np.ndarray | None = None,
     label_names: Mapping[int, str] | None = None,
+    pixels: int = PANEL_PIXELS,
 ) -> Picture:
     view = VIEWS[axis]
     rows, columns = {0: (2, 1), 1: (2, 0), 2: (1, 0)}[axis]
@@ -236,7 +324,7 @@ def _panel(
         return volume[plane].T[::-1, ::-1]
 
     height, width = (volumes.spacing[a] * (volumes.box[a].stop - volumes.box[a].start) for a in (rows, columns))
-    scale = PANEL_PIXELS / max(height, width)
+    scale = pixels / max(height, width)
     figure = Figure(figsize=(width * scale / 100, height * scale / 100), dpi=100, facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))

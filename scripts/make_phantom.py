@@ -40,7 +40,7 @@ def main(
         infarct: likewise with an old infarct.
         scanner: A, B (another site) or mixed (every subject its own contrast, noise and blur).
         spacing: voxel size in mm, one number or three.
-        sequences: some of T1w,T2w,FLAIR; the first is "image" in the datalist.
+        sequences: some of T1w,T2w,FLAIR.
         seed: makes the cohort again, bit by bit.
         prefix: before the subjects' numbers, to join cohorts.
         label: what "label" in the datalist is: lesion, tissues or structures.

@@ -11,7 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bundle_tools import BUNDLES, ROOT, SMALL, Finished, datasets, make_head, save_case, save_nifti
+from bundle_tools import (
+    BUNDLES,
+    NOT_COPIED,
+    ROOT,
+    SMALL,
+    Finished,
+    datasets,
+    make_head,
+    parsed,
+    save_case,
+    save_nifti,
+)
 
 sys.path += [str(path) for path in BUNDLES]
 
@@ -80,6 +91,28 @@ def ranks(processes: int) -> list[dict[str, str]]:
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+@pytest.fixture(scope="session")
+def random_bundles(tmp_path_factory) -> Path:
+    """The bundles with weights at random: what is tested with them does not hang on what they learned."""
+    import torch
+
+    from common.comparison import METHODS
+    from common.engines import LoadWeights
+
+    folder = tmp_path_factory.mktemp("bundles")
+    for bundle in BUNDLES:
+        shutil.copytree(bundle, folder / bundle.name, ignore=NOT_COPIED)
+    for method in METHODS.values():
+        configs = [folder / method.bundle / "configs" / f"{name}.json" for name in ("inference", *method.layers)]
+        config = parsed(configs, bundle_root=str(folder / method.bundle))
+        for i in range(len(config["handlers"])):
+            torch.manual_seed(0)
+            handler = config.get_parsed_content(f"handlers::{i}")
+            if isinstance(handler, LoadWeights):
+                torch.save(handler.network.state_dict(), handler.path)
+    return folder
 
 
 @pytest.fixture(scope="module")

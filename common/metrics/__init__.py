@@ -10,6 +10,7 @@ from .detection import (
     lesion_f1,
     lesion_precision,
     lesion_recall,
+    lesion_sizes,
     precision_recall,
     threshold_for_false_positive_rate,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "lesion_f1",
     "lesion_precision",
     "lesion_recall",
+    "lesion_sizes",
     "pooled_dice",
     "precision_recall",
     "summarize",

@@ -252,15 +252,31 @@ def lesion_f1(prediction: ArrayLike, reference: ArrayLike, connectivity: int = 2
     return lesion_detection(prediction, reference, connectivity, min_overlap).f1
 
 
+def lesion_sizes(
+    prediction: ArrayLike, reference: ArrayLike, connectivity: int = 26, min_overlap: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each lesion of the reference, and whether it was detected, (N,) each; see :func:`lesion_detection`."""
+    prediction, reference = as_mask_pair(prediction, reference)
+    return _hits(reference, prediction, connectivity, min_overlap)
+
+
 def _count_hit(lesions: np.ndarray, others: np.ndarray, connectivity: int, min_overlap: float) -> tuple[int, int]:
     """Number of connected components of ``lesions``, and of those that ``others`` covers enough."""
+    size, hit = _hits(lesions, others, connectivity, min_overlap)
+    return len(size), int(np.count_nonzero(hit))
+
+
+def _hits(
+    lesions: np.ndarray, others: np.ndarray, connectivity: int, min_overlap: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Size of each connected component of ``lesions``, and whether ``others`` covers it enough."""
     if CONNECTIVITY.get(connectivity, (0, 0))[0] != lesions.ndim:
         choices = [name for name, (ndim, _) in CONNECTIVITY.items() if ndim == lesions.ndim]
         raise ValueError(f"connectivity of {lesions.ndim}-D masks must be one of {choices}, found {connectivity}")
     components, count = label(lesions, generate_binary_structure(*CONNECTIVITY[connectivity]))
     size = np.bincount(components.ravel(), minlength=count + 1)[1:]
     covered = np.bincount(components[others], minlength=count + 1)[1:]
-    return count, int(np.count_nonzero((covered > 0) & (covered >= min_overlap * size)))
+    return size, (covered > 0) & (covered >= min_overlap * size)
 
 
 def _as_cases(values: Cases) -> Iterable[np.ndarray]:

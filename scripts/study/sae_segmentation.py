@@ -152,13 +152,13 @@ def _make_data(folder: Path, seed: int) -> None:
     for sequence in ("T1w", "T2w"):
         sections = {
             section: [
-                {"image": case[sequence], **{key: case[key] for key in ("label", "brain_mask", "subject")}}
-                for case in list_cases(datalist_file=scans, section=section)
+                {key: case[key] for key in ("image", "label", "brain_mask", "subject")}
+                for case in list_cases(datalist_file=scans, sequences=[sequence], section=section)
             ]
             for section in ("training", "validation", "test")
         }
         write_datalist(folder / f"{sequence}.json", sections)
-    people = list_cases(datalist_file=folder / "people" / "datalist.json")
+    people = list_cases(datalist_file=folder / "people" / "datalist.json", sequences=["T1w"])
     for name, recipe in ATLASES.items():
         items = [{"label": p["label"], "world_to_mni": _to_template(p["image"])} for p in people[: recipe["people"]]]
         (folder / f"{name}_people.json").write_text(json.dumps({"training": items}))

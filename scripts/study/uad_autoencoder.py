@@ -153,12 +153,9 @@ class Study(SeedStudy):
             output_dir=output_dir,
             threshold=threshold,
             threshold_source="best pooled Dice on 4 validation subjects",
-            **{"handlers": self._weights("UAD", "autoencoder.pt"), **RESIDUAL},
+            weights=self.folder / "UAD" / "models" / "autoencoder.pt",
+            **RESIDUAL,
         )
-
-    def _weights(self, arm: str, file: str) -> list[dict]:
-        path = self.folder / arm / "models" / file
-        return [{"_target_": "common.engines.LoadWeights", "path": path, "network": "@network"}]
 
     def _train_unet(self, arm: str, options: dict) -> None:
         logger.info("seed %d: training %s, %s", self.seed, arm, ARMS[arm])
@@ -182,7 +179,8 @@ class Study(SeedStudy):
             ["inference.json", *layers],
             datalist_file=self.data / "evaluation.json",
             output_dir=output_dir,
-            **{"handlers": self._weights(arm, weights), **overrides},
+            weights=self.folder / arm / "models" / weights,
+            **overrides,
         )
 
         def maps(part: str) -> list[np.ndarray]:

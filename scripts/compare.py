@@ -1,0 +1,90 @@
+"""Methods side by side on your own cases: the same folds, the same scores, one page.
+
+Usage, from the root of the repository:
+
+    python scripts/compare.py cases.json --target lesion --output_dir comparison
+    python scripts/compare.py cases.json --weights train --methods unet,uad_pseudo,flair_threshold --seeds 0,1,2
+    python scripts/compare.py cases.json --target lesion,tissue --output_dir comparison
+
+The first applies the bundles as they are shipped. The second trains them on the folds of the datalist, or on its
+sections training, validation and test. Started again, it goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+from monai.utils import ensure_tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.comparison import Comparison, compare
+from common.errors import InputError, install_error_hook
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(
+    datalist: str,
+    output_dir: str = "comparison",
+    target: str | Sequence[str] = "lesion",
+    methods: str | Sequence[str] | None = None,
+    weights: str = "shipped",
+    seeds: int | Sequence[int] = 0,
+    options: str | None = None,
+    device: str | None = None,
+    max_pictures: int = 20,
+) -> None:
+    """Compare methods and write OUTPUT_DIR/report.html, and tables beside it.
+
+    Args:
+        datalist: JSON of scripts/make_datalist.py, with labels.
+        output_dir: of the page, the tables, and runs/, which holds trainings and masks.
+        target: lesion, tissue, or both.
+        methods: some of those that common/comparison/methods.py lists; by default all that fit.
+        weights: shipped, or train.
+        seeds: of the trainings.
+        options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
+        device: cpu, cuda:0, ...; by default what the bundles say.
+        max_pictures: cases with pictures, those with most doubt.
+    """
+    install_error_hook()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    names = None if methods is None else list(ensure_tuple(methods))
+    replaced = read_options(options)
+    comparisons = [
+        Comparison(datalist, output_dir, t, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device)
+        for t in ensure_tuple(target)
+    ]
+    command = shlex.join(["python", "scripts/compare.py", *sys.argv[1:]])
+    compare(comparisons, "Comparison of methods", "", command, max_pictures)
+
+
+def read_options(path: str | None) -> dict[str, dict[str, Any]]:
+    """Entries of configs to replace, from a JSON file.
+
+    Raises:
+        InputError: if it cannot be read, or names a config that no bundle has.
+    """
+    if path is None:
+        return {}
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read ({e}), expected options as JSON") from e
+    for name in options:
+        bundle, _, config = name.partition("/")
+        if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():
+            raise InputError(f"{path} has {name!r}, expected <bundle>/<config> of a config in bundles/")
+    return options
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

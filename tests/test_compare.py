@@ -1,0 +1,314 @@
+"""Comparing methods: folds, statistics and tables by hand, then the whole on small phantoms, as shipped and trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bundle_tools import BUNDLES, load_script, make_head, save_nifti
+from scipy.stats import wilcoxon
+
+from common.cohort import make_cohort
+from common.comparison import METHODS, TARGETS, Comparison, compare, holm, paired_difference
+from common.comparison.comparison import read_splits, uncertain_ml
+from common.comparison.report import Digest, disagreement, to_latex, to_markdown
+from common.errors import InputError
+from common.evaluation import Scans
+from common.metrics import lesion_sizes
+
+script = load_script("compare")
+
+QUICK = ["flair_threshold", "unet", "em", "atlas"]
+COARSE = {"spacing": [6.0, 6.0, 6.0]}
+OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
+    "uad_autoencoder/train_autoencoder": {**COARSE, "slice_size": [32, 32], "max_epochs": 2, "val_interval": 1},
+    "uad_autoencoder/train": {**COARSE, "patch_size": [32, 32], "max_epochs": 2, "val_interval": 1},
+}
+
+
+# statistics
+
+
+def test_holm_by_hand():
+    # 0.01 * 3, then 0.02 * 2 = 0.04, then 0.2; an undefined one is of no family
+    np.testing.assert_allclose(holm([0.02, np.nan, 0.01, 0.2]), [0.04, np.nan, 0.03, 0.2])
+    np.testing.assert_allclose(holm([0.03, 0.02]), [0.04, 0.04])  # never below a smaller one
+    np.testing.assert_allclose(holm([0.6, 0.9]), [1, 1])
+
+
+def test_paired_difference_counts_subjects_and_not_scans():
+    first, second = [0.5, 0.7, 0.9, np.nan], [0.4, 0.6, 0.5, 0.1]
+    found = paired_difference(first, second, ["a", "a", "b", "c"])
+    assert found.subjects == 2
+    assert found.mean == pytest.approx(0.2)  # over the three scans that both have
+    assert found.p == pytest.approx(wilcoxon([0.1, 0.4]).pvalue)
+
+
+def test_methods_that_do_the_same_do_not_differ():
+    found = paired_difference([0.5, 0.7], [0.5, 0.7], ["a", "b"])
+    assert (found.mean, found.p) == (0, 1)
+    assert np.isnan(paired_difference([np.nan], [0.5], ["a"]).p)
+
+
+def test_disagreement_is_one_minus_the_mean_dice_of_pairs():
+    a, b, empty = np.array([1, 1, 0, 0]), np.array([0, 1, 0, 0]), np.zeros(4, int)
+    assert disagreement([a, b]) == pytest.approx(1 - 2 / 3)
+    assert disagreement([a, b, empty]) == pytest.approx(1 - (2 / 3 + 0 + 0) / 3)
+    assert disagreement([empty, empty]) == 0
+    assert disagreement([np.array([1, 2, 2, 0]), np.array([1, 2, 0, 0])]) == pytest.approx(1 - (1 + 2 / 3) / 2)
+
+
+def test_a_coin_toss_is_one_bit_per_voxel():
+    scores = np.array([0.5, 0.5, 0.0, 1.0]).reshape(1, 1, 4)
+    scans = Scans(scores, np.diag([10, 10, 10, 1]), scores > 0.4, None, scores)
+    assert uncertain_ml(scans) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_sizes_of_lesions_and_which_were_hit():
+    reference, prediction = np.zeros((8, 3, 3), bool), np.zeros((8, 3, 3), bool)
+    reference[0:2], reference[4] = True, True
+    prediction[4, 1, 1] = True
+    sizes, hit = lesion_sizes(prediction, reference)
+    assert sizes.tolist() == [18, 9]
+    assert hit.tolist() == [False, True]
+
+
+# tables
+
+
+def test_marked_cells_are_bold_and_text_is_escaped():
+    columns, rows = ["method", "Dice"], [["a_b & c", "0.5 ★"], ["d|e", "–"]]
+    assert to_markdown(columns, rows).splitlines()[2:] == ["| a_b & c | **0.5** |", "| d\\|e | – |"]
+    latex = to_latex(columns, rows)
+    assert r"a\_b \& c & \textbf{0.5} \\" in latex
+    assert r"d|e & -- \\" in latex
+
+
+# cases, folds, targets
+
+
+def save_datalist(folder: Path, sections: dict, sequences: list | None = None) -> Path:
+    for part in sections.values():
+        for case in part:
+            made = make_head(int(case["subject"]), shape=(12, 14, 10))
+            case["image"] = str(save_nifti(folder / f"{case['subject']}_FLAIR.nii.gz", made.image, made.affine))
+            if not case.get("healthy"):
+                case["label"] = str(save_nifti(folder / f"{case['subject']}_lesion.nii.gz", made.label, made.affine))
+    header = {"sequences": sequences or ["FLAIR"]}
+    (folder / "cases.json").write_text(json.dumps(header | sections))
+    return folder / "cases.json"
+
+
+def subjects(cases: list[dict]) -> list[str]:
+    return [case["subject"] for case in cases]
+
+
+def test_each_fold_is_tested_once_and_the_one_after_it_validates(tmp_path):
+    cases = [{"subject": str(i), "fold": i % 3} for i in range(6)]
+    sequences, splits = read_splits(save_datalist(tmp_path, {"training": cases}), train=True)
+    assert sequences == ("FLAIR",)
+    assert [subjects(s.test) for s in splits] == [["0", "3"], ["1", "4"], ["2", "5"]]
+    assert [subjects(s.validation) for s in splits] == [["1", "4"], ["2", "5"], ["0", "3"]]
+    assert [subjects(s.training) for s in splits] == [["2", "5"], ["0", "3"], ["1", "4"]]
+
+
+def test_sections_are_one_fold_and_shipped_weights_need_the_test_only(tmp_path):
+    parts = {name: [{"subject": str(i)}] for i, name in enumerate(("training", "validation", "test"))}
+    datalist = save_datalist(tmp_path, parts)
+    (split,) = read_splits(datalist, train=True)[1]
+    assert [subjects(part) for part in split[1:]] == [["0"], ["1"], ["2"]]
+    (split,) = read_splits(datalist, train=False)[1]
+    assert [subjects(part) for part in split[1:]] == [[], [], ["2"]]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"training": [{"subject": "0"}]}, "has no section validation and no folds"),
+        ({"training": [{"subject": str(i), "fold": i} for i in range(2)]}, "has 2 folds, expected 3 or more"),
+        (
+            {"training": [{"subject": "0"}], "validation": [{"subject": "1"}], "test": [{"subject": "0"}]},
+            "is in the training and in the test set",
+        ),
+    ],
+)
+def test_datalist_that_cannot_be_trained_on_is_refused(tmp_path, sections, message):
+    with pytest.raises(InputError, match=message):
+        read_splits(save_datalist(tmp_path, sections), train=True)
+
+
+def test_datalist_that_names_no_sequences_is_refused(tmp_path):
+    (tmp_path / "cases.json").write_text('[{"image": "a.nii.gz"}]')
+    with pytest.raises(InputError, match=r"cases.json does not say of which sequences"):
+        read_splits(tmp_path / "cases.json", train=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "spleen"}, "target is 'spleen', expected lesion or tissue"),
+        ({"weights": "best"}, "weights is 'best', expected shipped or train"),
+        ({"methods": ["unet", "magic"]}, "methods has magic, expected some of"),
+        ({"methods": ["uad_pseudo"]}, "ship no weights for uad_pseudo, expected --weights train"),
+    ],
+)
+def test_wrong_arguments_are_refused_early(tmp_path, arguments, message):
+    datalist = save_datalist(tmp_path, {"test": [{"subject": "0"}]})
+    with pytest.raises(InputError, match=message):
+        Comparison(datalist, tmp_path / "out", **({"target": "lesion", "bundles": BUNDLES[0].parent} | arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_unknown_configs_are_refused(tmp_path):
+    (tmp_path / "options.json").write_text('{"uad_autoencoder/trainn": {}}')
+    with pytest.raises(InputError, match="has 'uad_autoencoder/trainn', expected <bundle>/<config>"):
+        script.read_options(str(tmp_path / "options.json"))
+
+
+def test_masks_are_matched_by_the_names_of_their_classes():
+    channels = {"0": "background", "1": "CSF", "2": "GM", "3": "WM", "4": "lesion"}
+    assert TARGETS["lesion"].mask_values(channels) == {1: 0, 2: 0, 3: 0, 4: 1}
+    assert TARGETS["tissue"].mask_values(channels) == {1: 1, 2: 2, 3: 3, 4: 0}
+    assert TARGETS["lesion"].mask_values({"0": "background", "1": "anomaly"}) == {1: 1}
+    with pytest.raises(InputError, match="masks have csf, expected lesion among them"):
+        TARGETS["lesion"].mask_values({"0": "background", "1": "CSF"})
+
+
+def test_label_of_another_data_set_is_not_taken_for_the_target():
+    assert TARGETS["lesion"].label_of({"label": "a", "dataset": "tissue"}) is None
+    assert TARGETS["tissue"].label_of({"label": "a", "dataset": "tissue"}) == "a"
+    assert TARGETS["tissue"].label_of({"label": "a", "tissues": "b"}) == "b"
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_has_its_configs(method):
+    configs = BUNDLES[0].parent / method.bundle / "configs"
+    assert all((configs / f"{name}.json").is_file() for name in ("inference", *method.layers))
+
+
+# the whole
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    """Two patients and one healthy subject for each part."""
+    groups = {"ms": (2, 2, 2), "healthy": (2, 1, 1)}
+    folder = tmp_path_factory.mktemp("phantoms") / "cohort"
+    return make_cohort(folder, groups, spacing=6.0, sequences=("T1w", "FLAIR"), seed=5, fine_mm=2.0, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def shipped(random_bundles, cohort, tmp_path_factory) -> list[Comparison]:
+    folder = tmp_path_factory.mktemp("shipped")
+    comparisons = [
+        Comparison(cohort, folder, target, random_bundles, QUICK, options=OPTIONS, device="cpu") for target in TARGETS
+    ]
+    compare(comparisons, "A <page>", "", "the command")
+    return comparisons
+
+
+@pytest.mark.slow
+def test_page_holds_every_method_and_case_and_fetches_nothing(shipped):
+    page = (shipped[0].output_dir / "report.html").read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Lesion", "Tissue"]
+    assert "<title>A &lt;page&gt;</title>" in page
+    for name in QUICK:
+        assert f">{METHODS[name].title}" in page
+    assert page.count("<article") == 3 + 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_tables_have_every_method_case_and_label(shipped):
+    for comparison in shipped:
+        folder, target = comparison.output_dir, comparison.target
+        with (folder / f"{target}_cases.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        found = {(row["method"], row["case"], row["label_name"]) for row in rows}
+        titles = [method.title for method in comparison.chosen]
+        assert len(rows) == len(found) == len(titles) * 3 * len(comparison.aim.labels)
+        assert (folder / f"{target}_cases.tsv").read_text().count("\n") == len(rows) + 1
+        summary = (folder / f"{target}_summary.csv").read_text()
+        assert all(title in summary for title in titles)
+        pairs = len(titles) * (len(titles) - 1) // 2
+        assert (folder / f"{target}_pairs.csv").read_text().count("\n") == pairs + 1
+
+
+@pytest.mark.slow
+def test_second_run_does_nothing_again(shipped, monkeypatch):
+    monkeypatch.setattr("common.comparison.trial.open_configs", None)  # any step would fail
+    first = shipped[0]
+    again = Comparison(
+        first.datalist_file, first.output_dir, first.target, first.bundles, QUICK, options=OPTIONS, device="cpu"
+    )
+    again.run()
+    rows, expected = ([r.rows for r in c.results] for c in (again, first))
+    assert json.dumps(rows, default=str) == json.dumps(expected, default=str)
+
+
+@pytest.mark.slow
+def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation(random_bundles, cohort, tmp_path):
+    methods = ["flair_threshold", "uad_residual", "uad_pseudo", "unet", "ace_lesion"]
+    broken = {**OPTIONS, "ace_multitask/train": {"objective": "nonsense"}}
+    comparison = Comparison(
+        cohort, tmp_path / "out", "lesion", random_bundles, methods, "train", seeds=[0], options=broken, device="cpu"
+    )
+    with pytest.raises(InputError, match=r"1 of the runs or cases failed, see .*; the first, ACE, fold 0, seed 0: "):
+        compare([comparison], "Trained", "", "the command")
+    assert [r.method.name for r in comparison.results] == methods[:-1]
+    for result in comparison.results:
+        assert result.threshold_source.startswith("best pooled Dice")
+        assert "validation of fold 0" in result.threshold_source
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "ACE, fold 0, seed 0" in page
+    # teacher and student share one auto-encoder, and nobody trained on a test subject
+    assert len(list((tmp_path / "out").rglob("autoencoder.pt"))) == 1
+    tested = set(comparison.cases)
+    for path in (tmp_path / "out").rglob("datalists/*.json"):
+        content = json.loads(path.read_text())
+        for part in ("training", "validation"):
+            assert not tested & {case["case"] for case in content.get(part, [])}
+    assert Digest(comparison).methods == [METHODS[name].title for name in methods[:-1]]
+
+
+@pytest.mark.slow
+def test_case_that_fails_is_named_and_left_out_for_all(random_bundles, cohort, tmp_path):
+    shutil.copytree(cohort.parent, tmp_path / "cohort")
+    content = json.loads((tmp_path / "cohort" / "datalist.json").read_text())
+    scan = tmp_path / "cohort" / content["test"][0]["image"][1]
+    scan.write_bytes(scan.read_bytes()[:-2000])
+    methods = ["flair_threshold", "t1w_threshold"]
+    comparison = Comparison(
+        tmp_path / "cohort" / "datalist.json", tmp_path / "out", "lesion", random_bundles, methods, options=OPTIONS
+    )
+    with pytest.raises(InputError, match="1 of the runs or cases failed"):
+        compare([comparison], "One is broken", "", "the command")
+    digest = Digest(comparison)
+    assert len(digest.common) == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"FLAIR threshold, {content['test'][0]['subject']}" in page
+
+
+@pytest.mark.slow
+def test_method_that_the_cases_do_not_fit_is_left_out_with_the_reason(random_bundles, tmp_path):
+    parts = {"training": [{"subject": "0"}], "validation": [{"subject": "1"}], "test": [{"subject": "2"}]}
+    comparison = Comparison(
+        save_datalist(tmp_path, parts),
+        tmp_path / "out",
+        "lesion",
+        random_bundles,
+        ["flair_threshold", "uad_residual", "diffusion"],
+        "train",
+        options={"uad_autoencoder/inference": {"spacing": [2.0, 2.0, 2.0]}},
+        device="cpu",
+    )
+    compare([comparison], "Little data", "", "the command")
+    assert comparison.unfit == {
+        "UAD residual": "there are less than two healthy subjects to train on, expected cases with healthy: true",
+        "cDDPM + U-Net": "there is no T1w among the images, which are FLAIR",
+    }
