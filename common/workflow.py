@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,28 @@ def open_configs(
         raise InputError(f"{missing[0]} does not exist, expected a config of the bundle {root.name}")
     if str(root) not in sys.path:
         sys.path.insert(1, str(root))
-    workflow = ConfigWorkflow(
-        [str(path) for path in files],
-        logging_file=logging_file,
-        workflow_type="train" if names[0].startswith("train") else "inference",
-        bundle_root=str(root),
-        **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
-    )
+    with _quiet() if logging_file is False else nullcontext():
+        workflow = ConfigWorkflow(
+            [str(path) for path in files],
+            logging_file=logging_file,
+            workflow_type="train" if names[0].startswith("train") else "inference",
+            bundle_root=str(root),
+            **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
+        )
     workflow.initialize()
     return workflow
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MONAI's warning that it leaves logging alone, as it was asked to."""
+    logger = logging.getLogger("monai.bundle.workflows")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def run_configs(

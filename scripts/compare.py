@@ -56,7 +56,8 @@ def main(
         max_pictures: cases with pictures, those with most doubt.
     """
     install_error_hook()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("common.comparison").setLevel(logging.INFO)
     names = None if methods is None else list(ensure_tuple(methods))
     replaced = read_options(options)
     comparisons = [
