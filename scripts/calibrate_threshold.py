@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import subject_of
+from common.data import refuse_pseudo_labels, subject_of
 from common.errors import InputError, install_error_hook
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
@@ -54,9 +54,11 @@ def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None =
     """Refuse cases that a criterion cannot use, before the network runs on them; arguments as for :func:`calibrate`.
 
     Raises:
-        InputError: if no label has a lesion, or for ``false_positive_rate`` a case is not healthy.
+        InputError: if no label has a lesion or one is a pseudo-label, or for ``false_positive_rate`` a case is not
+            healthy.
     """
     if criterion == "best_dice":
+        refuse_pseudo_labels(cases, "the cases to calibrate with")
         if not any(_label(case, label_value).any() for case in cases):
             raise InputError(
                 f"no label of the {_counted(cases)} has a lesion, expected one to calibrate with best_dice"
