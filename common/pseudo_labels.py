@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from tqdm import tqdm
@@ -19,7 +20,6 @@ from .data import list_cases, read_datalist
 from .errors import InputError
 from .transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
 from .transforms.io import file_of, grid_difference, write_atomically
-from .workflow import open_configs
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,13 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
         InputError: if a config or the weights do not exist.
     """
     root = Path(bundle).resolve()
-    parser = open_configs(root, configs).parser
+    files = [root / "configs" / name for name in (*configs, "metadata.json")]
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing:
+        raise InputError(f"{missing} does not exist, expected a file of the bundle {root.name}")
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in files[:-1]])
+    parser["bundle_root"] = str(root)
     found = [weights] if weights is not None else _weights_of(parser)
     steps = parser.get("postprocessing", {}).get("transforms", [])
     volumes = [
@@ -93,7 +99,7 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
         for i, step in enumerate(steps)
         if isinstance(step, dict) and str(step.get("_target_")).endswith("RemoveSmallComponentsd")
     ]
-    metadata = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    metadata = json.loads(files[-1].read_text(encoding="utf-8"))
     return Predictor(
         bundle=root.name,
         version=metadata["version"],
@@ -106,7 +112,7 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
     )
 
 
-def _weights_of(parser: Any) -> list[str]:
+def _weights_of(parser: ConfigParser) -> list[str]:
     handlers = enumerate(parser.get("handlers", []))
     loading = [i for i, h in handlers if isinstance(h, dict) and str(h.get("_target_")).endswith("LoadWeights")]
     paths = [parser.get_parsed_content(f"handlers::{i}::path") for i in loading]
