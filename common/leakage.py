@@ -44,8 +44,7 @@ def held_out(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, A
 def taught_by(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
     """Cases that a network has learned from, was chosen by or calibrated on: all but those of test sections.
 
-    Where a datalist holds pseudo-labels, those who taught the network that made them are among the cases, as
-    ``{"subject": ...}`` alone.
+    Where a datalist holds pseudo-labels, :func:`behind_labels` is among the parts.
 
     Args:
         datalist_files: those of the trainings and of the calibration.
@@ -60,8 +59,32 @@ def taught_by(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, 
     for path in datalist_files:
         header, sections = read_datalist(path)
         cases = [case for section, cases in sections.items() if section != "test" for case in cases]
-        cases += [{"subject": subject} for subject in header.get(SEEN, [])]
         parts[f"the training of the predictor ({path})"] = cases
+        parts |= behind_labels(header, path)
+    return parts
+
+
+def behind_labels(header: Mapping[str, Any], path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Who taught the networks that made the pseudo-labels of a datalist, by their subject alone.
+
+    Args:
+        header: of the datalist.
+        path: where it is, for messages.
+
+    Returns:
+        Words for the part -> ``{"subject": ...}``; empty where there are none.
+    """
+    seen = [{"subject": subject} for subject in header.get(SEEN, [])]
+    return {f"the training of the network behind the labels of {path}": seen} if seen else {}
+
+
+def learned_from(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+    """Cases that a training with these datalists learns from, and those behind their labels; as :func:`held_out`."""
+    parts = {}
+    for path in datalist_files:
+        header, sections = read_datalist(path)
+        places = {section: f"the {section} section of {path}" for section in sections if section not in HELD_OUT}
+        parts |= {place: sections[section] for section, place in places.items()} | behind_labels(header, path)
     return parts
 
 

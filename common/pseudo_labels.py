@@ -319,26 +319,28 @@ def joined(
     every = list(dict.fromkeys(name for _, header, _ in parts for name in header.get("sequences", ())))
     sections: dict[str, list[Case]] = {}
     labelled: dict[str, str | Path] = {}
-    for path, header, content in parts:
-        again = path == datalist_file and content is not parts[0][2]
+    for number, (path, header, content) in enumerate(parts):
         for section, cases in content.items():
             for case in cases:
-                if again and str(case["image"]) in predicted:
+                if number > 0 and path == datalist_file and str(case["image"]) in predicted:
                     continue
                 images = [image for image in ensure_tuple(case["image"]) if image is not None]
                 twice = next((image for image in images if image in labelled), None)
                 if twice is not None:
                     raise InputError(f"{twice} is in {labelled[twice]} and in {path}, expected one label for it")
                 labelled |= dict.fromkeys(images, path)
-                joined_images = _of_every(case["image"], header.get("sequences"), every)
-                sections.setdefault(section, []).append(case | {"image": joined_images})
+                if every:
+                    case = case | {"image": _of_every(case["image"], header["sequences"], every, path)}
+                sections.setdefault(section, []).append(case)
     return ({"sequences": every} if every else {}), sections
 
 
-def _of_every(images: Any, names: Sequence[str] | None, every: Sequence[str]) -> Any:
-    if names is None:
-        return images
-    of_name = dict(zip(names, ensure_tuple(images), strict=True))
+def _of_every(images: Any, names: Sequence[str], every: Sequence[str], path: str | Path) -> Any:
+    """Images of the sequences ``names`` in the places of ``every``, None for those that there are not."""
+    images = ensure_tuple(images)
+    if len(images) != len(names):
+        raise InputError(f"{path} has a case of {', '.join(map(str, images))}, expected {', '.join(names)}")
+    of_name = dict(zip(names, images, strict=True))
     found = [of_name.get(name) for name in every]
     return found if len(found) > 1 else found[0]
 

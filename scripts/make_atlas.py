@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.errors import InputError, install_error_hook
-from common.leakage import HELD_OUT, held_out, refuse_leaks
+from common.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from common.transforms import BrainMaskd, LoadScand
 from common.transforms.io import write_atomically
 from sae_segmentation.loss import neighbor_table
@@ -128,7 +128,7 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
 
 
 def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequence[str]) -> None:
-    """Refuse people whom the atlas will be judged by.
+    """Refuse people whom the atlas will be judged by, also those who taught the network that made its label maps.
 
     Raises:
         InputError: naming the subject, or a label map whose subject nobody says.
@@ -141,7 +141,8 @@ def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequenc
     if judges and nameless:
         raise InputError(f"{nameless[0]} has no subject, expected a datalist_file that says whose label map it is")
     if judges:
-        refuse_leaks({"the people of the atlas": [person.item for person in people]}, judges)
+        teachers = behind_labels(content, datalist_file) if isinstance(content, dict) else {}
+        refuse_leaks({"the people of the atlas": [person.item for person in people], **teachers}, judges)
 
 
 def to_template(item: Mapping[str, Any]) -> np.ndarray:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import read_datalist, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.leakage import SEEN, held_out, refuse_leaks, taught_by
+from common.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 from common.pseudo_labels import (
     CleanUp,
     Predictor,
@@ -106,13 +106,17 @@ def main(
         logger.warning("taken on trust that the weights are the shipped ones: %s", folder / "docs" / "README.md")
     teachers = {} if shipped else taught_by(sources)
     judges = held_out(dict.fromkeys([datalist_file, *merge, *keep_out]))
-    refuse_leaks({"the pseudo-labelled cases": cases, **teachers}, judges, num_workers)
+    refuse_leaks({"the pseudo-labelled cases": cases, **teachers, **learned_from(merge)}, judges, num_workers)
 
     notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in sources]}
     items = write_labels(cases, output_dir, predictor, clean_up, dataset, notes)
     header, sections = joined(items, datalist_file, merge)
     header |= {"label_sets": tables} if tables else {}
-    header[SEEN] = sorted({subject_of(case) for part in teachers.values() for case in part})
+    seen = [
+        *teachers.values(),
+        *(part for name in merge for part in behind_labels(read_datalist(name)[0], name).values()),
+    ]
+    header[SEEN] = sorted({subject_of(case) for part in seen for case in part})
     path = write_datalist(Path(output_dir) / "datalist.json", sections, header)
     logger.info("wrote %s: %s", path, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
 

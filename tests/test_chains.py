@@ -193,7 +193,7 @@ def test_the_rest_of_a_datalist_can_stay_in_it(chain, tmp_path):
         ("teacher", r"subject h1 is in the training of the predictor .*healthy.json\) and in the {} section"),
         ("BIDS teacher", r"subject h1 is in the training of the predictor"),
         ("voxels of teacher", r"h1_FLAIR.nii.gz in the training of the predictor .*the same voxels"),
-        ("teacher's teacher", r"subject g1 is in the training of the predictor"),
+        ("teacher's teacher", r"subject g1 is in the training of the network behind the labels of .*healthy.json"),
         ("pseudo-label", r"p1 in the {} section of .* has a pseudo-label \(a network\)"),
     ],
 )
@@ -213,6 +213,20 @@ def test_nobody_who_judges_has_taught(chain, tmp_path, how, section, who, senten
     with pytest.raises(InputError, match=sentence.format(section)):
         chain(**{how: write(tmp_path / "real.json", real)})
     assert not (tmp_path / "chain").exists()
+
+
+def test_merged_datalists_do_not_leak_into_each_other(chain, tmp_path):
+    one = {"sequences": ["FLAIR"], "training": [drawn(tmp_path, "d1")], "seen_by_predictor": ["g1"]}
+    both = f"{write(tmp_path / 'one.json', one)},{tmp_path / 'two.json'}"
+    for subject, place in (("d1", "the training section of .*one.json"), ("g1", "the network behind .*one.json")):
+        judge = {"image": scan_of(tmp_path, "second"), "subject": subject}
+        write(tmp_path / "two.json", {"sequences": ["FLAIR"], "test": [judge]})
+        with pytest.raises(
+            InputError, match=f"subject {subject} is in .*{place} and in the test section of .*two.json"
+        ):
+            chain(merge=both)
+    write(tmp_path / "two.json", {"sequences": ["FLAIR"], "test": [drawn(tmp_path, "e1")]})
+    assert json.loads(chain(merge=both).read_text())["seen_by_predictor"] == ["g1", "h1"]
 
 
 def test_the_datalist_that_was_predicted_is_guarded_too(chain, tmp_path):
@@ -278,6 +292,11 @@ def test_nobody_who_judges_is_in_the_atlas(tmp_path):
         write(tmp_path / "real.json", {"test": [judge]})
         with pytest.raises(InputError, match=r"a2.* in the people of the atlas and "):
             make_atlas.main(out, datalist_file=datalist, keep_out=str(tmp_path / "real.json"))
+    write(tmp_path / "seen.json", {"training": people, "seen_by_predictor": ["b1"]})
+    with pytest.raises(
+        InputError, match=r"subject b1 is in the training of the network behind the labels of .* and in the test"
+    ):
+        make_atlas.main(out, datalist_file=str(tmp_path / "seen.json"), keep_out=str(tmp_path / "real.json"))
     with pytest.raises(InputError, match="subject a1 is in the people of the atlas and in the test section"):
         make_atlas.main(out, datalist_file=write(tmp_path / "people.json", {"test": people}), section="test")
     with pytest.raises(InputError, match=r"a1_drawn.nii.gz has no subject"):
@@ -368,6 +387,9 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
     }
 
     script.main(str(tmp_path / "joint"), dataset="lesion", merge=f"{tissues},{lesions}", **common)
+    sidecars = [json.loads(path.read_text()) for path in (tmp_path / "joint").glob("*_label.json")]
+    assert len(sidecars) == 3
+    assert any(said["volumes_ml"] for said in sidecars)
     training = {"max_epochs": 3, "val_interval": 1, "ckpt_dir": tmp_path / "ace", "output_dir": tmp_path / "ace"}
     done = run(
         "ace_multitask",
