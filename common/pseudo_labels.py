@@ -212,7 +212,8 @@ def write_labels(
         Items of a datalist, with ``label_source``, and the map as ``score`` if there was one.
 
     Raises:
-        InputError: if a prediction lies on another grid than its image, or is not what the configs would have made.
+        InputError: if a prediction lies on another grid than its image, or is not what the configs would have made, or
+            if nothing is in any label.
     """
     items = []
     empty = 0
@@ -234,6 +235,11 @@ def write_labels(
         item |= {"dataset": dataset} if dataset is not None else {}
         item["label_source"] = f"{predictor.bundle} {predictor.version}" + _words(clean_up)
         items.append(item | ({"score": case["prediction"]} if clean_up is not None else {}))
+    if empty == len(items):
+        raise InputError(
+            f"all {empty} labels in {output_dir} are empty{_words(clean_up)}, expected something to learn in one of them: "
+            "perhaps a lower threshold, see scripts/calibrate_threshold.py"
+        )
     logger.info("%d pseudo-labels in %s, %d of them empty", len(items), output_dir, empty)
     return items
 

@@ -263,6 +263,7 @@ def test_what_cannot_be_used_is_named(chain, tmp_path):
             "d1 of .*real.json has lesion and the pseudo-labels have None",
         ),
         ({"merge": write(tmp_path / "again.json", again), "dataset": "lesion"}, "u1_FLAIR.* expected one label for it"),
+        ({"threshold": 0.3}, r"all 2 labels in .* are empty, map >= 0.3, expected something"),
         ({"results": str(tmp_path)}, "u1_FLAIR_prob.nii.gz: no such file"),
     ]
     for options, sentence in cases:
@@ -364,16 +365,17 @@ def losses(done: Finished) -> list[float]:
     return [float(value) for value in re.findall(r"epoch \d+ of \d+: loss ([-\d.e]+)", done.output)]
 
 
+# bundle, layer, options of the inference, and a threshold for the labels that finds something at 4 mm
 PREDICTORS = {
-    "residual": ("uad_autoencoder", "inference_residual", {"spacing": [2.0, 2.0, 2.0]}),
-    "diffusion": ("diffusion_recon_unet", "inference_reconstruction", {"noise_levels": [249], "amp": False}),
+    "residual": ("uad_autoencoder", "inference_residual", {"spacing": [2.0, 2.0, 2.0]}, None),
+    "diffusion": ("diffusion_recon_unet", "inference_reconstruction", {"noise_levels": [249], "amp": False}, 0.3),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("predictor", PREDICTORS)
 def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predictor):
-    bundle, layer, options = PREDICTORS[predictor]
+    bundle, layer, options, threshold = PREDICTORS[predictor]
     scans, lesions, tissues = (str(people / f"{name}.json") for name in ("scans", "lesions", "tissues"))
     run(bundle, "inference", layer, datalist_file=scans, output_dir=tmp_path / "results", **options)
     common = {
@@ -382,6 +384,7 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
         "results": str(tmp_path / "results"),
         "bundle": bundle,
         "layers": f"{layer}.json",
+        "threshold": threshold,
         "trained_on": "shipped",
         "num_workers": 1,
     }
