@@ -237,8 +237,8 @@ def write_labels(
         items.append(item | ({"score": case["prediction"]} if clean_up is not None else {}))
     if empty == len(items):
         raise InputError(
-            f"all {empty} labels in {output_dir} are empty{_words(clean_up)}, expected something to learn in one of them: "
-            "perhaps a lower threshold, see scripts/calibrate_threshold.py"
+            f"all {empty} labels in {output_dir} are empty{_words(clean_up)}, expected something to learn in one of "
+            "them: perhaps a lower threshold, see scripts/calibrate_threshold.py"
         )
     logger.info("%d pseudo-labels in %s, %d of them empty", len(items), output_dir, empty)
     return items

@@ -412,6 +412,7 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
         datalist_file=lesions,
         pseudo_datalist_file=tmp_path / "pseudo" / "datalist.json",
         pseudo_weight=0.5,
+        volumes_per_epoch=16,
         **{**TRAININGS["uad_autoencoder", "train"], "spacing": [4.0, 4.0, 4.0]},
         **{**training, "ckpt_dir": tmp_path / "unet", "output_dir": tmp_path / "unet"},
     )
