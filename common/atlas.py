@@ -367,7 +367,7 @@ class AtlasPriord(MapTransform):
         brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
         if not brain.any():
             raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
-        to_atlas = _align_scan(self._atlas, scan) if self.align else np.eye(4)
+        to_atlas = align_scan(self._atlas, scan) if self.align else np.eye(4)
         prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
         covered = prior[0] < 0.5
         overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
@@ -437,7 +437,7 @@ class TemplateSpaced(MapTransform, InvertibleTransform):
             raise InputError(
                 f"{file_of(scan)} is {brain.max():g} everywhere in the brain, expected different intensities"
             )
-        to_template = _align_scan(icbm_atlas(), scan) if self.align else np.eye(4)
+        to_template = align_scan(icbm_atlas(), scan) if self.align else np.eye(4)
         for key, mode in self.key_iterator(d, self.mode):
             original = d[key].affine.numpy()
             moved = MetaTensor(d[key].as_tensor(), meta=d[key].meta, applied_operations=d[key].applied_operations)
@@ -476,8 +476,8 @@ def template_grid(spacing: Sequence[float], shape: Sequence[int]) -> np.ndarray:
     return grid
 
 
-def _align_scan(atlas: Atlas, scan: MetaTensor) -> np.ndarray:
-    """Map from the world of a scan to that of the atlas; a warning if they do not seem to fit."""
+def align_scan(atlas: Atlas, scan: MetaTensor) -> np.ndarray:
+    """Map from the world of a skull-stripped scan (C, X, Y, Z) to that of the atlas; a warning if they do not fit."""
     to_atlas, misfit = align_atlas(atlas, scan.as_tensor()[0].float(), scan.affine.numpy())
     if misfit > MAX_MISFIT:
         logger.warning(

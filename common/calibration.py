@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .data import refuse_pseudo_labels
 from .errors import InputError
 from .metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from .transforms import BrainMaskd, CheckLabeld, LoadScand
@@ -29,9 +30,11 @@ def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None =
     """Refuse cases that a criterion cannot use, before the network runs on them; arguments as for :func:`calibrate`.
 
     Raises:
-        InputError: if no label has a lesion, or for ``false_positive_rate`` a case is not healthy.
+        InputError: if no label has a lesion or one is a pseudo-label, or for ``false_positive_rate`` a case is not
+            healthy.
     """
     if criterion == "best_dice":
+        refuse_pseudo_labels(cases, "the cases to calibrate with")
         if not any(_label(case, label_value).any() for case in cases):
             raise InputError(
                 f"no label of the {_counted(cases)} has a lesion, expected one to calibrate with best_dice"

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import commonpath, relpath
 from pathlib import Path
@@ -94,6 +94,29 @@ def list_cases(
     return check_cases(cases, source, sequences, require, optional_sequences)
 
 
+def read_datalist(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What stands in a datalist, with absolute paths; no file is looked at.
+
+    Args:
+        path: JSON file, as for :func:`list_cases`. A list without sections counts as ``training``.
+
+    Returns:
+        What stands beside the sections, and section -> items; sections without a case are left out.
+
+    Raises:
+        InputError: if the file cannot be read, has another form, or lists no case.
+    """
+    path = Path(path)
+    content = _read_datalist(path)
+    content = {"training": content} if isinstance(content, list) else content
+    _items_of(content, None, path)  # refuses what is no dict
+    names = [name for name, value in content.items() if isinstance(value, list) and _is_section(value)]
+    if not names:
+        raise InputError(f"{path} lists no case, expected at least one")
+    sections = {name: _cases_of_datalist(content, path, name, "brain_mask") for name in names}
+    return {name: value for name, value in content.items() if name not in names}, sections
+
+
 def check_cases(
     cases: Sequence[dict[str, Any]],
     source: str | Path,
@@ -170,7 +193,7 @@ def split_by_subject(
 
 
 def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
-    """Refuse an empty part, and a subject or an image file that is in two parts.
+    """Refuse an empty part, a subject or an image file that is in two parts, and pseudo-labels to validate with.
 
     Args:
         parts: lists of cases by the name of the part, as ``training=..., validation=...``.
@@ -178,6 +201,9 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
     Raises:
         InputError: naming the parts and the subject or file.
     """
+    for part, cases in parts.items():
+        if part != "training":
+            refuse_pseudo_labels(cases, f"the {part} set")
     part_of: dict[tuple[str, str], str] = {}
     for part, cases in parts.items():
         if not cases:
@@ -192,6 +218,24 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
                     )
 
 
+def refuse_pseudo_labels(cases: Sequence[Mapping[str, Any]], place: str) -> None:
+    """Refuse cases whose label was predicted, which they say by a ``label_source``: it is no reference.
+
+    Args:
+        cases: of a part whose labels are taken for the truth.
+        place: what that part is, for the message.
+
+    Raises:
+        InputError: naming the first such case.
+    """
+    for case in cases:
+        if "label_source" in case:
+            raise InputError(
+                f"{subject_of(case)} in {place} has a pseudo-label ({case['label_source']}), expected labels that "
+                "somebody drew: predictions are no reference"
+            )
+
+
 def share_of_process(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases of this process where ``torchrun`` has started several: every so many-th one. All of them otherwise.
 
@@ -204,7 +248,7 @@ def share_of_process(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(cases[idist.get_rank() :: processes])
 
 
-def subject_of(case: dict[str, Any]) -> str:
+def subject_of(case: Mapping[str, Any]) -> str:
     """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name.
 
     A file that is called by its sequence alone, as in ``07/FLAIR.nii.gz``, is of the subject that its folder names.
@@ -591,12 +635,12 @@ def _bids_subject(path: str) -> str | None:
     return found[-1] if found else None
 
 
-def _entries(case: dict[str, Any]) -> list[str | None]:
+def _entries(case: Mapping[str, Any]) -> list[str | None]:
     """One per sequence, None for a missing one."""
     return list(case["image"]) if isinstance(case["image"], list | tuple) else [case["image"]]
 
 
-def _images(case: dict[str, Any]) -> list[str]:
+def _images(case: Mapping[str, Any]) -> list[str]:
     return [path for path in _entries(case) if path is not None]
 
 

@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from .data import subject_of
+from .data import refuse_pseudo_labels, subject_of
 from .errors import InputError
 from .metrics import (
     LesionDetection,
@@ -133,8 +133,8 @@ class Evaluation:
 
     Raises:
         ValueError: if there is no case, or a label in ``lesion_labels`` or ``map_label`` has no name.
-        InputError: if a case with a reference is of no data set in ``reference_sets``; by any property, if a file is
-            missing, unreadable or on another grid than its image.
+        InputError: if a case has a pseudo-label as its reference, or is of no data set in ``reference_sets``; by any
+            property, if a file is missing, unreadable or on another grid than its image.
     """
 
     def __init__(
@@ -174,6 +174,7 @@ class Evaluation:
         self.failures: dict[str, str] = {}
         if not self.cases:
             raise ValueError("there is no case to evaluate")
+        refuse_pseudo_labels([case for case in self.cases if reference_key in case], "an evaluation")
         unnamed = {*self.lesion_labels, self.map_label} - {*self.label_names, None}
         if unnamed or not self.label_names:
             raise ValueError(f"labels {sorted(unnamed)} have no name, expected one of {list(self.label_names)}")

@@ -3,6 +3,8 @@
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
 stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by
 ``--atlas_files atlas.nii.gz --classes N --neighbors "%atlas.json::neighbors"``.
+
+Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
 """
 
 from __future__ import annotations
@@ -12,19 +14,22 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fire
 import nibabel as nib
 import numpy as np
 import torch
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
-from common.atlas import Atlas, average_of_label_maps, read_label_map
+from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.errors import InputError, install_error_hook
+from common.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
+from common.transforms import BrainMaskd, LoadScand
 from common.transforms.io import write_atomically
 from sae_segmentation.loss import neighbor_table
 
@@ -35,6 +40,14 @@ logger = logging.getLogger(__name__)
 Groups = dict[str, list[int]]
 
 
+class Person(NamedTuple):
+    """A label map, the matrix from its world to the shared one, and the item that it was listed as."""
+
+    label: str
+    to_shared: np.ndarray
+    item: dict[str, Any]
+
+
 def main(
     output_file: str,
     label_files: str | Sequence[str] | None = None,
@@ -43,6 +56,8 @@ def main(
     classes: str | Mapping[str, Sequence[int]] | None = None,
     sigma_mm: float = 1.0,
     spacing_mm: float = 1.0,
+    align: bool = False,
+    keep_out: str | Sequence[str] = (),
 ) -> None:
     """Write OUTPUT_FILE, 4-D NIfTI with a volume per class, and beside it a JSON of the classes and their neighbors.
 
@@ -57,33 +72,37 @@ def main(
             value is a class of its own.
         sigma_mm: sd of the Gaussian that smooths the classes; 3 or so for a single person.
         spacing_mm: voxel size of the atlas.
+        align: bring everybody to the ICBM 152 template by an affine map that is found on the image of the datalist's
+            item, ``{"label": path, "image": path, "brain_mask": path}``, the first of several, in the place of the
+            matrix.
+        keep_out: datalists of those whom the atlas will be judged by; several with commas between them. The datalist
+            of the label maps is one of them if it has such sections.
     """
     install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     if not str(output_file).endswith(".nii.gz"):
         raise InputError(f"output_file is {output_file}, expected a name that ends in .nii.gz")
-    items = read_items(label_files, datalist_file, section)
+    people = read_people(label_files, datalist_file, section)
+    guard(people, datalist_file, keep_out.split(",") if isinstance(keep_out, str) else keep_out)
     groups = read_groups(classes)
     maps, tables = [], []
-    for path, to_shared in tqdm(items, desc="label maps", unit="map", disable=None):
+    for path, to_shared, item in tqdm(people, desc="label maps", unit="map", disable=None):
         values, affine = read_label_map(path)
         groups = groups or {str(value): [value] for value in range(values.max() + 1)}
         labels = join_values(path, values, groups)
         tables.append(neighbor_table(torch.from_numpy(labels), len(groups)))
-        maps.append((labels.astype(np.uint8), to_shared @ affine))
+        maps.append((labels.astype(np.uint8), (to_template(item) if align else to_shared) @ affine))
     atlas = average_of_label_maps(maps, len(groups), sigma_mm, spacing_mm)
     # the mean of frequencies, not of logarithms: one person without such a pair does not forbid it
     table = torch.stack(tables).exp().mean(0).log()
-    write_atlas(Path(output_file), atlas, list(groups), table, [path for path, _ in items])
+    write_atlas(Path(output_file), atlas, list(groups), table, [person.label for person in people])
     for name, share in zip(groups, atlas.probabilities.mean((1, 2, 3)).tolist(), strict=True):
         logger.info("%-24s %8.1f ml", name, share * atlas.probabilities[0].numel() * spacing_mm**3 / 1000)
     logger.info("wrote %s", output_file)
 
 
-def read_items(
-    label_files: str | Sequence[str] | None, datalist_file: str | None, section: str
-) -> list[tuple[str, np.ndarray]]:
-    """Paths of label maps, and the matrix from the world of each to the shared one.
+def read_people(label_files: str | Sequence[str] | None, datalist_file: str | None, section: str) -> list[Person]:
+    """Whose label maps become the atlas.
 
     Raises:
         InputError: if neither or both are given, or an item has no label or a matrix that is not 4 x 4.
@@ -92,7 +111,7 @@ def read_items(
         raise InputError("expected either label_files or datalist_file, to make the atlas of")
     if label_files is not None:
         files = [label_files] if isinstance(label_files, str) else list(label_files)
-        return [(str(path), np.eye(4)) for path in files]
+        return [Person(str(path), np.eye(4), {"label": str(path)}) for path in files]
     path = Path(datalist_file)
     content = read_json(path, "label maps")
     found = []
@@ -100,10 +119,43 @@ def read_items(
         matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
         if "label" not in item or matrix.shape != (4, 4):
             raise InputError(f"item {number} of {path} is {str(item)[:80]}, expected a label, and a matrix of 4 x 4")
-        found.append((str(path.parent / item["label"]), matrix))
+        images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
+        masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
+        found.append(Person(str(path.parent / item["label"]), matrix, {**item, "image": images, **masks}))
     if not found:
         raise InputError(f"{path} has no label map under {section}, expected at least one")
     return found
+
+
+def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequence[str]) -> None:
+    """Refuse people whom the atlas will be judged by, also those who taught the network that made its label maps.
+
+    Raises:
+        InputError: naming the subject, or a label map whose subject nobody says.
+    """
+    content = read_json(Path(datalist_file), "label maps") if datalist_file is not None else []
+    judged = [item for part in HELD_OUT for item in (content.get(part, []) if isinstance(content, dict) else [])]
+    own = [datalist_file] if any("image" in item for item in judged) else []
+    judges = held_out([*own, *keep_out])
+    nameless = [person.label for person in people if "subject" not in person.item and not person.item.get("image")]
+    if judges and nameless:
+        raise InputError(f"{nameless[0]} has no subject, expected a datalist_file that says whose label map it is")
+    if judges:
+        teachers = behind_labels(content, datalist_file) if isinstance(content, dict) else {}
+        refuse_leaks({"the people of the atlas": [person.item for person in people], **teachers}, judges)
+
+
+def to_template(item: Mapping[str, Any]) -> np.ndarray:
+    """Affine map from the world of an image to that of the ICBM 152 template, 4 x 4.
+
+    Raises:
+        InputError: if there is no image.
+    """
+    if not item.get("image"):
+        raise InputError(f"{item['label']} has no image, expected one in a datalist_file to align it by")
+    scan = {"image": item["image"][0]} | {key: item[key] for key in ("brain_mask",) if key in item}
+    scan = LoadScand(["image", "brain_mask"], allow_missing_keys=True)(scan)
+    return align_scan(icbm_atlas(), BrainMaskd("image")(scan)["image"])
 
 
 def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | None:

@@ -133,6 +133,7 @@ def write_pseudo_datalist(
         if not label.is_file():
             raise InputError(f"{label}: no such file, expected the filled-in label of {case['name']}")
         items.append({key: case[key] for key in kept if key in case} | {"label": str(label), "dataset": COMPLETED})
+        items[-1]["label_source"] = "filled in by the first stage"
     values = {str(value): name for value, name in enumerate(label_sets.classes)}
     datasets = label_sets.tables() | {COMPLETED: {"labels": values}}
     path = write_datalist(
