@@ -42,6 +42,7 @@ def list_cases(
     mask_key: str = "brain_mask",
     optional_sequences: Sequence[str] = (),
     dataset: str | None = None,
+    healthy_only: bool = False,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -52,7 +53,9 @@ def list_cases(
 
     From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
     the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
-    taken, and cases that lack one are left out: one datalist for bundles of different sequences.
+    taken, and cases that lack one are left out: one datalist for bundles of different sequences. Likewise for trainings
+    of different people: a case may say ``"healthy": true``, and is then left out where a label is required and it has
+    none, since there is nothing to draw in it.
 
     Args:
         dataset_dir: folder of scans.
@@ -63,6 +66,8 @@ def list_cases(
         mask_key: key of the brain mask in the JSON.
         optional_sequences: those of which a JSON may say null in the place of a path; a case needs one path at least.
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
+        healthy_only: keep only the cases that the JSON says are healthy; all of them if none of its sections says
+            anything about health, and of a folder.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -72,8 +77,9 @@ def list_cases(
 
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
-            different grids, the number of images is not that of ``sequences``, a sequence is missing, or the JSON has
-            another form.
+            different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
+            neither true nor false, nobody is healthy among cases of which some are said to be or not to be, or the
+            JSON has another form.
     """
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     if datalist_file is not None:
@@ -82,6 +88,8 @@ def list_cases(
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
         content = _read_datalist(source)
         cases = _cases_of_datalist(content, source, section, mask_key)
+        if healthy_only:
+            cases = _of_healthy(cases, content, source, section)
         if isinstance(content, dict) and "sequences" in content:
             cases = _of_sequences(cases, content["sequences"], sequences, optional_sequences, source)
     elif dataset_dir is not None:
@@ -91,6 +99,8 @@ def list_cases(
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset is not None:
         cases = _of_dataset(cases, dataset, source)
+    if "label" in require:
+        cases = _without_healthy_unlabelled(cases, source)
     return check_cases(cases, source, sequences, require, optional_sequences)
 
 
@@ -433,6 +443,8 @@ def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: 
             item = {"image": item}
         if not isinstance(item, dict) or not item.get("image"):
             raise InputError(f'item {number} of {path} is {str(item)[:80]}, expected {{"image": path, ...}}')
+        if not isinstance(item.get("healthy"), bool | None):
+            raise InputError(f"item {number} of {path} has healthy {item['healthy']!r}, expected true or false")
         case = {
             key: _map_paths(value, lambda p: _absolute(p, path.parent))
             for key, value in item.items()
@@ -506,6 +518,29 @@ def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list
     if not kept:
         found = ", ".join(sorted({str(case["dataset"]) for case in cases if "dataset" in case})) or "none named"
         raise InputError(f"{source} has no case of the data set {dataset!r} among its {len(cases)}, found {found}")
+    return kept
+
+
+def _of_healthy(cases: list[dict[str, Any]], content: Any, source: Path, section: str | None) -> list[dict[str, Any]]:
+    """The cases that are said to be healthy; all of them if nothing is said of anybody in the file."""
+    everybody = _items_of(content, None, source)
+    if not any(isinstance(item, dict) and item.get("healthy") is not None for item in everybody):
+        logger.info("%s says of nobody whether they are healthy: all %d cases are taken", source, len(cases))
+        return cases
+    kept = [case for case in cases if case.get("healthy")]
+    if not kept:
+        where = f" under {section}" if section else ""
+        raise InputError(f'{source} has no case with "healthy": true among its {len(cases)}{where}, expected one')
+    logger.info("%s: %d of %d cases are healthy, the others are left out", source, len(kept), len(cases))
+    return kept
+
+
+def _without_healthy_unlabelled(cases: list[dict[str, Any]], source: Path) -> list[dict[str, Any]]:
+    kept = [case for case in cases if "label" in case or not case.get("healthy")]
+    if cases and not kept:
+        raise InputError(f"{source} has no label for any of its {len(cases)} cases, all healthy, expected one")
+    if len(kept) < len(cases):
+        logger.info("%s: %d healthy cases without label left out", source, len(cases) - len(kept))
     return kept
 
 
