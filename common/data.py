@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os.path import commonpath, relpath
 from pathlib import Path
@@ -42,7 +42,7 @@ def list_cases(
     mask_key: str = "brain_mask",
     optional_sequences: Sequence[str] = (),
     dataset: str | None = None,
-    healthy_only: bool = False,
+    healthy: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -66,8 +66,8 @@ def list_cases(
         mask_key: key of the brain mask in the JSON.
         optional_sequences: those of which a JSON may say null in the place of a path; a case needs one path at least.
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
-        healthy_only: keep only the cases that the JSON says are healthy; all of them if none of its sections says
-            anything about health, and of a folder.
+        healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
+            of its sections says anything about health, and of a folder.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -78,18 +78,17 @@ def list_cases(
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
             different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
-            neither true nor false, nobody is healthy among cases of which some are said to be or not to be, or the
-            JSON has another form.
+            neither true nor false, nobody is left though the JSON says who is healthy, or the JSON has another form.
     """
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     if datalist_file is not None:
         source = Path(datalist_file)
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
-        content = _read_datalist(source)
+        content = read_datalist(source)
         cases = _cases_of_datalist(content, source, section, mask_key)
-        if healthy_only:
-            cases = _of_healthy(cases, content, source, section)
+        if healthy is not None:
+            cases = _of_health(cases, healthy, content, source, section)
         if isinstance(content, dict) and "sequences" in content:
             cases = _of_sequences(cases, content["sequences"], sequences, optional_sequences, source)
     elif dataset_dir is not None:
@@ -250,6 +249,30 @@ def write_datalist(
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+
+def read_datalist(path: Path) -> Any:
+    """What a JSON file of cases holds.
+
+    Raises:
+        InputError: if it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
+    except ValueError as e:
+        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
+
+
+def sections_of(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The lists of cases in a datalist; others there hold notes, or labels without an image."""
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, list)
+        and any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
+    }
 
 
 class ScanDataset(Dataset):
@@ -424,15 +447,6 @@ def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[st
     return case
 
 
-def _read_datalist(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
-    except ValueError as e:
-        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
-
-
 def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
     items = _items_of(content, section, path)
     if not items:
@@ -460,7 +474,7 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
     if isinstance(content, list) and section is None:
         return content
     if isinstance(content, dict):
-        lists = {key: value for key, value in content.items() if isinstance(value, list) and _is_section(value)}
+        lists = sections_of(content)
         if section is None:
             return [item for value in lists.values() for item in value]
         if isinstance(content.get(section), list):
@@ -476,11 +490,6 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
     raise InputError(
         f"{path} holds {found}, expected {'a dict of lists' if section else 'a list of cases or a dict of lists'}"
     )
-
-
-def _is_section(value: list[Any]) -> bool:
-    """Whether a list in a datalist is one of cases: other lists there hold notes, or labels without an image."""
-    return any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
 
 
 def _of_sequences(
@@ -521,17 +530,23 @@ def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list
     return kept
 
 
-def _of_healthy(cases: list[dict[str, Any]], content: Any, source: Path, section: str | None) -> list[dict[str, Any]]:
-    """The cases that are said to be healthy; all of them if nothing is said of anybody in the file."""
+def _of_health(
+    cases: list[dict[str, Any]], healthy: bool, content: Any, source: Path, section: str | None
+) -> list[dict[str, Any]]:
+    """The cases that are said to be healthy, or the others; all of them if nothing is said of anybody in the file."""
     everybody = _items_of(content, None, source)
     if not any(isinstance(item, dict) and item.get("healthy") is not None for item in everybody):
         logger.info("%s says of nobody whether they are healthy: all %d cases are taken", source, len(cases))
         return cases
-    kept = [case for case in cases if case.get("healthy")]
+    kept = [case for case in cases if bool(case.get("healthy")) == healthy]
     if not kept:
-        where = f" under {section}" if section else ""
-        raise InputError(f'{source} has no case with "healthy": true among its {len(cases)}{where}, expected one')
-    logger.info("%s: %d of %d cases are healthy, the others are left out", source, len(kept), len(cases))
+        wanted = f'case {"with" if healthy else "without"} "healthy": true'
+        raise InputError(
+            f"{source} has no {wanted} among its {len(cases)}{f' under {section}' if section else ''}, expected one"
+        )
+    if len(kept) < len(cases):
+        which = "not said to be healthy" if healthy else "healthy"
+        logger.info("%s: %d of %d cases left out, %s", source, len(cases) - len(kept), len(cases), which)
     return kept
 
 

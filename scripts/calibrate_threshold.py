@@ -175,7 +175,7 @@ def main(
     _refuse_test_section(datalist_file, section)
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
     overrides |= {"datalist#section": section, "datalist#dataset": dataset}
-    overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy_only": True}
+    overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
         given = {key: value for key, value in overrides.items() if value is not None}
         names = [path.name for path in configs]

@@ -291,15 +291,17 @@ def people(tmp_path):
 def test_only_cases_that_are_said_to_be_healthy_are_taken(people, caplog):
     caplog.set_level(logging.INFO)
     file = people(training=[True, False, "unsaid", None, True])
-    cases = list_cases(datalist_file=file, section="training", healthy_only=True)
+    cases = list_cases(datalist_file=file, section="training", healthy=True)
     assert names(cases) == ["training0_FLAIR", "training4_FLAIR"]
-    assert "2 of 5 cases are healthy, the others are left out" in caplog.text
+    assert "3 of 5 cases left out, not said to be healthy" in caplog.text
+    others = list_cases(datalist_file=file, section="training", healthy=False)
+    assert names(others) == ["training1_FLAIR", "training2_FLAIR", "training3_FLAIR"]
     assert len(list_cases(datalist_file=file, section="training")) == 5
 
 
 def test_where_nobody_is_said_to_be_healthy_all_are_taken_and_that_is_said(people, caplog):
     caplog.set_level(logging.INFO)
-    cases = list_cases(datalist_file=people(training=["unsaid", None]), section="training", healthy_only=True)
+    cases = list_cases(datalist_file=people(training=["unsaid", None]), section="training", healthy=True)
     assert len(cases) == 2
     assert "says of nobody whether they are healthy: all 2 cases are taken" in caplog.text
 
@@ -307,7 +309,9 @@ def test_where_nobody_is_said_to_be_healthy_all_are_taken_and_that_is_said(peopl
 @pytest.mark.parametrize("said", [{"training": [False, "unsaid"]}, {"training": ["unsaid"], "validation": [True]}])
 def test_a_section_without_a_healthy_case_is_refused_where_the_file_speaks_of_health(people, said):
     with pytest.raises(InputError, match=r'people\.json has no case with "healthy": true among its \d under training'):
-        list_cases(datalist_file=people(**said), section="training", healthy_only=True)
+        list_cases(datalist_file=people(**said), section="training", healthy=True)
+    with pytest.raises(InputError, match='no case without "healthy": true among its 1, expected one'):
+        list_cases(datalist_file=people(training=[True]), healthy=False)
 
 
 @pytest.mark.parametrize("said", ["false", "true", 1, 0, [True]])

@@ -41,7 +41,7 @@ def anomaly_cases(
         patients = [case for case in labelled if healthy_datalist_file is None or not case.get("healthy")]
         cases += [{**case, "healthy": False} for case in patients]
     if healthy_datalist_file is not None:
-        options = {"sequences": sequences, "section": section, "healthy_only": True}
+        options = {"sequences": sequences, "section": section, "healthy": True}
         healthy = list_cases(datalist_file=healthy_datalist_file, **options)
         both = {case["image"] for case in cases} & {case["image"] for case in healthy}
         if both:
