@@ -7,7 +7,7 @@ Usage, from the root of the repository, with a datalist of ``scripts/make_datali
     python scripts/advise.py cases.json --measure False
 
 Every file is read. Time and memory are measured: a few steps of each training with the first scans, the settings and
-the batch of its config, one validation, one scan of inference. Nothing is trained and no weights are written.
+the batch of its config, a validation of one scan or two, an inference of one. Nothing is trained and no weights are written.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ def main(
     data = read_data(datalist, num_workers)
     chosen = None if bundles is None else ensure_tuple(bundles)
     overrides = {} if device is None else {"device": device}
+    if measure:
+        print(f"{os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f}: other programs make times longer")
     advice = advise(data, chosen, measure, steps, **overrides)
     print(text_of(data, advice))
     if output is not None:
@@ -75,7 +77,6 @@ def as_dict(data: Data, advice: Sequence[Advice]) -> dict[str, Any]:
         "datalist": str(data.path),
         "sequences": data.sequences,
         "sections": data.counts(),
-        "cores": os.cpu_count(),
         "advice": [item.as_dict() for item in advice],
     }
 
