@@ -531,8 +531,8 @@ def _doubtful_scans(cases: Sequence[Case], facts: Mapping[str, FileFacts]) -> li
     if heads:
         litres = max(_foreground(images[case["name"]]) for case in heads) / 1000
         found.append(
-            f"no brain mask, and up to {litres:.1f} l that are not 0, in {len(heads)} of {_counted(len(cases), 'case')}: "
-            "skull-strip them, or give brain masks"
+            f"no brain mask, and up to {litres:.1f} l that are not 0, in {len(heads)} of {_counted(len(cases), 'case')}"
+            ": skull-strip them, or give brain masks"
         )
     spacings = [image.spacing for files in images.values() for image in files]
     thick = [max(s) for s in spacings if max(s) >= THICK_MM or max(s) > ANISOTROPY * min(s)]

@@ -7,7 +7,7 @@ Usage, from the root of the repository, with a datalist of ``scripts/make_datali
     python scripts/advise.py cases.json --measure False
 
 Every file is read. Time and memory are measured: a few steps of each training with the first scans, the settings and
-the batch of its config, a validation of one scan or two, an inference of one. Nothing is trained and no weights are written.
+the batch of its config, a validation of one scan or two, an inference of one. Nothing is kept of them.
 """
 
 from __future__ import annotations
