@@ -200,7 +200,7 @@ def test_one_list_of_healthy_people_and_unlabelled_patients_serves_all_stages(co
 
     def cases(configs: list[str], part: str, **options: object) -> list[str]:
         parser = open_configs(BUNDLE, configs, datalist_file=everybody, **options).parser
-        return [case["pathology"] if "pathology" in case else "pseudo" for case in parser.get_parsed_content(part)]
+        return [case.get("pathology", "pseudo") for case in parser.get_parsed_content(part)]
 
     assert cases(["train_autoencoder"], "train#data") == ["healthy"] * 2
     assert cases(["train_autoencoder"], "validate#data") == ["healthy"]
