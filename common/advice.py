@@ -29,6 +29,7 @@ KINDS = {
     "healthy": 'case with "healthy": true',
     "patients": 'case without "healthy": true',
     "labelled": "labelled case",
+    "drawn": 'labelled case without "healthy": true',
 }
 
 
@@ -152,9 +153,9 @@ ROUTES = (
             DIFFUSION,
             Stage(
                 ("train",),
-                {"healthy": 1, "labelled": 1},
-                {"healthy": 1, "labelled": 1},
-                paper={"labelled": 90},
+                {"healthy": 1, "drawn": 1},
+                {"healthy": 1, "drawn": 1},
+                paper={"drawn": 90},
                 datalists=("datalist_file", "healthy_datalist_file"),
             ),
         ),
@@ -379,9 +380,8 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
             missing += _wrong_labels(route, used, data)
     cases = [case for part in sections.values() for case in part]
     remarks += _doubtful_scans(cases, data.facts)
-    values = {value for case in cases if "label" in case for value in data.facts[case["label"]].values}
-    if values and route.values and len(route.values) > 2 and values <= {0, 1}:
-        remarks.append("labels hold 0 and 1 only: a mask of lesions is no anatomy that a registration can follow")
+    if not missing and route.values:
+        remarks += _doubtful_labels(route, _label_cases(route, used, data), data)
     commands = tuple(
         text.format(configs=f"bundles/{route.bundle}/configs", datalist=shlex.quote(str(data.path)))
         + (f" --sequences '{json.dumps(changed['sequences'])}'" if changed and "monai.bundle" in text else "")
@@ -414,6 +414,7 @@ def _of_kind(kind: str, cases: Sequence[Case], data: Data) -> list[Case]:
         "healthy": lambda case: case.get("healthy") is True or not data.speaks_of_health,
         "patients": lambda case: case.get("healthy") is not True,
         "labelled": lambda case: "label" in case,
+        "drawn": lambda case: "label" in case and case.get("healthy") is not True,
     }
     return [case for case in cases if chosen[kind](case)]
 
@@ -442,7 +443,7 @@ def _lacks(stage: Stage, used: _Used, data: Data) -> list[str]:
             there = len(_of_kind(kind, cases, data))
             if there < least:
                 found.append(f"{section} has {there or 'no'} {KINDS[kind]}, expected {least} or more")
-    if {"healthy", "labelled"} <= stage.learns.keys() and not data.speaks_of_health:
+    if {"healthy", "drawn"} <= stage.learns.keys() and not data.speaks_of_health:
         found.append('nobody is said to be healthy or not; mark every case with "healthy": true or false')
     if not found and stage.sections:
         try:
@@ -458,14 +459,14 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     parts = _parts(stage, used)
     for kind, paper in stage.paper.items():
         subjects = len({subject_of(case) for case in _of_kind(kind, parts["training"][1], data)})
-        if subjects < paper:
-            what = {"healthy": "healthy subject", "labelled": "labelled subject"}.get(kind, "subject")
+        if 0 < subjects < paper:
+            what = {"healthy": "healthy subject", "any": "subject", "patients": "subject"}.get(kind, "labelled subject")
             found.append(f"{stage.configs[-1]} learns from {_counted(subjects, what)}, in the paper from {paper}")
     if "healthy" in stage.learns and not data.speaks_of_health:
         found.append('nobody is said to be healthy: everybody is taken for it; mark patients with "healthy": false')
     for section, (want, cases) in parts.items():
         refused = [case for case in cases if "label" not in case and not case.get("healthy")]
-        if "labelled" in want and "any" not in want and refused:
+        if want.keys() & {"labelled", "drawn"} and "any" not in want and refused:
             found.append(
                 f"{_counted(len(refused), 'case')} of {section} without label must go into another datalist: "
                 f"{stage.configs[0]}.json refuses such cases unless they are healthy"
@@ -477,11 +478,19 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     return found
 
 
+def _label_cases(route: Route, used: _Used, data: Data) -> list[Case]:
+    """Cases whose labels a route reads."""
+    wants = [part for stage in route.stages for part in _parts(stage, used).values()]
+    found = [
+        c for want, cases in wants for kind in want.keys() & {"labelled", "drawn"} for c in _of_kind(kind, cases, data)
+    ]
+    return list({case["name"]: case for case in found}.values())
+
+
 def _wrong_labels(route: Route, used: _Used, data: Data) -> list[str]:
     """Labels with values that the route does not know."""
-    wants_labels = any("labelled" in {**stage.learns, **stage.validates} for stage in route.stages)
-    labelled = [case for cases in used.sections.values() for case in cases if "label" in case]
-    if not wants_labels or not labelled:
+    labelled = _label_cases(route, used, data)
+    if not labelled:
         return []
     if route.values is None:
         return _unfit_for_table(route, used, data)
@@ -522,6 +531,17 @@ def _unfit_for_table(route: Route, used: _Used, data: Data) -> list[str]:
                 f"data set {case['dataset']}, expected only {_listed(table.values(case['dataset']))}"
             ]
     return []
+
+
+def _doubtful_labels(route: Route, labelled: Sequence[Case], data: Data) -> list[str]:
+    found = []
+    names = sorted({str(case["dataset"]) for case in labelled if "dataset" in case})
+    if len(names) > 1:
+        found.append(f"labels of the data sets {_listed(names)} are taken for one: give those that mean the same")
+    values = {value for case in labelled for value in data.facts[case["label"]].values}
+    if labelled and len(route.values) > 2 and values <= {0, 1}:
+        found.append("labels hold 0 and 1 only: a mask of lesions is no anatomy that a registration can follow")
+    return found
 
 
 def _doubtful_scans(cases: Sequence[Case], facts: Mapping[str, FileFacts]) -> list[str]:

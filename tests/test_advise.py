@@ -161,6 +161,20 @@ def test_a_mask_of_lesions_is_no_anatomy(datalist):
     assert "labels hold 0 and 1 only: a mask of lesions is no anatomy that a registration can follow" in found.remarks
 
 
+def test_labels_that_are_not_read_are_not_judged(datalist):
+    healthy, patient = {"healthy": True, "label": 3}, {"healthy": False, "label": 1}
+    path = datalist({"training": [healthy, patient], "validation": [healthy, patient]}, ["T1w", "FLAIR"])
+    assert of(path, "diffusion_recon_unet", PATHOLOGY).missing == ()
+    assert "has the label values 3, expected only 0, 1" in of(path, "uad_autoencoder", MASKS).missing[0]
+    assert "training0_label.nii.gz has the label values 3" in of(path, "uad_autoencoder", MASKS).missing[0]
+
+
+def test_labels_of_two_data_sets_are_remarked_where_a_method_takes_them_for_one(datalist):
+    cases = [{"label": 3, "dataset": "tissue"}, {"label": 1, "dataset": "lesion"}]
+    remarks = of(datalist({"training": cases, "validation": cases}, ["T1w"]), "deepatlas_joint", JOINT).remarks
+    assert "labels of the data sets lesion, tissue are taken for one: give those that mean the same" in remarks
+
+
 LABEL_SETS = {
     "classes": ["rest", "lesion"],
     "datasets": {"a": {"labels": {"1": "lesion"}, "background_is_complete": True}},
