@@ -42,6 +42,7 @@ def list_cases(
     mask_key: str = "brain_mask",
     optional_sequences: Sequence[str] = (),
     dataset: str | None = None,
+    healthy: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -52,7 +53,9 @@ def list_cases(
 
     From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
     the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
-    taken, and cases that lack one are left out: one datalist for bundles of different sequences.
+    taken, and cases that lack one are left out: one datalist for bundles of different sequences. Likewise for trainings
+    of different people: a case may say ``"healthy": true``, and is then left out where a label is required and it has
+    none, since there is nothing to draw in it.
 
     Args:
         dataset_dir: folder of scans.
@@ -63,6 +66,8 @@ def list_cases(
         mask_key: key of the brain mask in the JSON.
         optional_sequences: those of which a JSON may say null in the place of a path; a case needs one path at least.
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
+        healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
+            of its sections says anything about health, and of a folder.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -72,16 +77,18 @@ def list_cases(
 
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
-            different grids, the number of images is not that of ``sequences``, a sequence is missing, or the JSON has
-            another form.
+            different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
+            neither true nor false, nobody is left though the JSON says who is healthy, or the JSON has another form.
     """
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     if datalist_file is not None:
         source = Path(datalist_file)
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
-        content = _read_datalist(source)
+        content = read_datalist(source)
         cases = _cases_of_datalist(content, source, section, mask_key)
+        if healthy is not None:
+            cases = _of_health(cases, healthy, content, source, section)
         if isinstance(content, dict) and "sequences" in content:
             cases = _of_sequences(cases, content["sequences"], sequences, optional_sequences, source)
     elif dataset_dir is not None:
@@ -91,30 +98,9 @@ def list_cases(
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset is not None:
         cases = _of_dataset(cases, dataset, source)
+    if "label" in require:
+        cases = _without_healthy_unlabelled(cases, source)
     return check_cases(cases, source, sequences, require, optional_sequences)
-
-
-def read_datalist(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """What stands in a datalist, with absolute paths; no file is looked at.
-
-    Args:
-        path: JSON file, as for :func:`list_cases`. A list without sections counts as ``training``.
-
-    Returns:
-        What stands beside the sections, and section -> items; sections without a case are left out.
-
-    Raises:
-        InputError: if the file cannot be read, has another form, or lists no case.
-    """
-    path = Path(path)
-    content = _read_datalist(path)
-    content = {"training": content} if isinstance(content, list) else content
-    _items_of(content, None, path)  # refuses what is no dict
-    names = [name for name, value in content.items() if isinstance(value, list) and _is_section(value)]
-    if not names:
-        raise InputError(f"{path} lists no case, expected at least one")
-    sections = {name: _cases_of_datalist(content, path, name, "brain_mask") for name in names}
-    return {name: value for name, value in content.items() if name not in names}, sections
 
 
 def check_cases(
@@ -284,6 +270,53 @@ def write_datalist(
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+
+def read_datalist(path: Path) -> Any:
+    """What a JSON file of cases holds.
+
+    Raises:
+        InputError: if it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
+    except ValueError as e:
+        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
+
+
+def sections_of(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The lists of cases in a datalist; others there hold notes, or labels without an image."""
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, list)
+        and any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
+    }
+
+
+def read_sections(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    """What stands in a datalist, with absolute paths; no file is looked at.
+
+    Args:
+        path: JSON file, as for :func:`list_cases`. A list without sections counts as ``training``.
+
+    Returns:
+        What stands beside the sections, and section -> items; sections without a case are left out.
+
+    Raises:
+        InputError: if the file cannot be read, has another form, or lists no case.
+    """
+    path = Path(path)
+    content = read_datalist(path)
+    content = {"training": content} if isinstance(content, list) else content
+    _items_of(content, None, path)  # refuses what is no dict
+    names = [*sections_of(content)]
+    if not names:
+        raise InputError(f"{path} lists no case, expected at least one")
+    sections = {name: _cases_of_datalist(content, path, name, "brain_mask") for name in names}
+    return {name: value for name, value in content.items() if name not in names}, sections
 
 
 class ScanDataset(Dataset):
@@ -458,15 +491,6 @@ def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[st
     return case
 
 
-def _read_datalist(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
-    except ValueError as e:
-        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
-
-
 def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
     items = _items_of(content, section, path)
     if not items:
@@ -477,6 +501,8 @@ def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: 
             item = {"image": item}
         if not isinstance(item, dict) or not item.get("image"):
             raise InputError(f'item {number} of {path} is {str(item)[:80]}, expected {{"image": path, ...}}')
+        if not isinstance(item.get("healthy"), bool | None):
+            raise InputError(f"item {number} of {path} has healthy {item['healthy']!r}, expected true or false")
         case = {
             key: _map_paths(value, lambda p: _absolute(p, path.parent))
             for key, value in item.items()
@@ -492,7 +518,7 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
     if isinstance(content, list) and section is None:
         return content
     if isinstance(content, dict):
-        lists = {key: value for key, value in content.items() if isinstance(value, list) and _is_section(value)}
+        lists = sections_of(content)
         if section is None:
             return [item for value in lists.values() for item in value]
         if isinstance(content.get(section), list):
@@ -508,11 +534,6 @@ def _items_of(content: Any, section: str | None, path: Path) -> list[Any]:
     raise InputError(
         f"{path} holds {found}, expected {'a dict of lists' if section else 'a list of cases or a dict of lists'}"
     )
-
-
-def _is_section(value: list[Any]) -> bool:
-    """Whether a list in a datalist is one of cases: other lists there hold notes, or labels without an image."""
-    return any("image" in item if isinstance(item, dict) else bool(_paths(item)) for item in value)
 
 
 def _of_sequences(
@@ -550,6 +571,35 @@ def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list
     if not kept:
         found = ", ".join(sorted({str(case["dataset"]) for case in cases if "dataset" in case})) or "none named"
         raise InputError(f"{source} has no case of the data set {dataset!r} among its {len(cases)}, found {found}")
+    return kept
+
+
+def _of_health(
+    cases: list[dict[str, Any]], healthy: bool, content: Any, source: Path, section: str | None
+) -> list[dict[str, Any]]:
+    """The cases that are said to be healthy, or the others; all of them if nothing is said of anybody in the file."""
+    everybody = _items_of(content, None, source)
+    if not any(isinstance(item, dict) and item.get("healthy") is not None for item in everybody):
+        logger.info("%s says of nobody whether they are healthy: all %d cases are taken", source, len(cases))
+        return cases
+    kept = [case for case in cases if bool(case.get("healthy")) == healthy]
+    if not kept:
+        wanted = f'case {"with" if healthy else "without"} "healthy": true'
+        raise InputError(
+            f"{source} has no {wanted} among its {len(cases)}{f' under {section}' if section else ''}, expected one"
+        )
+    if len(kept) < len(cases):
+        which = "not said to be healthy" if healthy else "healthy"
+        logger.info("%s: %d of %d cases left out, %s", source, len(cases) - len(kept), len(cases), which)
+    return kept
+
+
+def _without_healthy_unlabelled(cases: list[dict[str, Any]], source: Path) -> list[dict[str, Any]]:
+    kept = [case for case in cases if "label" in case or not case.get("healthy")]
+    if cases and not kept:
+        raise InputError(f"{source} has no label for any of its {len(cases)} cases, all healthy, expected one")
+    if len(kept) < len(cases):
+        logger.info("%s: %d healthy cases without label left out", source, len(cases) - len(kept))
     return kept
 
 

@@ -173,13 +173,17 @@ def assign_folds(cases: Sequence[dict[str, Any]], folds: int, seed: int) -> list
 
 
 class FileFacts(NamedTuple):
-    """What a file is: its grid, a fingerprint of its voxels, and the values of a label (None for an image)."""
+    """What a file is: its grid, a fingerprint of its voxels, the volume of those that are not 0, the values of a label.
+
+    ``values`` is None for an image.
+    """
 
     path: str
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     axes: str
     fingerprint: str
+    foreground_ml: float
     values: tuple[int, ...] | None
 
 
@@ -205,7 +209,9 @@ def read_facts(path: str, label: bool = False) -> FileFacts:
         values = tuple(int(value) for value in found)
     fingerprint = hashlib.sha256(np.ascontiguousarray(voxels, dtype="<f4").tobytes()).hexdigest()
     spacing = tuple(round(float(size), 3) for size in image.header.get_zooms()[:3])
-    return FileFacts(str(path), image.shape[:3], spacing, "".join(nib.aff2axcodes(image.affine)), fingerprint, values)
+    axes = "".join(nib.aff2axcodes(image.affine))
+    foreground = np.count_nonzero(voxels) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground), values)
 
 
 def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -> dict[str, FileFacts]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from .data import read_datalist, refuse_pseudo_labels, subject_of
+from .data import read_sections, refuse_pseudo_labels, subject_of
 from .datalist import survey
 from .errors import InputError
 
@@ -32,7 +32,7 @@ def held_out(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, A
     """
     parts = {}
     for path in datalist_files:
-        sections = read_datalist(path)[1]
+        sections = read_sections(path)[1]
         for section in HELD_OUT:
             if section in sections:
                 place = f"the {section} section of {path}"
@@ -57,7 +57,7 @@ def taught_by(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, 
     """
     parts = {}
     for path in datalist_files:
-        header, sections = read_datalist(path)
+        header, sections = read_sections(path)
         cases = [case for section, cases in sections.items() if section != "test" for case in cases]
         parts[f"the training of the predictor ({path})"] = cases
         parts |= behind_labels(header, path)
@@ -82,7 +82,7 @@ def learned_from(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[st
     """Cases that a training with these datalists learns from, and those behind their labels; as :func:`held_out`."""
     parts = {}
     for path in datalist_files:
-        header, sections = read_datalist(path)
+        header, sections = read_sections(path)
         places = {section: f"the {section} section of {path}" for section in sections if section not in HELD_OUT}
         parts |= {place: sections[section] for section, place in places.items()} | behind_labels(header, path)
     return parts

@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from .data import list_cases, read_datalist
+from .data import list_cases, read_sections
 from .errors import InputError
 from .transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
 from .transforms.io import file_of, grid_difference, write_atomically
@@ -144,7 +144,7 @@ def predicted_cases(
     Raises:
         InputError: if a result is missing, the section is one to be judged by, or is not named though there are some.
     """
-    sections = read_datalist(datalist_file)[1]
+    sections = read_sections(datalist_file)[1]
     if section is None and list(sections) != ["training"]:
         raise InputError(f"{datalist_file} has sections and none is given, expected section as training")
     if section in ("validation", "test"):
@@ -317,8 +317,8 @@ def joined(
         InputError: if an image has two labels, or a datalist does not say its sequences.
     """
     predicted = {str(item["image"]) for item in items}
-    parts = [(datalist_file, read_datalist(datalist_file)[0], {"training": list(items)})]
-    parts += [(path, *read_datalist(path)) for path in merge]
+    parts = [(datalist_file, read_sections(datalist_file)[0], {"training": list(items)})]
+    parts += [(path, *read_sections(path)) for path in merge]
     for path, header, _ in parts:
         if len(parts) > 1 and "sequences" not in header:
             raise InputError(f'{path} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge')

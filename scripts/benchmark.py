@@ -162,9 +162,8 @@ def training(
         num_workers: of the data loader.
         overrides: further entries of train.json to replace.
     """
-    import torch
-
     from common.cohort import make_cohort
+    from common.cost import peak_memory_gib, time_steps
     from common.data import list_cases, write_datalist
     from common.workflow import open_configs
 
@@ -194,27 +193,10 @@ def training(
         workflow = open_configs(ROOT / "bundles" / bundle, "train", **options)
         trainer, loader = (workflow.parser.get_parsed_content(f"train#{name}") for name in ("trainer", "dataloader"))
         workflow.parser.get_parsed_content("network").train()
-        trainer.state.iteration, trainer.state.epoch_length = 0, len(loader)
-        waited, worked, done = 0.0, 0.0, -5
-        while done < steps:
-            batches = iter(loader)
-            while done < steps:
-                start = time.perf_counter()
-                batch = next(batches, None)
-                if batch is None:
-                    break
-                middle = time.perf_counter()
-                trainer.state.iteration += 1
-                trainer._iteration(trainer, batch)
-                if trainer.state.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if done >= 0:
-                    waited += middle - start
-                    worked += time.perf_counter() - middle
-                done += 1
-    print(f"step {worked / steps * 1000:.0f} ms, waiting for data {waited / steps * 1000:.0f} ms")
-    print(f"waiting is {waited / (waited + worked):.1%} of the time")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+        step = time_steps(trainer, loader, steps, warmup=5)
+    print(f"step {step.working * 1000:.0f} ms, waiting for data {step.waiting * 1000:.0f} ms")
+    print(f"waiting is {step.waiting / sum(step):.1%} of the time")
+    print(f"peak memory {peak_memory_gib():.2f} GiB")
 
 
 def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, device: str = "cpu") -> None:

@@ -81,7 +81,8 @@ def main(
         datalist_file: JSON of cases; its section ``test`` is never used, nor a subject that is in it.
         dataset_dir: folder of cases in its place.
         section: part of the datalist; needed where it has parts.
-        criterion: best_dice (labelled cases) or false_positive_rate (healthy cases).
+        criterion: best_dice (labelled cases) or false_positive_rate (the healthy ones of the cases, or all if nobody is
+            said to be healthy).
         rate: share of healthy brain voxels that may reach the threshold, as 0.01.
         layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
         dataset: use only the cases that name this data set, where a datalist joins several.
@@ -105,7 +106,7 @@ def main(
     _refuse_test_section(datalist_file, section)
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
     overrides |= {"datalist#section": section, "datalist#dataset": dataset}
-    overrides |= {"datalist#require": ["label"] if criterion == "best_dice" else None}
+    overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
         given = {key: value for key, value in overrides.items() if value is not None}
         names = [path.name for path in configs]

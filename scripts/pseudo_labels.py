@@ -22,7 +22,7 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import read_datalist, subject_of, write_datalist
+from common.data import read_sections, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
 from common.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 from common.pseudo_labels import (
@@ -114,7 +114,7 @@ def main(
     header |= {"label_sets": tables} if tables else {}
     seen = [
         *teachers.values(),
-        *(part for name in merge for part in behind_labels(read_datalist(name)[0], name).values()),
+        *(part for name in merge for part in behind_labels(read_sections(name)[0], name).values()),
     ]
     header[SEEN] = sorted({subject_of(case) for part in seen for case in part})
     path = write_datalist(Path(output_dir) / "datalist.json", sections, header)
@@ -162,7 +162,7 @@ def check_datasets(merge: Sequence[str], dataset: str | None) -> None:
         InputError: naming the datalist.
     """
     for path in merge:
-        for case in (case for cases in read_datalist(path)[1].values() for case in cases):
+        for case in (case for cases in read_sections(path)[1].values() for case in cases):
             if ("dataset" in case) != (dataset is not None):
                 found = case.get("dataset", "no dataset")
                 raise InputError(

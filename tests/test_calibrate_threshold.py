@@ -164,6 +164,19 @@ def test_threshold_keeps_the_rate_on_healthy_scans(bundle, tmp_path):
     )
 
 
+def test_of_people_who_are_said_to_be_healthy_or_not_the_healthy_ones_give_the_rate(bundle, tmp_path):
+    scores = [0.01 * i for i in range(1, 11)]
+    datalist = save_cases(tmp_path / "data", {"a": (scores, [0]), "b": ([5 * s for s in scores], [0])}, "training")
+    content = json.loads(datalist.read_text())
+    content["training"][0]["healthy"], content["training"][1]["healthy"] = True, False
+    datalist.write_text(json.dumps(content))
+    options = {"criterion": "false_positive_rate", "rate": 0.1, "section": "training", "write": True}
+    script.main(str(bundle), datalist_file=str(datalist), **options)
+    config = json.loads((bundle / "configs" / "inference.json").read_text())
+    assert config["threshold"] == 0.1  # 0.5 if b counted as healthy: one voxel of ten, the brightest
+    assert "in the brain of 1 healthy scan (" in config["threshold_source"]
+
+
 def test_only_the_two_lines_of_the_threshold_change(bundle, tmp_path):
     datalist = save_cases(tmp_path / "data", LOW)
     config = bundle / "configs" / "inference.json"

@@ -358,6 +358,19 @@ def test_labelled_and_healthy_cases_are_joined(lists):
     assert len(anomaly_cases(datalist_file=lists["patients"], section="validation")) == 1
 
 
+def test_one_list_that_says_who_is_healthy_serves_for_both(lists):
+    content = json.loads(lists["patients"].read_text())
+    for section, cases in json.loads(lists["healthy"].read_text()).items():
+        content[section] += [{**case, "healthy": True} for case in cases]
+    lists["patients"].write_text(json.dumps(content))
+    both = anomaly_cases(None, lists["patients"], lists["patients"], section="training")
+    assert [(case["subject"], case["healthy"], "label" in case) for case in both] == [
+        ("patients0", False, True),
+        ("healthy0", True, False),
+    ]
+    assert len(anomaly_cases(None, lists["patients"], section="training")) == 2  # labelled, be it by an empty mask
+
+
 def test_a_case_in_both_lists_and_no_list_at_all_are_refused(lists):
     with pytest.raises(InputError, match=r"patients0_T1w\.nii\.gz is listed as labelled and as healthy"):
         anomaly_cases(datalist_file=lists["patients"], healthy_datalist_file=lists["patients"], section="training")

@@ -188,6 +188,31 @@ def test_pseudo_labelled_and_labelled_scans_are_one_pool(cohort, pseudo):
     assert [(c["weight"], c["soft"]) for c in weighted] == [(1.0, False), (0.5, True), (0.5, True)]
 
 
+def test_one_list_of_healthy_people_and_unlabelled_patients_serves_all_stages(cohort, pseudo, tmp_path):
+    sections = {}
+    for section in ("training", "validation"):
+        healthy = list_cases(datalist_file=cohort / "healthy" / "datalist.json", section=section)
+        patients = list_cases(datalist_file=cohort / "patients" / "datalist.json", section=section)
+        if section == "training":
+            healthy, patients = ([{k: v for k, v in c.items() if k != "label"} for c in p] for p in (healthy, patients))
+        sections[section] = healthy + patients
+    everybody = write_datalist(tmp_path / "everybody.json", sections)
+
+    def cases(configs: list[str], part: str, **options: object) -> list[str]:
+        parser = open_configs(BUNDLE, configs, datalist_file=everybody, **options).parser
+        return [case.get("pathology", "pseudo") for case in parser.get_parsed_content(part)]
+
+    assert cases(["train_autoencoder"], "train#data") == ["healthy"] * 2
+    assert cases(["train_autoencoder"], "validate#data") == ["healthy"]
+    teacher = ["inference", "inference_residual", "pseudo_label"]
+    assert cases(teacher, "datalist", section="training") == ["ms"] * 3
+    only = {"pseudo_datalist_file": pseudo, "use_labels": False}
+    assert cases(["train"], "train#data", **only) == ["pseudo"] * 2
+    with pytest.raises(RuntimeError) as error:
+        cases(["train"], "train#data", pseudo_datalist_file=pseudo)
+    assert "has no label, expected one" in str(find_input_error(error.value))
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

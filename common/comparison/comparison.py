@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import check_splits, list_cases
+from ..data import check_splits, list_cases, read_datalist, sections_of
 from ..errors import InputError, find_input_error
 from ..evaluation import Evaluation, Scans
 from ..metrics import dice_over_thresholds, lesion_sizes
@@ -259,10 +259,7 @@ def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list
     Raises:
         InputError: if it names no sequences, or has neither folds nor the sections to train on.
     """
-    try:
-        content = json.loads(Path(datalist_file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{datalist_file} cannot be read ({e}), expected a datalist as JSON") from e
+    content = read_datalist(Path(datalist_file))
     sequences = content.get("sequences") if isinstance(content, dict) else None
     if not sequences:
         raise InputError(
@@ -271,8 +268,7 @@ def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list
         )
     sections = {
         name: list_cases(datalist_file=datalist_file, sequences=sequences, section=name, optional_sequences=sequences)
-        for name, part in content.items()
-        if isinstance(part, list) and part and name != "sequences"
+        for name in sections_of(content)
     }
     everyone = [case for part in sections.values() for case in part]
     splits = _splits(sections, everyone, datalist_file) if train else [Split(0, [], [], sections.get("test", everyone))]

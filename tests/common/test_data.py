@@ -269,6 +269,71 @@ def test_a_wrong_number_of_images_is_refused(tmp_path):
     assert len(list_cases(datalist_file=file, sequences=("FLAIR", "T1"))[0]["image"]) == 2
 
 
+# healthy
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Writes a datalist: section -> what each of its cases says of health, "unsaid" for nothing."""
+
+    def make(**sections):
+        content = {}
+        for section, said in sections.items():
+            content[section] = []
+            for number, healthy in enumerate(said):
+                image = save(tmp_path / f"{section}{number}_FLAIR.nii.gz")
+                content[section].append({"image": image.name} | ({} if healthy == "unsaid" else {"healthy": healthy}))
+        return save_json(tmp_path / "people.json", content)
+
+    return make
+
+
+def test_only_cases_that_are_said_to_be_healthy_are_taken(people, caplog):
+    caplog.set_level(logging.INFO)
+    file = people(training=[True, False, "unsaid", None, True])
+    cases = list_cases(datalist_file=file, section="training", healthy=True)
+    assert names(cases) == ["training0_FLAIR", "training4_FLAIR"]
+    assert "3 of 5 cases left out, not said to be healthy" in caplog.text
+    others = list_cases(datalist_file=file, section="training", healthy=False)
+    assert names(others) == ["training1_FLAIR", "training2_FLAIR", "training3_FLAIR"]
+    assert len(list_cases(datalist_file=file, section="training")) == 5
+
+
+def test_where_nobody_is_said_to_be_healthy_all_are_taken_and_that_is_said(people, caplog):
+    caplog.set_level(logging.INFO)
+    cases = list_cases(datalist_file=people(training=["unsaid", None]), section="training", healthy=True)
+    assert len(cases) == 2
+    assert "says of nobody whether they are healthy: all 2 cases are taken" in caplog.text
+
+
+@pytest.mark.parametrize("said", [{"training": [False, "unsaid"]}, {"training": ["unsaid"], "validation": [True]}])
+def test_a_section_without_a_healthy_case_is_refused_where_the_file_speaks_of_health(people, said):
+    with pytest.raises(InputError, match=r'people\.json has no case with "healthy": true among its \d under training'):
+        list_cases(datalist_file=people(**said), section="training", healthy=True)
+    with pytest.raises(InputError, match='no case without "healthy": true among its 1, expected one'):
+        list_cases(datalist_file=people(training=[True]), healthy=False)
+
+
+@pytest.mark.parametrize("said", ["false", "true", 1, 0, [True]])
+def test_healthy_is_true_or_false_and_no_text(people, said):
+    with pytest.raises(InputError, match=r"item 1 of .*people\.json has healthy .*, expected true or false"):
+        list_cases(datalist_file=people(training=[True, said]))
+
+
+def test_a_healthy_case_needs_no_label_where_the_others_need_one(people, caplog):
+    caplog.set_level(logging.INFO)
+    file = people(training=[True, False, True])
+    content = json.loads(file.read_text())
+    for case in content["training"][1:]:
+        case["label"] = case["image"]
+    save_json(file, content)
+    cases = list_cases(datalist_file=file, section="training", require=["label"])
+    assert names(cases) == ["training1_FLAIR", "training2_FLAIR"]
+    assert "1 healthy cases without label left out" in caplog.text
+    with pytest.raises(InputError, match="has no label for any of its 2 cases, all healthy"):
+        list_cases(datalist_file=people(training=[True, True]), require=["label"])
+
+
 # headers
 
 

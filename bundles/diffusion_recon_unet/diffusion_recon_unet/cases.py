@@ -25,7 +25,8 @@ def anomaly_cases(
 
     Args:
         dataset_dir, datalist_file: labelled cases, see :func:`common.data.list_cases`; None for none.
-        healthy_datalist_file: healthy cases, without labels; None for none.
+        healthy_datalist_file: healthy cases, whose labels are not used; None for none. Of a list that says who is
+            healthy, those; it may be the same list as ``datalist_file``, whose healthy cases are then left to this one.
         sequences, section: as for :func:`common.data.list_cases`.
 
     Returns:
@@ -37,9 +38,11 @@ def anomaly_cases(
     cases = []
     if dataset_dir is not None or datalist_file is not None:
         labelled = list_cases(dataset_dir, datalist_file, sequences, section, require=["label"])
-        cases += [{**case, "healthy": False} for case in labelled]
+        patients = [case for case in labelled if healthy_datalist_file is None or not case.get("healthy")]
+        cases += [{**case, "healthy": False} for case in patients]
     if healthy_datalist_file is not None:
-        healthy = list_cases(datalist_file=healthy_datalist_file, sequences=sequences, section=section)
+        options = {"sequences": sequences, "section": section, "healthy": True}
+        healthy = list_cases(datalist_file=healthy_datalist_file, **options)
         both = {case["image"] for case in cases} & {case["image"] for case in healthy}
         if both:
             raise InputError(f"{min(both)} is listed as labelled and as healthy, expected one of the two")

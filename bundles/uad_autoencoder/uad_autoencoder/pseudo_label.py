@@ -50,7 +50,7 @@ def write_pseudo_datalist(cases: Sequence[dict[str, Any]], output_dir: str | Pat
 
 
 def training_cases(
-    labelled: Sequence[dict[str, Any]],
+    labelled: Sequence[dict[str, Any]] | None,
     pseudo_datalist_file: str | Path | None = None,
     use_labels: bool = True,
     sequences: Sequence[str] = ("FLAIR",),
@@ -61,7 +61,7 @@ def training_cases(
     """The student's training set: labelled scans, pseudo-labelled scans, or both in one pool as in the paper.
 
     Args:
-        labelled: scans with drawn masks.
+        labelled: scans with drawn masks; not looked at without ``use_labels``.
         pseudo_datalist_file: written by :func:`write_pseudo_datalist`; None for none.
         use_labels: False leaves the drawn masks out (the paper's arm S).
         sequences: as for :func:`common.data.list_cases`.
