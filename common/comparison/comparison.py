@@ -119,6 +119,9 @@ class Comparison:
         self.cases = {case["case"]: case for split in self.splits for case in split.test}
         if not any(self.aim.label_of(case) for case in self.cases.values()):
             raise InputError(f"no test case of {self.datalist_file} has a label of {self.target}, expected one or more")
+        empty = [split.number for split in self.splits if not any(map(self.is_scored, split.test))]
+        if empty:
+            raise InputError(f"fold {empty[0]} of {self.datalist_file} has no labelled case, expected one or more")
         self.results: list[Result] = []
         self.failures: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
@@ -208,6 +211,8 @@ class Comparison:
         cases = []
         for name, case_id in case_of.items():
             case = self.cases[case_id]
+            if not self.is_scored(case):
+                continue
             images = trial.images_of(case, method.bundle)
             cases.append({**case, "name": name, "image": images, "label": self.aim.label_of(case)})
             cases[-1]["dataset"] = self.target
@@ -229,7 +234,7 @@ class Comparison:
         self, folder: Path, method: Method, evaluation: Evaluation, case_of: Mapping[str, str], threshold: float | None
     ) -> dict[str, Any]:
         """Rows, lesions, curve and uncertain volumes, from the files or as they were computed before."""
-        file = folder / "scores.json"
+        file = folder / f"scores_{self.target}.json"
         references = "".join(str(case.get("label")) for case in evaluation.cases)
         key = hashlib.sha256((folder / "done.json").read_bytes() + references.encode()).hexdigest()
         known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
