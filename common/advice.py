@@ -326,20 +326,16 @@ def advise(
     data = data if isinstance(data, Data) else read_data(data)
     found = [_judge(route, data) for route in ROUTES if bundles is None or route.bundle in bundles]
     done: dict[tuple, Any] = {}
-    jobs = [(route, stage) for route, judged, _ in found if not judged.missing for stage in route.stages or (None,)]
-    with tqdm(
-        total=len(jobs) if measure else 0, desc="measuring", unit=" config", disable=None if measure else True
-    ) as bar:
-        advice = []
-        for route, judged, used in found:
-            if measure and not judged.missing:
-                for stage in route.stages or (None,):
-                    name = stage.configs[-1] if stage else "inference"
-                    bar.set_postfix_str(f"{route.bundle} {name}")
-                    judged.costs[name] = _measure(route, stage, used, data, steps, overrides, done)
-                    bar.update()
-            advice.append(judged)
-    return advice
+    jobs = [
+        (route, stage, item, used)
+        for route, item, used in found
+        if measure and not item.missing
+        for stage in route.stages or (None,)
+    ]
+    for route, stage, item, used in tqdm(jobs, desc="measuring", unit=" config", disable=None):
+        name = stage.configs[-1] if stage else "inference"
+        item.costs[name] = _measure(route, stage, used, data, steps, overrides, done)
+    return [item for _, item, _ in found]
 
 
 class _Used(NamedTuple):
@@ -351,6 +347,7 @@ class _Used(NamedTuple):
 
 
 def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
+    """What there is to say of a route without measuring, and what it would use."""
     missing: list[str] = []
     remarks: list[str] = []
     config = _config(route.bundle, route.stages[0].configs if route.stages else ("inference",))

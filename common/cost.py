@@ -131,7 +131,7 @@ def training_cost(
         )
         parser = open_configs(bundle, configs, **{**silent, **paths, **overrides}).parser
         start = time.perf_counter()
-        dataset = parser.get_parsed_content("train#dataset")
+        parser.get_parsed_content("train#dataset")
         loading = time.perf_counter() - start
         trainer, loader = (parser.get_parsed_content(f"train#{name}") for name in ("trainer", "dataloader"))
         parser.get_parsed_content("network").train()
@@ -147,7 +147,13 @@ def training_cost(
     loading, validation = loading / here["training"], validation / here["validation"]
     seconds = epochs * epoch_steps * step + validations * scans["validation"] * validation
     seconds += sum(scans.values()) * loading
-    peak, cached = peak_memory_gib(), _cached_bytes(dataset) / here["training"] / 2**30
+    peak = peak_memory_gib()
+    further = sum(
+        _cached_bytes(parser.get_parsed_content(f"{part}#dataset"))
+        / here[section]
+        * max(scans[section] - here[section], 0)
+        for section, part in _PARTS.items()
+    )
     return TrainingCost(
         step,
         steps,
@@ -159,7 +165,7 @@ def training_cost(
         validations,
         seconds / 3600,
         peak,
-        peak + cached * max(sum(scans.values()) - sum(here.values()), 0),
+        peak + further / 2**30,
         *_machine(trainer.state.device),
     )
 
@@ -228,7 +234,8 @@ def _cached_bytes(item: Any) -> int:
         return sum(map(_cached_bytes, item.values()))
     if isinstance(item, list | tuple):
         return sum(map(_cached_bytes, item))
-    return _cached_bytes(item._cache) if hasattr(item, "_cache") else getattr(item, "nbytes", 0)
+    inside = getattr(item, "_cache", None) or getattr(item, "cases", None)  # of CachedScans, of pairs of them
+    return getattr(item, "nbytes", 0) if inside is None else _cached_bytes(inside)
 
 
 def _machine(device: torch.device) -> tuple[float | None, str, int]:

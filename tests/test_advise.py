@@ -11,10 +11,21 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools import ROOT, load_script, make_head, save_nifti
+from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
 from common.advice import ROUTES, Advice, advise, read_data
-from common.cost import WARMUP, InferenceCost, TrainingCost, _epoch_steps, measured, peak_memory_gib, time_steps
+from common.cost import (
+    WARMUP,
+    InferenceCost,
+    TrainingCost,
+    _cached_bytes,
+    _epoch_steps,
+    measured,
+    peak_memory_gib,
+    time_steps,
+)
+from common.data import BrainSlices, CachedScans
 from common.errors import InputError
 
 script = load_script("advise")
@@ -290,6 +301,19 @@ def test_steps_of_an_epoch_follow_the_number_of_scans_unless_a_sampler_decides()
     assert _epoch_steps(DataLoader(four, batch_size=4), 2.5) == 3
     assert _epoch_steps(DataLoader(four, batch_size=4, drop_last=True), 2.5) == 2
     assert _epoch_steps(DataLoader(four, batch_size=4, sampler=[0, 1] * 8), 2.5) == 4
+
+
+def test_what_a_dataset_keeps_is_counted_in_bytes():
+    item = {
+        "image": torch.zeros(1, 4, 4, 4, dtype=torch.float16),
+        "more": [np.zeros(8, np.uint8), "a"],
+    }  # 64 of 2 bytes
+    scans = CachedScans([item, item], Compose([]), progress=False)
+    assert _cached_bytes(scans) == 2 * (128 + 8)
+    assert _cached_bytes(SimpleNamespace(cases=scans)) == 272
+    volume = torch.zeros(1, 5, 5, 6)
+    volume[..., :3] = 1  # three slices of 25 pixels
+    assert _cached_bytes(BrainSlices([{"image": volume}])) == 3 * 25 * 2
 
 
 @pytest.mark.slow
