@@ -401,7 +401,8 @@ def _has(sequences: Sequence[str], name: str) -> bool:
 def _advised(sentence: str, section: str | None, data: Data) -> str:
     """What list_cases says, with the way out where it is always the same one."""
     if section is not None and section not in data.sections:
-        return f"there is no {section} section; make_datalist.py makes one with --validation 0.2"
+        folds = "compare.py --weights train trains on the folds, " if any("fold" in c for c in data.cases) else ""
+        return f"there is no {section} section; {folds}make_datalist.py makes one with --validation 0.2"
     return sentence
 
 
@@ -471,7 +472,7 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     if stage.note:
         found.append(stage.note)
     if any("fold" in case for case in data.cases):
-        found.append("cases have folds, which the bundles do not read: write a datalist for each fold")
+        found.append("cases have folds, which scripts/compare.py reads; the commands below take all of them")
     return found
 
 

@@ -172,6 +172,30 @@ def assign_folds(cases: Sequence[dict[str, Any]], folds: int, seed: int) -> list
     return [{**case, "fold": fold_of[subject_of(case)]} for case in cases]
 
 
+def parts_by_fold(cases: Sequence[dict[str, Any]], source: str | Path) -> list[tuple[list, list, list]]:
+    """Training, validation and test of each fold.
+
+    Every fold is the test once; the one after it is for validation, the others are for training.
+
+    Args:
+        cases: all with ``fold``.
+        source: where they are from, for messages.
+
+    Raises:
+        InputError: if there are less than three folds.
+    """
+    folds = sorted({case["fold"] for case in cases})
+    if len(folds) < 3:
+        raise InputError(f"{source} has {len(folds)} folds, expected 3 or more: test, validation, training")
+    of_fold = {fold: [case for case in cases if case["fold"] == fold] for fold in folds}
+    parts = []
+    for number, fold in enumerate(folds):
+        following = folds[(number + 1) % len(folds)]
+        training = [case for other in folds if other not in (fold, following) for case in of_fold[other]]
+        parts.append((training, of_fold[following], of_fold[fold]))
+    return parts
+
+
 class FileFacts(NamedTuple):
     """What a file is: its grid, a fingerprint of its voxels, the volume of those that are not 0, the values of a label.
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data import check_splits, list_cases, read_datalist, sections_of
+from ..datalist import parts_by_fold
 from ..errors import InputError, find_input_error
 from ..evaluation import Evaluation, Scans
 from ..metrics import dice_over_thresholds, lesion_sizes
@@ -284,21 +285,13 @@ def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list
 
 
 def _splits(sections: Mapping[str, list[Case]], everyone: list[Case], datalist_file: Path) -> list[Split]:
-    folds = sorted({case["fold"] for case in everyone if "fold" in case})
-    if not folds:
-        missing = [name for name in ("training", "validation", "test") if name not in sections]
-        if missing:
-            raise InputError(f"{datalist_file} has no section {missing[0]} and no folds, expected one of both")
-        return [Split(0, sections["training"], sections["validation"], sections["test"])]
-    if len(folds) < 3:
-        raise InputError(f"{datalist_file} has {len(folds)} folds, expected 3 or more: test, validation, training")
-    parts = {fold: [case for case in everyone if case.get("fold") == fold] for fold in folds}
-    splits = []
-    for number, fold in enumerate(folds):
-        following = folds[(number + 1) % len(folds)]
-        training = [case for other in folds if other not in (fold, following) for case in parts[other]]
-        splits.append(Split(number, training, parts[following], parts[fold]))
-    return splits
+    in_folds = [case for case in everyone if "fold" in case]
+    if in_folds:
+        return [Split(number, *parts) for number, parts in enumerate(parts_by_fold(in_folds, datalist_file))]
+    missing = [name for name in ("training", "validation", "test") if name not in sections]
+    if missing:
+        raise InputError(f"{datalist_file} has no section {missing[0]} and no folds, expected one of both")
+    return [Split(0, sections["training"], sections["validation"], sections["test"])]
 
 
 def _identify(cases: list[Case], images: int) -> None:
