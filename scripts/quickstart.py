@@ -22,10 +22,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.cohort import make_cohort
-from common.comparison import METHODS, Comparison, compare, summary_text
+from common.comparison import METHODS, Comparison, Result, compare, summary_text
 from common.errors import InputError, install_error_hook
-from common.evaluation import mean_dice
-from common.pictures import case_pictures
+from common.evaluation import Evaluation, mean_dice
+from common.phantom import TISSUES
+from common.pictures import Picture, case_pictures
 from common.transforms.io import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,19 +127,37 @@ def write_pictures(comparisons: Sequence[Comparison], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for bundle in dict.fromkeys(method.bundle for method in METHODS.values()):
         found = [r for c in comparisons for r in c.results if r.method.bundle == bundle and not r.method.layers]
-        evaluation = found[0].evaluation
-        scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
-        scans = evaluation.load(scored[len(scored) // 2])
-        names = evaluation.label_names if len(evaluation.label_names) > 1 else None
-        top = 1.0 if evaluation.threshold is None else min(2 * evaluation.threshold, 1.0)
-        arrays = (scans.image, scans.affine, scans.prediction, scans.reference, scans.scores)
-        panels = [Image.open(io.BytesIO(p.data)).convert("RGB") for p in case_pictures(*arrays, top, names)[:3]]
+        panels = [Image.open(io.BytesIO(picture.data)).convert("RGB") for picture in _pictures(found[0])[:3]]
         strip = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)))
         for i, panel in enumerate(panels):
             strip.paste(panel, (sum(p.width for p in panels[:i]), 0))
         strip = strip.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         file = folder / f"{bundle}.png"
         write_atomically(file, lambda part, strip=strip: strip.save(part, format="png", optimize=True))
+
+
+def _pictures(result: Result) -> list[Picture]:
+    """Of the case with the median Dice, with all labels of a bundle that knows more than those that were compared."""
+    evaluation = result.evaluation
+    scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
+    case = scored[len(scored) // 2]
+    if len(evaluation.mask_values) > len(evaluation.label_names):
+        focus = next(value for value, label in evaluation.mask_values.items() if label)
+        items = [{**case, "label": case["tissues"]}]
+        evaluation = Evaluation(
+            items,
+            evaluation.output_dir,
+            TISSUES,
+            threshold=evaluation.threshold,
+            image_index=len(case["image"]) - 1,
+            map_label=focus,
+        )
+        case = items[0]
+    scans = evaluation.load(case)
+    names = evaluation.label_names if len(evaluation.label_names) > 1 else None
+    top = 1.0 if evaluation.threshold is None else min(2 * evaluation.threshold, 1.0)
+    arrays = (scans.image, scans.affine, scans.prediction, scans.reference, scans.scores)
+    return case_pictures(*arrays, top, names, evaluation.map_label if names else None)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Several methods on one datalist: trained on the same folds, scored alike, compared on one page."""
 
-from .comparison import Comparison
+from .comparison import Comparison, Result
 from .methods import METHODS, Method
 from .report import compare, summary_text
 from .statistics import holm, paired_difference
@@ -11,6 +11,7 @@ __all__ = [
     "TARGETS",
     "Comparison",
     "Method",
+    "Result",
     "Target",
     "compare",
     "holm",
