@@ -527,6 +527,7 @@ if __name__ == "__main__":
     commands = (
         inference,
         cohort,
+        preparation,
         training,
         ace_loss,
         sae_field,

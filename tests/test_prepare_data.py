@@ -202,6 +202,7 @@ def test_what_is_done_is_done_once(prepared, raw, caplog):
     assert files == {path: path.stat().st_mtime_ns for path in (prepared / "sub-1").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_user_is_taken_and_a_failing_case_stops_no_other(raw, tmp_path):
     cases = [
         {"image": str(raw / "sub-1_T1w.nii.gz"), "brain_mask": str(raw / "sub-1_brainmask.nii.gz"), "subject": "1"},

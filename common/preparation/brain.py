@@ -25,7 +25,7 @@ def extract_brain(scan: Volume, to_scan: np.ndarray) -> Volume:
     the steepest, and moving far costs something.
 
     Args:
-        scan: any contrast, with the head around the brain; without its strongest shading.
+        scan: any contrast, with the head around the brain.
         to_scan: 4 x 4, from the template's world to that of the scan.
 
     Returns:

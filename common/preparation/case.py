@@ -24,7 +24,7 @@ from ..transforms.intensity import fill_holes
 from ..transforms.io import LoadScand, grid_difference, write_atomically
 from .bias import bias_field
 from .brain import extract_brain
-from .registration import head_mask, itk_affine, require_simpleitk, scan_to_scan, sitk, template_to_scan
+from .registration import itk_affine, require_simpleitk, scan_to_scan, sitk, template_to_scan
 from .volume import Volume
 
 TEMPLATE_MM = (160.0, 192.0, 160.0)  # extent of the grid in the template's space
@@ -97,13 +97,10 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
             logger.warning("%s: %s has values below 0, which become 0", name, role)
         images[role] = scan.like(scan.values.clip(min=0))
     reference_role, reference = next(iter(images.items()))
-    shaded = images
-    if settings.bias_correction:  # of the whole head, for registration
-        shaded = {role: _without_bias(scan, head_mask(scan)) for role, scan in images.items()}
     ways = {role: np.eye(4) for role in images}  # from the world of the reference to that of the others
     if settings.coregister:
         for role in list(images)[1:]:
-            ways[role] = scan_to_scan(shaded[reference_role], shaded[role])
+            ways[role] = scan_to_scan(reference, images[role])
 
     if "brain_mask" in scans:
         source = _image_of(scans["brain_mask"], images, files["brain_mask"])
@@ -112,7 +109,7 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     elif settings.skull_stripped:
         mask, how = fill_holes(reference.values > 0), "not 0"
     else:
-        mask = extract_brain(shaded[reference_role], template_to_scan(shaded[reference_role])).values > 0
+        mask = extract_brain(reference, template_to_scan(reference)).values > 0
         how = "template"
     if not mask.any():
         raise InputError(f"{files[reference_role]}: its brain mask is empty, expected a brain")
@@ -152,7 +149,7 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
         write_atomically(folder / file, lambda part, values=values: nib.save(_nifti(values, affine), part))
     tfm = itk_affine(np.linalg.inv(to_template))
     write_atomically(folder / f"{name}_to_template.tfm", lambda part: sitk.WriteTransform(tfm, str(part)))
-    picture = _check_picture(shaded[reference_role], mask, to_template)
+    picture = _check_picture(reference, mask, to_template)
     write_atomically(folder / f"{name}_check.png", lambda part: part.write_bytes(picture))
 
     record = {

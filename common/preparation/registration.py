@@ -114,7 +114,7 @@ def template_to_scan(scan: Volume) -> np.ndarray:
     something, or everything would shrink into air. Mutual information with the template's T1 has the last word.
 
     Args:
-        scan: without its strongest shading.
+        scan: any orientation; shading may be left in.
 
     Raises:
         InputError: if the scan shows no head.
