@@ -43,6 +43,7 @@ def list_cases(
     optional_sequences: Sequence[str] = (),
     dataset: str | None = None,
     healthy: bool | None = None,
+    one_grid: bool = True,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -68,6 +69,7 @@ def list_cases(
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
             of its sections says anything about health, and of a folder.
+        one_grid: all files of a case have to lie on one grid; False for raw scans.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -100,7 +102,7 @@ def list_cases(
         cases = _of_dataset(cases, dataset, source)
     if "label" in require:
         cases = _without_healthy_unlabelled(cases, source)
-    return check_cases(cases, source, sequences, require, optional_sequences)
+    return check_cases(cases, source, sequences, require, optional_sequences, one_grid)
 
 
 def check_cases(
@@ -109,22 +111,44 @@ def check_cases(
     sequences: Sequence[str],
     require: Sequence[str] = (),
     optional_sequences: Sequence[str] = (),
+    one_grid: bool = True,
 ) -> list[dict[str, Any]]:
     """Items with absolute paths, checked by the headers of their files, as cases; see :func:`list_cases`.
 
     Args:
         cases: items as they stand in a datalist.
         source: where they are from, for messages.
-        sequences, require, optional_sequences: as for :func:`list_cases`.
+        sequences, require, optional_sequences, one_grid: as for :func:`list_cases`.
     """
     cases = [dict(case) for case in cases]
     for case in cases:
         _check_keys(case, source, tuple(sequences), require, optional_sequences)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
-        list(pool.map(lambda case: _check_grids(case, require), cases))
-    _name_cases(cases)
+        list(pool.map(lambda case: _check_grids(case, require, one_grid), cases))
+    name_cases(cases)
     logger.info("%s: %d cases of %s", source, len(cases), ", ".join(sequences))
     return cases
+
+
+def name_cases(cases: list[dict[str, Any]]) -> None:
+    """Give each case a ``name`` that no other has, so that no output overwrites another."""
+    # the folder is resolved, not the file: that may be a link into a store of another layout
+    paths = [Path(_images(case)[0]).parent.resolve() / Path(_images(case)[0]).name for case in cases]
+    count = Counter(stem(path) for path in paths)
+    repeated = [path for path in paths if count[stem(path)] > 1]
+    root = commonpath([path.parent for path in repeated]) if repeated else ""
+    names = [
+        path.relative_to(root).with_name(stem(path)).as_posix() if count[stem(path)] > 1 else stem(path)
+        for path in paths
+    ]
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise InputError(f"{paths[names.index(twice[0])]} is listed twice, or as .nii and .nii.gz, expected once")
+    if repeated:
+        example = names[paths.index(repeated[0])]
+        logger.info("%d images share their name, so outputs go to sub-folders, as %s", len(repeated), example)
+    for case, name in zip(cases, names, strict=True):
+        case["name"] = name
 
 
 def paths_beside(path: str | Path, sequences: Sequence[str]) -> list[str | None]:
@@ -632,7 +656,7 @@ def _check_keys(
     case["subject"] = subject_of(case)
 
 
-def _check_grids(case: dict[str, Any], require: Sequence[str]) -> None:
+def _check_grids(case: dict[str, Any], require: Sequence[str], one_grid: bool) -> None:
     keys = dict.fromkeys(("label", "brain_mask", *require))
     files = [*_images(case), *(path for key in keys if key != "image" for path in _paths(case.get(key)))]
     first = open_scan(files[0])
@@ -641,29 +665,8 @@ def _check_grids(case: dict[str, Any], require: Sequence[str]) -> None:
     for path in files[1:]:
         other = open_scan(path)
         difference = grid_difference(other.shape[:3], other.affine, first.shape[:3], first.affine)
-        if difference:
+        if difference and one_grid:
             raise InputError(f"{path} and {files[0]} have {difference}, expected one grid for all files of a case")
-
-
-def _name_cases(cases: list[dict[str, Any]]) -> None:
-    """Give each case a ``name`` that no other has, so that no output overwrites another."""
-    # the folder is resolved, not the file: that may be a link into a store of another layout
-    paths = [Path(_images(case)[0]).parent.resolve() / Path(_images(case)[0]).name for case in cases]
-    count = Counter(stem(path) for path in paths)
-    repeated = [path for path in paths if count[stem(path)] > 1]
-    root = commonpath([path.parent for path in repeated]) if repeated else ""
-    names = [
-        path.relative_to(root).with_name(stem(path)).as_posix() if count[stem(path)] > 1 else stem(path)
-        for path in paths
-    ]
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise InputError(f"{paths[names.index(twice[0])]} is listed twice, or as .nii and .nii.gz, expected once")
-    if repeated:
-        example = names[paths.index(repeated[0])]
-        logger.info("%d images share their name, so outputs go to sub-folders, as %s", len(repeated), example)
-    for case, name in zip(cases, names, strict=True):
-        case["name"] = name
 
 
 def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:

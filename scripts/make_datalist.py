@@ -41,6 +41,7 @@ def main(
     brain_mask: str | None = None,
     dataset: str | None = None,
     healthy: bool | None = None,
+    one_grid: bool = True,
     validation: float = 0.0,
     test: float = 0.0,
     folds: int = 0,
@@ -60,6 +61,7 @@ def main(
         brain_mask: with a pattern, the path of the brain mask.
         dataset: name that every case gets, for bundles that learn from several data sets.
         healthy: what every case gets: True for people without pathology.
+        one_grid: False lets the files of a case lie on different grids, as raw scans do before prepare_data.py.
         validation: share of the subjects for validation.
         test: share of the subjects for the test.
         folds: number of folds for the subjects that are not for the test, instead of a validation set.
@@ -74,7 +76,7 @@ def main(
     if pattern is None and (label or brain_mask):
         raise InputError("label or brain_mask is given without pattern, expected them with a pattern only")
     if dataset_dir is not None:
-        cases = list_cases(dataset_dir, sequences=sequences)
+        cases = list_cases(dataset_dir, sequences=sequences, one_grid=one_grid)
     else:
         source = pattern or table
         items = (
@@ -82,7 +84,7 @@ def main(
             if pattern is None
             else items_of_pattern(pattern, sequences, label, brain_mask, optional)
         )
-        cases = check_cases(items, source, sequences, optional_sequences=optional)
+        cases = check_cases(items, source, sequences, optional_sequences=optional, one_grid=one_grid)
     more = {key: value for key, value in (("dataset", dataset), ("healthy", healthy)) if value is not None}
     cases = [{key: value for key, value in case.items() if key != "name"} | more for case in cases]
 

@@ -1,0 +1,86 @@
+"""Raw scans become what the bundles take: one grid, no shading, brain only, each with the way to the template and back.
+
+Usage, from the root of the repository:
+
+    python scripts/prepare_data.py --dataset_dir raw --sequences T1w,FLAIR --output_dir prepared
+    python scripts/prepare_data.py --datalist_file raw.json --sequences FLAIR --output_dir prepared --num_workers 4
+
+Look at prepared/preparation.html, then give prepared/prepared.json to any bundle. scripts/restore_data.py brings
+results back to the raw scans. Needs SimpleITK: pip install SimpleITK
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import fire
+from monai.utils import ensure_tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common.data import list_cases, read_datalist, sections_of
+from common.errors import install_error_hook
+from common.preparation import Settings, prepare_cases
+
+logger = logging.getLogger("prepare_data")
+
+
+def main(
+    output_dir: str,
+    dataset_dir: str | None = None,
+    datalist_file: str | None = None,
+    sequences: str | Sequence[str] = ("FLAIR",),
+    optional_sequences: str | Sequence[str] = (),
+    label_keys: str | Sequence[str] = ("label",),
+    mask_key: str = "brain_mask",
+    space: str = "own",
+    spacing: float = 1.0,
+    skull_stripped: bool = False,
+    coregister: bool = True,
+    bias_correction: bool = True,
+    num_workers: int | None = None,
+) -> None:
+    """Prepare raw scans. Given again, the command goes on where it was; cases that are done are left as they are.
+
+    Args:
+        output_dir: gets a folder per case, prepared.json and preparation.html.
+        dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
+        datalist_file: JSON with cases, in its place.
+        sequences: what the images of a case are. The first is the reference, on whose grid the others come to lie.
+        optional_sequences: those that a case may lack.
+        label_keys: keys of label maps that come along, each on the grid of one of the images.
+        mask_key: key of the brain mask in the JSON; where a case has one, it is taken in the place of a search.
+        space: own (the grid of the reference, axes to right, front and top) or template (a grid of ICBM 152).
+        spacing: voxel size in the template's space, mm.
+        skull_stripped: True for scans without head, which are 0 outside of the brain.
+        coregister: False takes the headers' word for where the sequences of a case lie.
+        bias_correction: False leaves out N4.
+        num_workers: cases at a time; all cores by default.
+    """
+    install_error_hook()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    settings = Settings(
+        ensure_tuple(sequences), space, spacing, skull_stripped, coregister, bias_correction, ensure_tuple(label_keys)
+    )
+    content = None if datalist_file is None else read_datalist(Path(datalist_file))
+    parts = [*sections_of(content)] if isinstance(content, dict) else [None]
+    sections = {
+        part or "cases": list_cases(
+            dataset_dir,
+            datalist_file,
+            settings.sequences,
+            part,
+            mask_key=mask_key,
+            optional_sequences=ensure_tuple(optional_sequences),
+            one_grid=False,
+        )
+        for part in parts
+    }
+    logger.info("wrote %s", prepare_cases(sections, output_dir, settings, num_workers))
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
