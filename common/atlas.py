@@ -275,6 +275,15 @@ def align_atlas(
     return to_atlas, misfit
 
 
+def misfit_of(
+    atlas: Atlas, image: torch.Tensor, affine: np.ndarray, to_atlas: np.ndarray, spacing_mm: float = 4.0
+) -> float:
+    """What :func:`align_atlas` minimizes, of a map that was found otherwise; arguments as there."""
+    points, values = _sparse_points(image, np.round(affine, 4), spacing_mm)
+    matrix, offset = torch.from_numpy(to_atlas[:3, :3]), torch.from_numpy(to_atlas[:3, 3:])
+    return _within_class_variance(atlas.coarser(2).smoothed(2.0), matrix @ points + offset, values).item()
+
+
 def _sparse_points(image: torch.Tensor, affine: np.ndarray, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Points (3, N) in the world, around the brain and in it, and the smoothed image there, (N,), with unit sd."""
     steps = np.maximum(1, np.round(spacing_mm / nib.affines.voxel_sizes(affine))).astype(int)

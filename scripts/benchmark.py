@@ -89,8 +89,7 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
     """How well brains are found in phantom heads with scalp, each sequence alone, and how long it takes.
 
     Dice with the true mask of the template's brain after the affine map, and of the mask that is written; mean distance
-    in the brain of the way to the template, as the search and as the record have it, from the affine map nearest to the
-    true, bent one.
+    in the brain of the affine map to the template from the one nearest to the true, bent one.
 
     Args:
         seeds: of the phantoms.
@@ -108,7 +107,7 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
     affine = np.diag([spacing] * 3 + [1.0])
     affine[:3, 3] = [-100, -140, -110]
     grid = Grid(tuple(int(mm / spacing) for mm in (200, 240, 220)), affine)
-    print("scanner seed sequence  Dice affine  Dice mask  search mm  record mm  seconds")
+    print("scanner seed sequence  Dice affine  Dice mask  map, mm  seconds")
     for scanner, seed in ((scanner, seed) for scanner in scanners for seed in seeds):
         head = make_subject(seed, scanner=scanner, grid=grid, scalp=True, fine_mm=spacing)
         inside = np.argwhere(head.brain_mask)
@@ -127,13 +126,9 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
                 record = read_record(path)
                 mask = np.asarray(nib.load(path.parent / record["item"]["brain_mask"]).dataobj) > 0
             dice = [2 * (m & (head.brain_mask > 0)).sum() / (m.sum() + len(inside)) for m in (plain, mask)]
-            off = [
-                np.linalg.norm(world @ m[:3].T - true, axis=1).mean()
-                for m in (to_template, np.array(record["to_template"]))
-            ]
+            off = np.linalg.norm(world @ np.array(record["to_template"])[:3].T - true, axis=1).mean()
             print(
-                f"{scanner:7s} {seed:4d} {sequence:8s}  {dice[0]:11.3f}  {dice[1]:9.3f}  {off[0]:9.2f}  {off[1]:9.2f}"
-                f"  {seconds:7.0f}",
+                f"{scanner:7s} {seed:4d} {sequence:8s}  {dice[0]:11.3f}  {dice[1]:9.3f}  {off:7.2f}  {seconds:7.0f}",
                 flush=True,
             )
 

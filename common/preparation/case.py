@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, template_grid
+from ..atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, misfit_of, template_grid
 from ..errors import InputError
 from ..pictures import Picture, case_pictures
 from ..transforms.intensity import fill_holes
@@ -109,8 +109,8 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     elif settings.skull_stripped:
         mask, how = fill_holes(reference.values > 0), "not 0"
     else:
-        mask = extract_brain(reference, template_to_scan(reference)).values > 0
-        how = "template"
+        template_to_reference = template_to_scan(reference)
+        mask, how = extract_brain(reference, template_to_reference).values > 0, "template"
     if not mask.any():
         raise InputError(f"{files[reference_role]}: its brain mask is empty, expected a brain")
     brain = reference.like(mask)
@@ -124,7 +124,11 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
         if settings.bias_correction:
             images[role] = _without_bias(scan, inside)
     stripped = torch.from_numpy(images[reference_role].values * mask).float()
-    to_template, misfit = align_atlas(icbm_atlas(), stripped, reference.affine)
+    if how == "template":
+        to_template = np.linalg.inv(template_to_reference)
+        misfit = misfit_of(icbm_atlas(), stripped, reference.affine, to_template)
+    else:
+        to_template, misfit = align_atlas(icbm_atlas(), stripped, reference.affine)
     if misfit > MAX_MISFIT:
         logger.warning(
             "%s: %.0f %% of the variance within the template's tissues, look at its picture", name, 100 * misfit
