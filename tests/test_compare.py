@@ -29,6 +29,22 @@ OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
     "uad_autoencoder/train_autoencoder": {**COARSE, "slice_size": [32, 32], "max_epochs": 2, "val_interval": 1},
     "uad_autoencoder/train": {**COARSE, "patch_size": [32, 32], "max_epochs": 2, "val_interval": 1},
 }
+ONE_EPOCH = {"max_epochs": 1, "val_interval": 1}
+SMALL = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24]}
+OPTIONS |= {
+    "ace_multitask/train": {**COARSE, **ONE_EPOCH, "patch_size": [16, 16, 16], "volumes_per_epoch": 4},
+    "deepatlas_joint/inference": SMALL,
+    "deepatlas_joint/train": {
+        **SMALL,
+        **ONE_EPOCH,
+        "correlation_window": 3,
+        "registration_steps": 2,
+        "segmentation_steps": 2,
+    },
+    "diffusion_recon_unet/train_diffusion": {**COARSE, **ONE_EPOCH, "slice_size": [32, 32]},
+    "diffusion_recon_unet/train": {**COARSE, **ONE_EPOCH, "slice_size": [32, 32]},
+    "sae_segmentation/train": {**COARSE, **ONE_EPOCH, "patch_size": [16, 16, 16]},
+}
 
 
 # statistics
@@ -196,8 +212,8 @@ def test_every_method_has_its_configs(method):
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
-    """Two patients and one healthy subject for each part."""
-    groups = {"ms": (2, 2, 2), "healthy": (2, 1, 1)}
+    """Two patients for each part, and one or two healthy subjects."""
+    groups = {"ms": (2, 2, 2), "healthy": (2, 2, 1)}
     folder = tmp_path_factory.mktemp("phantoms") / "cohort"
     return make_cohort(folder, groups, spacing=6.0, sequences=("T1w", "FLAIR"), seed=5, fine_mm=2.0, num_workers=1)
 
@@ -254,7 +270,7 @@ def test_second_run_does_nothing_again(shipped, monkeypatch):
 @pytest.mark.slow
 def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation(random_bundles, cohort, tmp_path):
     methods = ["flair_threshold", "uad_residual", "uad_pseudo", "unet", "ace_lesion"]
-    broken = {**OPTIONS, "ace_multitask/train": {"objective": "nonsense"}}
+    broken = {**OPTIONS, "ace_multitask/train": {"objective": "nonsense"}}  # a mistake that a user may make
     comparison = Comparison(
         cohort, tmp_path / "out", "lesion", random_bundles, methods, "train", seeds=[0], options=broken, device="cpu"
     )
@@ -274,6 +290,25 @@ def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation
         for part in ("training", "validation"):
             assert not tested & {case["case"] for case in content.get(part, [])}
     assert Digest(comparison).methods == [METHODS[name].title for name in methods[:-1]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "methods"),
+    [
+        ("lesion", ["diffusion", "diffusion_reconstruction", "ace_lesion"]),
+        ("tissue", ["ace_tissue", "sae", "deepatlas", "propagation", "unet_tissue"]),
+    ],
+)
+def test_every_way_of_training_runs(target, methods, random_bundles, cohort, tmp_path):
+    comparison = Comparison(
+        cohort, tmp_path / "out", target, random_bundles, methods, "train", options=OPTIONS, device="cpu"
+    )
+    compare([comparison], "Trained", "", "the command")
+    assert [result.method.name for result in comparison.results] == methods
+    for result in comparison.results:
+        assert len(result.case_of) == 3
+        assert result.train_seconds > 0
 
 
 @pytest.mark.slow

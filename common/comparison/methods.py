@@ -103,8 +103,8 @@ def _propagation(trial: Trial) -> Options:
 
 
 def _segmentation_of_labels(trial: Trial) -> Options:
-    configs = ["train", "train_segmentation"]
-    models = trial.train("deepatlas_joint", configs, trial.labelled(some=True), name="plain", anatomy=False)
+    configs, alone = ["train", "train_segmentation"], {"anatomy": False, "registration_weights": None}
+    models = trial.train("deepatlas_joint", configs, trial.labelled(some=True), name="plain", **alone)
     return {"weights": models / "model.pt"}
 
 

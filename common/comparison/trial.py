@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..calibration import calibrate, check_cases
 from ..data import list_cases, write_datalist
+from ..datalist import read_facts
 from ..errors import InputError
 from ..transforms.io import write_atomically
 from ..workflow import open_configs
@@ -92,10 +93,10 @@ class Trial:
     def labelled(self, some: bool = False) -> Sections:
         """Cases with a label of the target; with ``some`` training also has those without.
 
-        Label maps of values that the target leaves open are not taken.
+        Labels with values that the target leaves open, such as lesions among tissues, are not taken.
         """
         training, validation = (
-            [self._with_label(case, self.target) for case in part if self.target.label_of(case)]
+            [self._with_label(case, self.target) for case in part if self._is_complete(case)]
             for part in (self.split.training, self.split.validation)
         )
         for name, part in (("training", training), ("validation", validation)):
@@ -105,6 +106,12 @@ class Trial:
             known = {case["case"] for case in training}
             training += [_plain(case) for case in self.split.training if case["case"] not in known]
         return {"training": training, "validation": validation}
+
+    def _is_complete(self, case: Case) -> bool:
+        label = self.target.label_of(case)
+        if label is None or not self.target.left_open:
+            return label is not None
+        return not set(read_facts(label, label=True).values) & set(self.target.left_open)
 
     def patients(self) -> list[Case]:
         """Cases for training that are not said to be healthy, without their labels."""
