@@ -268,6 +268,15 @@ def test_second_run_does_nothing_again(shipped, monkeypatch):
 
 
 @pytest.mark.slow
+def test_prediction_that_two_targets_share_is_made_once(random_bundles, cohort, tmp_path):
+    for target in TARGETS:
+        methods = [f"ace_{target}"]
+        Comparison(cohort, tmp_path / "out", target, random_bundles, methods, options=OPTIONS, device="cpu").run()
+    (folder,) = (tmp_path / "out" / "runs" / "shipped" / "masks").iterdir()
+    assert {path.name for path in folder.glob("scores_*.json")} == {"scores_lesion.json", "scores_tissue.json"}
+
+
+@pytest.mark.slow
 def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation(random_bundles, cohort, tmp_path):
     methods = ["flair_threshold", "uad_residual", "uad_pseudo", "unet", "ace_lesion"]
     broken = {**OPTIONS, "ace_multitask/train": {"objective": "nonsense"}}  # a mistake that a user may make

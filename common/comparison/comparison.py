@@ -182,11 +182,10 @@ class Comparison:
             options |= trial.calibrate(method.bundle, method.layers, options)
         train_seconds = sum(trial.seconds.values())
         trial.seconds = {}
-        tested = [
-            c for c in trial.split.test if self.aim.label_of(c) or (self.aim.lesions and c.get("healthy") is True)
-        ]
-        folder = trial.folder / "masks" / method.name
-        trial.predict(method.bundle, method.layers, {"test": tested}, folder, **options)
+        # as shipped, methods of both targets may be one
+        name = method.name if self.weights == "train" else "_".join([method.bundle, *method.layers])
+        folder = trial.folder / "masks" / name
+        trial.predict(method.bundle, method.layers, {"test": trial.split.test}, folder, **options)
         known = json.loads((folder / "cases.json").read_text("utf-8"))
         case_of = {name: case for case, name in known["names"].items() if name not in known["failures"]}
         evaluation = self._evaluation(trial, method, folder, known, case_of)
