@@ -1,7 +1,7 @@
 """See every bundle at work: ``python scripts/quickstart.py``.
 
-Makes a few synthetic brains, compares all methods on them with the weights that the bundles ship, as
-``scripts/compare.py`` does, and keeps one picture per bundle, those that the README shows.
+Makes a few synthetic brains, says what fits them as ``scripts/advise.py`` does, compares all methods on them with the
+weights that the bundles ship as ``scripts/compare.py`` does, and keeps one picture per bundle, those of the README.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.advice import advise
 from common.cohort import make_cohort
 from common.comparison import METHODS, Comparison, Result, compare, summary_text
 from common.errors import InputError, install_error_hook
@@ -88,6 +89,9 @@ def run(
     clear(output_dir)
     print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
     datalist = make_cohort(output_dir / "cohort", groups, "A", spacing, SEQUENCES, SEED, num_workers=num_workers)
+    for item in advise(datalist, measure=False):
+        if not item.missing:
+            print(f"  {item.bundle}, {item.way}: {item.verdict}; gives {item.gives}")
     comparisons = [Comparison(datalist, output_dir, t, bundles, options=options, device=device) for t in TARGETS]
     page = compare(
         comparisons,
