@@ -348,7 +348,6 @@ def test_a_training_and_an_inference_are_measured(datalist):
     assert 0.2 < training.peak_memory_gib <= training.memory_gib < 4
     assert training.gpu_memory_gib is None
     assert (training.device, inference.device) == ("CPU", "CPU")
-    assert inference.scan_seconds > 0
     text = script.text_of(read_data(path), list(found.values()))
     assert "measured on CPU, " in text
     assert "2 steps on 4 scans" in text

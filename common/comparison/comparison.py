@@ -148,6 +148,8 @@ class Comparison:
             except Unfit as e:
                 logger.warning("%s: left out, %s", method.title, e)
                 self.unfit[method.title] = str(e)
+                # with some folds only, it would take the cases of the others from all methods
+                self.results = [result for result in self.results if result.method is not method]
             except Exception as e:
                 error = find_input_error(e)
                 if error is None:
@@ -235,8 +237,10 @@ class Comparison:
     ) -> dict[str, Any]:
         """Rows, lesions, curve and uncertain volumes, from the files or as they were computed before."""
         file = folder / f"scores_{self.target}.json"
-        references = "".join(str(case.get("label")) for case in evaluation.cases)
-        key = hashlib.sha256((folder / "done.json").read_bytes() + references.encode()).hexdigest()
+        state = hashlib.sha256((folder / "done.json").read_bytes())
+        for case in evaluation.cases:
+            state.update(case["name"].encode() + (Path(case["label"]).read_bytes() if "label" in case else b""))
+        key = state.hexdigest()
         known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         if known.get("key") != key:
             known = {"key": key, "rows": [row | {"case": case_of[row["name"]]} for row in evaluation.rows]}
