@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from .cost import InferenceCost, TrainingCost, inference_cost, measured, training_cost
-from .data import check_splits, list_cases, read_datalist, sections_of, subject_of, write_datalist
+from .data import check_splits, list_cases, read_json, sections_of, subject_of, write_datalist
 from .datalist import FileFacts, survey
 from .errors import InputError, find_input_error
 from .workflow import open_configs
@@ -287,7 +287,7 @@ def read_data(datalist_file: str | Path, num_workers: int | None = None) -> Data
         InputError: if the datalist or a file cannot be used by any bundle.
     """
     path = Path(datalist_file)
-    content = read_datalist(path)
+    content = read_json(path)
     lists = sections_of(content) if isinstance(content, dict) else {"": content} if isinstance(content, list) else {}
     said = content.get("sequences") if isinstance(content, dict) else None
     items = next((items for items in lists.values() if items), [])

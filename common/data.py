@@ -87,7 +87,7 @@ def list_cases(
         source = Path(datalist_file)
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
-        content = read_datalist(source)
+        content = read_json(source)
         cases = _cases_of_datalist(content, source, section, mask_key)
         if healthy is not None:
             cases = _of_health(cases, healthy, content, source, section)
@@ -296,8 +296,8 @@ def write_datalist(
     return path
 
 
-def read_datalist(path: Path) -> Any:
-    """What a JSON file of cases holds.
+def read_json(path: Path, what: str = "a list of cases or a dict of such lists") -> Any:
+    """What a JSON file holds, by default one of cases.
 
     Raises:
         InputError: if it cannot be read, or is no JSON.
@@ -305,9 +305,9 @@ def read_datalist(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with cases") from e
+        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file: {what}") from e
     except ValueError as e:
-        raise InputError(f"{path} is no valid JSON ({e}), expected a list of cases or a dict of such lists") from e
+        raise InputError(f"{path} is no valid JSON ({e}), expected {what}") from e
 
 
 def sections_of(content: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -333,7 +333,7 @@ def read_sections(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict
         InputError: if the file cannot be read, has another form, or lists no case.
     """
     path = Path(path)
-    content = read_datalist(path)
+    content = read_json(path)
     content = {"training": content} if isinstance(content, list) else content
     _items_of(content, None, path)  # refuses what is no dict
     names = [*sections_of(content)]

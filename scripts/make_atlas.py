@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
+from common.data import read_json
 from common.errors import InputError, install_error_hook
 from common.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from common.transforms import BrainMaskd, LoadScand
@@ -174,20 +175,6 @@ def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | N
     if twice:
         raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
     return {name: list(group) for name, group in content.items()}
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Content of a file.
-
-    Raises:
-        InputError: if there is none.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file of {what}") from e
-    except ValueError as e:
-        raise InputError(f"{path} is no valid JSON ({e}), expected {what}") from e
 
 
 def join_values(path: str, values: np.ndarray, groups: Groups) -> np.ndarray:

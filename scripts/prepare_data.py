@@ -21,7 +21,7 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import list_cases, read_datalist, sections_of
+from common.data import list_cases, read_json, sections_of
 from common.errors import install_error_hook
 from common.preparation import Settings, prepare_cases
 
@@ -65,7 +65,7 @@ def main(
     settings = Settings(
         ensure_tuple(sequences), space, spacing, skull_stripped, coregister, bias_correction, ensure_tuple(label_keys)
     )
-    content = None if datalist_file is None else read_datalist(Path(datalist_file))
+    content = None if datalist_file is None else read_json(Path(datalist_file))
     parts = [*sections_of(content)] if isinstance(content, dict) else [None]
     sections = {
         part or "cases": list_cases(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import check_splits, list_cases, read_datalist, sections_of
+from ..data import check_splits, list_cases, read_json, sections_of
 from ..datalist import parts_by_fold
 from ..errors import InputError, find_input_error
 from ..evaluation import Evaluation, Scans
@@ -268,7 +268,7 @@ def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list
     Raises:
         InputError: if it names no sequences, or has neither folds nor the sections to train on.
     """
-    content = read_datalist(Path(datalist_file))
+    content = read_json(Path(datalist_file))
     sequences = content.get("sequences") if isinstance(content, dict) else None
     if not sequences:
         raise InputError(
