@@ -7,10 +7,10 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +28,7 @@ from .phantom import (
     Grid,
     Subject,
     anatomy_of_labels,
+    implant_lesions,
     lesion_map_of_mask,
     make_subject,
 )
@@ -96,7 +97,7 @@ def make_cohort(
     if not prefix.isalnum() and prefix:
         raise InputError(f"prefix is {prefix!r}; expected letters and digits only")
 
-    extra = _read_extra_data(extra_data)
+    extra = read_extra_data(extra_data)
     jobs: list[_Job] = []
     for pathology, counts in groups.items():
         for section, count in zip(SECTIONS, counts, strict=True):
@@ -127,7 +128,7 @@ def make_cohort(
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         written = list(
             tqdm(
-                _run(jobs, settings, num_workers),
+                _map(functools.partial(_make_and_write, settings=settings), jobs, num_workers),
                 total=len(jobs),
                 desc="phantom subjects",
                 unit="subject",
@@ -168,6 +169,99 @@ def make_cohort(
     return output_dir / "datalist.json"
 
 
+def implant_cohort(
+    output_dir: str | Path,
+    scans: dict[str, list[dict]],
+    copies: dict[str, int],
+    lesions: dict[str, list[tuple]] | None = None,
+    seed: int = 0,
+    prefix: str = "",
+    num_workers: int | None = None,
+) -> Path:
+    """Real scans with implanted lesions, several copies of each with other lesions; files as of :func:`make_cohort`.
+
+    Args:
+        output_dir: new or empty folder; it appears when the cohort is complete.
+        scans: section -> items ``{"FLAIR": path, "T1w": path, "tissues": path, "suspected": path, "world_to_mni": 4 x
+            4, "subject": name}``, all on one grid; ``T1w``, ``suspected`` and ``world_to_mni`` where there are any (see
+            :func:`common.phantom.implant_lesions`).
+        copies: section -> number of copies of each scan.
+        lesions: section -> lesion masks as :func:`read_extra_data` gives them, for every other copy.
+        seed: copy number ``i`` is made from ``(seed, i)``.
+        prefix: as for :func:`make_cohort`.
+        num_workers: processes; as many as cores by default.
+
+    Returns:
+        Path of ``datalist.json``.
+
+    Raises:
+        InputError: if the folder holds something, or there is no scan.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise InputError(f"{output_dir} is not empty; expected a new folder for the scans with implanted lesions")
+    jobs: list[tuple] = []
+    for section, items in scans.items():
+        masks = (lesions or {}).get(section, [])
+        for item in items:
+            for copy in range(copies[section]):
+                mask = masks[len(jobs) // 2 % len(masks)] if masks and copy % 2 else None
+                jobs.append((len(jobs), section, item, mask))
+    if not jobs:
+        raise InputError("no scan to implant lesions in; expected at least one")
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
+        work = functools.partial(_implant_and_write, output_dir=partial, seed=seed, prefix=prefix)
+        cases = tqdm(
+            _map(work, jobs, num_workers), total=len(jobs), desc="implanted lesions", unit="scan", disable=None
+        )
+        for (_, section, *_), case in zip(jobs, cases, strict=True):
+            sections[section].append(case)
+        name = f"Lesions implanted in real scans, seed {seed}"
+        _write_json(partial / "datalist.json", {"name": name, "sequences": ["FLAIR"], **sections})
+        if output_dir.exists():
+            output_dir.rmdir()
+        partial.rename(output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output_dir / "datalist.json"
+
+
+def _implant_and_write(job: tuple, output_dir: Path, seed: int, prefix: str) -> dict:
+    number, _, item, mask = job
+    tissues = _open_label_map(item["tissues"])
+    grid = Grid(tissues.shape, tissues.affine)
+    voxels = np.asarray(tissues.dataobj).astype(np.uint8)
+    images = {s: np.asarray(_open_label_map(item[s]).dataobj, dtype=np.float32) for s in SEQUENCES if s in item}
+    images = {sequence: np.where(voxels > 0, image.clip(0), 0) for sequence, image in images.items()}
+    suspected = item.get("suspected") and np.asarray(_open_label_map(item["suspected"]).dataobj) > 0
+    to_template = np.asarray(item["world_to_mni"]) if "world_to_mni" in item else None
+    try:
+        images, lesion = implant_lesions(
+            images, voxels, grid, (seed, number), to_template, suspected, _lesion_map(mask) if mask else None
+        )
+    except ValueError as e:
+        raise InputError(f"{item['tissues']}: {e}") from e
+    name = f"sub-{prefix}{number + 1:03d}"
+    voxels[voxels == 4] = 3
+    arrays = {sequence: np.round(image * 1000).clip(0, 32767).astype(np.int16) for sequence, image in images.items()}
+    arrays |= {"lesion": lesion, "tissues": np.where(lesion, 4, voxels).astype(np.uint8)}
+    arrays["brain_mask"] = (voxels > 0).astype(np.uint8)
+    files = _write_arrays(output_dir, name, arrays, grid)
+    volume = round(float(lesion.sum() * np.prod(grid.spacing) / 1000), 3)
+    return {
+        "image": files["FLAIR"],
+        "label": files["lesion"],
+        **files,
+        "subject": f"{prefix}-{item['subject']}",
+        "healthy": False,
+        "lesion_ml": volume,
+    }
+
+
 class _Job(NamedTuple):
     """One subject to make; the items are paths of label maps with their matrices, or None."""
 
@@ -178,7 +272,7 @@ class _Job(NamedTuple):
     lesion: tuple | None
 
 
-def _read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]]:
+def read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]]:
     """Kind -> section -> (file, world_to_mni as a flat tuple or None)."""
     if path is None:
         return {}
@@ -216,6 +310,11 @@ def _anatomy(file: str, to_template: tuple[float, ...] | None) -> Anatomy:
         raise InputError(f"{file}: {e}") from e
 
 
+def _lesion_map(item: tuple) -> torch.Tensor:
+    scan = _open_label_map(item[0])
+    return lesion_map_of_mask(np.asarray(scan.dataobj) > 0, scan.affine, _square(item[1]))
+
+
 def _open_label_map(file: str) -> nib.Nifti1Image:
     from .transforms.io import open_scan  # imports MONAI, which cohorts without extra data need not wait for
 
@@ -226,22 +325,18 @@ def _square(flat: tuple[float, ...] | None) -> np.ndarray | None:
     return None if flat is None else np.reshape(flat, (4, 4))
 
 
-def _run(jobs: list[_Job], settings: dict, num_workers: int | None) -> Iterator[dict]:
+def _map(work: Callable[[Any], dict], jobs: list, num_workers: int | None) -> Iterator[dict]:
     workers = min(num_workers or os.cpu_count() or 1, len(jobs))
     if workers == 1:
-        yield from (_make_and_write(job, settings) for job in jobs)
+        yield from map(work, jobs)
         return
     # spawn: a forked process may inherit a thread pool that no longer runs
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(_make_and_write, jobs, [settings] * len(jobs))
+        yield from pool.map(work, jobs)
 
 
 def _make_and_write(job: _Job, settings: dict) -> dict:
-    lesion_map = None
-    if job.lesion is not None:
-        scan = _open_label_map(job.lesion[0])
-        lesion_map = lesion_map_of_mask(np.asarray(scan.dataobj) > 0, scan.affine, _square(job.lesion[1]))
     subject = make_subject(
         (settings["seed"], job.number),
         pathology=job.pathology,
@@ -251,7 +346,7 @@ def _make_and_write(job: _Job, settings: dict) -> dict:
         scalp=settings["scalp"],
         fine_mm=settings["fine_mm"],
         anatomy=_anatomy(*job.tissue) if job.tissue else None,
-        lesion_map=lesion_map,
+        lesion_map=_lesion_map(job.lesion) if job.lesion else None,
         affine=settings["affine"],
     )
     name = f"sub-{settings['prefix']}{job.number + 1:03d}"
@@ -270,24 +365,40 @@ def write_subject(subject: Subject, output_dir: str | Path, name: str, displacem
 
     Images are ``int16`` with white matter at about 1000, labels ``uint8``.
     """
-    folder = Path(output_dir) / name / "anat"
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {
-        sequence: (f"{name}_{sequence}.nii.gz", np.round(image * 1000).clip(0, 32767).astype(np.int16))
-        for sequence, image in subject.images.items()
+        sequence: np.round(image * 1000).clip(0, 32767).astype(np.int16) for sequence, image in subject.images.items()
     }
-    arrays["lesion"] = (f"{name}_label-lesion_mask.nii.gz", subject.lesion)
-    arrays["tissues"] = (f"{name}_label-tissues_dseg.nii.gz", subject.tissues)
-    arrays["structures"] = (f"{name}_label-structures_dseg.nii.gz", subject.structures)
-    arrays["brain_mask"] = (f"{name}_desc-brain_mask.nii.gz", subject.brain_mask)
-    files = {}
-    for key, (file, array) in arrays.items():
-        _write_nifti(folder / file, array, subject.grid.affine)
-        files[key] = f"{name}/anat/{file}"
+    arrays |= {key: getattr(subject, key) for key in ("lesion", "tissues", "structures", "brain_mask")}
+    files = _write_arrays(output_dir, name, arrays, subject.grid)
     if displacement:
         file = f"{name}_to-template_displacement.nii.gz"
-        _write_nifti(folder / file, subject.displacement[:, :, :, None, :], subject.grid.affine, vector=True)
+        _write_nifti(
+            Path(output_dir) / name / "anat" / file,
+            subject.displacement[:, :, :, None, :],
+            subject.grid.affine,
+            vector=True,
+        )
         files["displacement"] = f"{name}/anat/{file}"
+    return files
+
+
+_LABEL_FILES = {
+    "lesion": "label-lesion_mask",
+    "tissues": "label-tissues_dseg",
+    "structures": "label-structures_dseg",
+    "brain_mask": "desc-brain_mask",
+}
+
+
+def _write_arrays(output_dir: str | Path, name: str, arrays: dict[str, np.ndarray], grid: Grid) -> dict[str, str]:
+    """Write images and labels of one subject; key -> path relative to the folder."""
+    folder = Path(output_dir) / name / "anat"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for key, array in arrays.items():
+        file = f"{name}_{_LABEL_FILES.get(key, key)}.nii.gz"
+        _write_nifti(folder / file, array, grid.affine)
+        files[key] = f"{name}/anat/{file}"
     return files
 
 

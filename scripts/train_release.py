@@ -1,30 +1,37 @@
 """Make the shipped weights: ``python scripts/train_release.py uad_autoencoder``.
 
-Phantoms, the bundle's own training configs, thresholds from the validation phantoms. What is done is not done again, so
-a broken-off run goes on when the command is given again.
+Phantoms, the bundle's own training configs, thresholds from validation phantoms; with ``--extra_data`` also real scans
+and the anatomy of real people. What is done is not done again, so a broken-off run goes on when the command is given
+again. On a GPU, give it more to do: ``--minutes 25 --effort 4 --num_workers 8``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import fire
+import nibabel as nib
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.cohort import make_cohort
-from common.data import list_cases, write_datalist
+from common.cohort import implant_cohort, make_cohort, read_extra_data
+from common.data import list_cases, read_json, write_datalist
 from common.errors import InputError, install_error_hook
+from common.phantom import Grid, suspected_lesions
+from common.transforms.io import on_grid_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
-# cohort -> scanner, pathology, subjects for training and validation
+# cohort -> scanner, pathology, subjects for training and validation; seeds are counted from the release's in this order
 COHORTS = {
     "mixed": ("mixed", "ms", 40, 5),
     "plain": ("A", "ms", 24, 3),
@@ -32,6 +39,11 @@ COHORTS = {
     "further": ("mixed", "ms", 60, 0),
 }
 PATIENTS = {"training": ("mixed", "plain", "further"), "validation": ("mixed", "plain")}
+# copies of every real scan with other implanted lesions, and how sure networks are of a lesion that it has itself
+COPIES = {"training": 6, "validation": 4}
+SUSPECTED = 0.3
+SECTIONS = ("training", "validation")
+MAX_WEIGHTS_BYTES = 16 * 2**20
 
 
 def main(
@@ -40,6 +52,9 @@ def main(
     extra_data: str | None = None,
     seed: int = 2019,
     amp: bool = True,
+    minutes: float | None = None,
+    effort: float = 1.0,
+    num_workers: int = 0,
 ) -> None:
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
@@ -50,255 +65,333 @@ def main(
             described at common.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
             tissue maps, for ace_multitask; sae_segmentation and diffusion_recon_unet take the images without the maps,
-            deepatlas_joint one map.
+            deepatlas_joint one map. And ``"scans": {"training": [{"FLAIR": path, "T1w": path, "brain_mask": path,
+            "world_to_mni": 4 x 4, "subject": name}], "validation": [...]}``, real scans without labels, in which
+            uad_autoencoder and ace_multitask implant lesions; T1w, brain_mask and world_to_mni may be left out.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
+        minutes: for all trainings together, each has its share; phantoms and thresholds are not counted. A training
+            that time has ended goes on when the command is given again. None for no limit.
+        effort: factor on the number of epochs of all trainings.
+        num_workers: processes that make training patches; 0 makes them between the steps, which starves a GPU.
     """
     install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if bundle not in RECIPES:
         raise InputError(f"bundle is {bundle!r}, expected one of {', '.join(RECIPES)}")
-    folder = Path(output_dir).resolve()
-    for number, (name, (scanner, pathology, training, validation)) in enumerate(COHORTS.items()):
-        if not (folder / name / "datalist.json").is_file():
+    for name, number in (("minutes", minutes), ("effort", effort)):
+        if number is not None and not number > 0:
+            raise InputError(f"{name} is {number}, expected a number above 0")
+    release = Release(bundle, Path(output_dir).resolve(), extra_data, seed, amp, minutes, effort, num_workers)
+    RECIPES[bundle](release)
+    for weights in sorted(release.models.glob("*.pt")):
+        size = weights.stat().st_size
+        if size > MAX_WEIGHTS_BYTES:
+            raise InputError(f"{weights} has {size} bytes, expected at most {MAX_WEIGHTS_BYTES} for a shipped file")
+
+
+class Release:
+    """What the recipes share: cohorts, trainings that are done once, thresholds. Arguments as of :func:`main`."""
+
+    def __init__(
+        self,
+        bundle: str,
+        folder: Path,
+        extra_data: str | None,
+        seed: int,
+        amp: bool,
+        minutes: float | None,
+        effort: float,
+        num_workers: int,
+    ) -> None:
+        self.bundle, self.folder, self.extra_data, self.seed = bundle, folder, extra_data, seed
+        self.options = {"seed": seed, "amp": amp, "num_workers": num_workers}
+        self.minutes, self.effort = minutes, effort
+        self.models = ROOT / "bundles" / bundle / "models"
+        self._stale = False  # a training was run: those that follow it have to be run again
+
+    @cached_property
+    def extra(self) -> dict[str, Any]:
+        """The extra data, every path absolute."""
+        if self.extra_data is None:
+            return {}
+        path = Path(self.extra_data)
+
+        def absolute(item: dict) -> dict:
+            return {
+                key: str((path.parent / value).resolve()) if key != "subject" and isinstance(value, str) else value
+                for key, value in item.items()
+            }
+
+        return {
+            kind: {section: [absolute(item) for item in items] for section, items in sections.items()}
+            for kind, sections in read_json(path, "extra data").items()
+        }
+
+    def cases(self, cohorts: Sequence[str], section: str) -> list[dict]:
+        """Cases of cohorts, which are made when they are first asked for."""
+        return [case for name in cohorts for case in list_cases(datalist_file=self._cohort(name), section=section)]
+
+    def scans(self, kind: str, section: str) -> list[dict]:
+        return self.extra.get(kind, {}).get(section, [])
+
+    def _cohort(self, name: str) -> Path:
+        datalist = self.folder / name / "datalist.json"
+        if not datalist.is_file():
             logger.info("making the cohort %s", name)
+            scanner, pathology, training, validation = COHORTS[name]
             make_cohort(
-                folder / name,
+                self.folder / name,
                 {pathology: (training, validation, 0)},
                 scanner=scanner,
                 spacing=1.0,
                 sequences=("FLAIR", "T1w"),
-                seed=seed + number,
+                seed=self.seed + list(COHORTS).index(name),
                 prefix=name[0],
-                extra_data=extra_data,
+                extra_data=self.extra_data,
             )
-    RECIPES[bundle](folder, extra_data, seed, amp)
+        return datalist
+
+    def implanted(self, section: str) -> list[dict]:
+        """Real scans with implanted lesions; where they have lesions themselves, the shipped weights say."""
+        if not self.scans("scans", "training"):
+            return []
+        datalist = self.folder / "implanted" / "datalist.json"
+        if not datalist.is_file():
+            logger.info("implanting lesions in real scans")
+            scans = self._with_tissues({part: self.scans("scans", part) for part in SECTIONS})
+            masks = read_extra_data(self.extra_data)["lesions"]
+            implant_cohort(self.folder / "implanted", scans, COPIES, masks, seed=self.seed, prefix="i")
+        return list_cases(datalist_file=datalist, section=section)
+
+    def _with_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
+        """The scans with files of their tissues and of their suspected lesions."""
+        items = [item for section in scans.values() for item in section]
+        maps = {}
+        for bundle, sequences in (("ace_multitask", ("T1w", "FLAIR")), ("uad_autoencoder", ("FLAIR",))):
+            folder = self.folder / "suspected" / bundle
+            cases = [{"image": [item.get(s) for s in sequences]} for item in items]
+            cases = [c | {k: i[k] for k in ("brain_mask",) if k in i} for c, i in zip(cases, items, strict=True)]
+            datalist = write_datalist(folder / "cases.json", {"scans": cases}, {"sequences": list(sequences)})
+            config = ROOT / "bundles" / bundle / "configs" / "inference.json"
+            _call("-m", "monai.bundle", "run", "--config_file", config, datalist_file=datalist, output_dir=folder)
+            cases = list_cases(datalist_file=datalist, sequences=sequences, optional_sequences=["T1w"])
+            maps[bundle] = [folder / case["name"] for case in cases]
+        for item, of_ace, of_uad in zip(items, maps["ace_multitask"], maps["uad_autoencoder"], strict=True):
+            tissues, probability, other = (
+                np.asarray(nib.load(f"{stem}_{kind}.nii.gz").dataobj)
+                for stem, kind in ((of_ace, "seg"), (of_ace, "prob"), (of_uad, "prob"))
+            )
+            grid = Grid(tissues.shape, nib.load(item["FLAIR"]).affine)
+            suspected = suspected_lesions(np.maximum(probability, other), tissues, grid, SUSPECTED)
+            item["tissues"], item["suspected"] = f"{of_ace}_seg.nii.gz", f"{of_uad}_suspected.nii.gz"
+            image = on_grid_of(item["FLAIR"], suspected.astype(np.uint8))
+            write_atomically(item["suspected"], lambda part, image=image: nib.save(image, part))
+        return scans
+
+    def train(self, name: str, configs: str | Sequence[str], share: float, max_epochs: int, **options: Any) -> None:
+        """One training by a config or by one and layers on it, unless it is done; ``share`` of the time is its own."""
+        folder = self.folder / f"{self.bundle}_{name}"
+        if (folder / "done").is_file() and not self._stale:
+            return
+        self._stale = True
+        (folder / "done").unlink(missing_ok=True)
+        names = [configs] if isinstance(configs, str) else configs
+        logger.info("running %s.json of %s", names[-1], self.bundle)
+        paths = [str(ROOT / "bundles" / self.bundle / "configs" / f"{config}.json") for config in names]
+        epochs = max(1, round(max_epochs * self.effort))
+        options |= {"output_dir": folder, "max_epochs": epochs, **self.options}
+        options["val_interval"] = min(options.get("val_interval", epochs), epochs)
+        if self.minutes is not None:
+            options["max_minutes"] = self.minutes * share
+        start = time.monotonic()
+        _call("-m", "monai.bundle", "run", "--config_file", paths, **options)
+        if self.minutes is None or time.monotonic() - start < 60 * self.minutes * share:
+            (folder / "done").touch()
+
+    def calibrate(self, datalist: Path, *options: object, layers: Sequence[str | None] = (None,)) -> None:
+        """Write the thresholds of the configs, from the validation cases of the list."""
+        for layer in layers:
+            flags = ["--layers", layer] if layer else []
+            arguments = (self.bundle, "--write", *options, *flags)
+            _call("scripts/calibrate_threshold.py", *arguments, datalist_file=datalist, section="validation")
 
 
-def _uad_autoencoder(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
-    patients = {section: _cases(folder, cohorts, section) for section, cohorts in PATIENTS.items()}
-    datalist = write_datalist(folder / "patients.json", patients)
-    unet = {"max_epochs": 160, "val_interval": 20, "volumes_per_epoch": 128, "lesion_patches": 2, "brain_patches": 2}
+def _uad_autoencoder(release: Release) -> None:
+    patients = {section: release.cases(cohorts, section) for section, cohorts in PATIENTS.items()}
+    datalist = write_datalist(release.folder / "patients.json", patients)
+    unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
+    release.train("unet", "train", 0.4, max_epochs=160, val_interval=20, lesion_patches=2, brain_patches=2, **unet)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    tuning = {"max_epochs": 40, "val_interval": 10, "lesion_patches": 1, "brain_patches": 3, "learning_rate": 5e-4}
-    autoencoder = {"max_epochs": 12, "val_interval": 2, "gdl_first_epoch": 4, "slice_step": 3}
-    options = {"seed": seed, "amp": amp}
-    _train("uad_autoencoder", "train", folder / "uad_unet", datalist_file=datalist, **unet, **options)
-    _train(
-        "uad_autoencoder",
-        "train",
-        folder / "uad_tuning",
-        datalist_file=datalist,
-        initial_weights=ROOT / "bundles" / "uad_autoencoder" / "models" / "model.pt",
-        **{**unet, **tuning},
-        **options,
-    )
-    _train(
-        "uad_autoencoder",
+    unet |= {"initial_weights": release.models / "model.pt", "lesion_patches": 1, "brain_patches": 3}
+    release.train("tuning", "train", 0.1, max_epochs=40, val_interval=10, learning_rate=5e-4, **unet)
+    calibration = {
+        "validation": release.cases(("plain",), "validation")
+    }  # the cohort whose contrast is the measured one
+    if release.implanted("training"):
+        sections = {
+            "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
+            "validation": calibration["validation"] + release.implanted("validation"),
+        }
+        unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
+        calibration = {"validation": sections["validation"]}
+        # the last weights: what validates is what was implanted, too little to choose by
+        release.train("implanted", "train", 0.4, max_epochs=60, **unet)
+    release.train(
+        "autoencoder",
         "train_autoencoder",
-        folder / "uad_autoencoder",
-        datalist_file=folder / "healthy" / "datalist.json",
-        **autoencoder,
-        **options,
+        0.1,
+        datalist_file=release._cohort("healthy"),
+        max_epochs=12,
+        val_interval=2,
+        gdl_first_epoch=4,
+        slice_step=3,
     )
-    for layer in (None, "inference_residual.json", "inference_threshold.json"):
-        # of the two cohorts of patients, the one whose contrast is the measured one
-        plain = folder / "plain" / "datalist.json"
-        _calibrate("uad_autoencoder", plain, *(["--layers", layer] if layer else []))
+    datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
+    release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
 
-def _ace_multitask(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+def _ace_multitask(release: Release) -> None:
     """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients."""
     sections = {}
     for section, patients in PATIENTS.items():
         every = slice(None) if section == "training" else slice(None, None, 2)  # whole volumes take their time
         sections[section] = [
-            *_as_set("tissue", "tissues", _cases(folder, ("healthy",), section)[every]),
-            *_as_set("lesion", "lesion", _cases(folder, patients, section)[every]),
+            *_as_set("tissue", "tissues", release.cases(("healthy",), section)[every]),
+            *_as_set("lesion", "lesion", release.cases(patients, section)[every]),
+            *(
+                {"image": [item["T1w"], None], "label": item["label"], "dataset": "tissue"}
+                for item in release.scans("tissue_scans", section)
+            ),
         ]
-    for section, items in _tissue_scans(extra_data).items():
-        sections[section] += [
-            {"image": [item["T1w"], None], "label": item["label"], "dataset": "tissue"} for item in items
-        ]
-    datalist = write_datalist(folder / "ace.json", sections)
-    _train(
-        "ace_multitask",
-        "train",
-        folder / "ace",
-        datalist_file=datalist,
-        max_epochs=320,
-        # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
-        val_interval=320,
-        channel_dropout=0.15,
-        seed=seed,
-        amp=amp,
-    )
-    # as above: patients whose contrast is the measured one
-    plain = _as_set("lesion", "lesion", _cases(folder, ("plain",), "validation"))
-    _calibrate("ace_multitask", write_datalist(folder / "ace_calibration.json", {"validation": plain}))
+    datalist = write_datalist(release.folder / "ace.json", sections)
+    # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
+    release.train("phantoms", "train", 0.6, datalist_file=datalist, max_epochs=320, channel_dropout=0.15)
+    calibration = _as_set("lesion", "lesion", release.cases(("plain",), "validation"))
+    if release.implanted("training"):
+        implanted = {part: _as_set("implanted", "lesion", release.implanted(part)) for part in SECTIONS}
+        tables = read_json(ROOT / "bundles" / "ace_multitask" / "configs" / "train.json")["label_sets"]
+        # a set of its own is drawn as often as the phantoms of patients
+        tables["datasets"]["implanted"] = tables["datasets"]["lesion"]
+        release.train(
+            "implanted",
+            "train",
+            0.4,
+            datalist_file=write_datalist(
+                release.folder / "ace_implanted.json",
+                {
+                    "training": sections["training"] + implanted["training"],
+                    "validation": sections["validation"] + implanted["validation"][::2],
+                },
+                {"label_sets": tables},
+            ),
+            initial_weights=release.models / "model.pt",
+            max_epochs=200,
+            channel_dropout=0.15,
+        )
+        calibration += [case | {"dataset": "lesion"} for case in implanted["validation"]]
+    release.calibrate(write_datalist(release.folder / "ace_calibration.json", {"validation": calibration}))
 
 
-def _sae_segmentation(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+def _sae_segmentation(release: Release) -> None:
     """T1 scans without labels: real ones, or, where there are none, healthy phantoms."""
-    sections = {
-        section: [{"image": item["T1w"]} for item in items] for section, items in _tissue_scans(extra_data).items()
-    }
-    if not sections:
-        keys = ("brain_mask", "subject")
-        sections = {
-            section: [
-                {"image": case["T1w"]} | {k: case[k] for k in keys} for case in _cases(folder, ("healthy",), section)
-            ]
-            for section in PATIENTS
-        }
-    _train(
-        "sae_segmentation",
-        "train",
-        folder / "sae",
-        datalist_file=write_datalist(folder / "sae.json", sections),
-        max_epochs=30,
-        # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
-        val_interval=30,
-        seed=seed,
-        amp=amp,
-    )
+    sections = _t1w(release, labels=False)
+    # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
+    datalist = write_datalist(release.folder / "sae.json", sections)
+    release.train("train", "train", 1.0, datalist_file=datalist, max_epochs=30)
 
 
-def _deepatlas_joint(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+def _deepatlas_joint(release: Release) -> None:
     """T1 scans, of which the first one is labelled: real ones, or, where there are none, healthy phantoms."""
-    sections = {
-        section: [{"image": item["T1w"], "label": item["label"]} for item in items]
-        for section, items in _tissue_scans(extra_data).items()
-    }
-    if not sections:
-        keys = ("brain_mask", "subject")
-        sections = {
-            section: [
-                {"image": case["T1w"], "label": case["tissues"]} | {k: case[k] for k in keys}
-                for case in _cases(folder, ("healthy",), section)
-            ]
-            for section in PATIENTS
-        }
     options = {
-        "datalist_file": write_datalist(folder / "deepatlas.json", sections),
+        "datalist_file": write_datalist(release.folder / "deepatlas.json", _t1w(release, labels=True)),
         "labelled_cases": 1,
-        "seed": seed,
-        "amp": amp,
     }
-    models = ROOT / "bundles" / "deepatlas_joint" / "models"
-    start = {"registration_weights": models / "registration.pt", "segmentation_weights": models / "model.pt"}
-    for name, steps in (
-        ("train_registration", {"max_epochs": 12, "val_interval": 2}),
-        ("train_segmentation", {"max_epochs": 10, "val_interval": 2}),
-        ("train", {"max_epochs": 5, **start}),
-    ):
-        layers = ["train"] if name == "train" else ["train", name]
-        _train("deepatlas_joint", layers, folder / f"deepatlas_{name}", **options, **steps)
+    start = {
+        "registration_weights": release.models / "registration.pt",
+        "segmentation_weights": release.models / "model.pt",
+    }
+    release.train("registration", ["train", "train_registration"], 0.4, max_epochs=12, val_interval=2, **options)
+    release.train("segmentation", ["train", "train_segmentation"], 0.3, max_epochs=10, val_interval=2, **options)
+    release.train("joint", "train", 0.3, max_epochs=5, **options, **start)
 
 
-def _diffusion_recon_unet(folder: Path, extra_data: str | None, seed: int, amp: bool) -> None:
+def _diffusion_recon_unet(release: Release) -> None:
     """Stage 1 from healthy phantoms, and from real T1 scans if there are any; stage 2 from patients, and painted."""
-    real = {section: [{"image": item["T1w"]} for item in items] for section, items in _tissue_scans(extra_data).items()}
+    real = {part: [{"image": item["T1w"]} for item in release.scans("tissue_scans", part)] for part in SECTIONS}
 
     def t1w(cohorts: Sequence[str], section: str) -> list[dict]:
+        keys = ("brain_mask", "subject")
         return [
-            {
-                "image": case["T1w"],
-                "label": case["lesion"],
-                "brain_mask": case["brain_mask"],
-                "subject": case["subject"],
-            }
-            for case in _cases(folder, cohorts, section)
+            {"image": case["T1w"], "label": case["lesion"]} | {key: case[key] for key in keys}
+            for case in release.cases(cohorts, section)
         ]
 
-    sections = {section: real.get(section, []) + t1w(("healthy",), section) for section in PATIENTS}
-    healthy = write_datalist(folder / "diffusion_healthy.json", sections)
+    sections = {section: real[section] + t1w(("healthy",), section) for section in SECTIONS}
+    healthy = write_datalist(release.folder / "diffusion_healthy.json", sections)
     sections = {section: t1w(cohorts, section) for section, cohorts in PATIENTS.items()}
-    patients = write_datalist(folder / "diffusion_patients.json", sections)
-    options = {"seed": seed, "amp": amp}
-    diffusion = {"max_epochs": 24, "val_interval": 4, "slice_step": 2, "learning_rate": 8e-4}
-    # the last weights: whole volumes take their time
-    unet = {"max_epochs": 40, "val_interval": 40, "learning_rate": 2e-3}
-    weights = ROOT / "bundles" / "diffusion_recon_unet" / "models" / "diffusion.pt"
-    _train(
-        "diffusion_recon_unet",
+    patients = write_datalist(release.folder / "diffusion_patients.json", sections)
+    weights = release.models / "diffusion.pt"
+    release.train(
+        "stage1",
         "train_diffusion",
-        folder / "diffusion_stage1",
+        0.7,
         datalist_file=healthy,
-        **diffusion,
-        **options,
+        max_epochs=24,
+        val_interval=4,
+        slice_step=2,
+        learning_rate=8e-4,
     )
-    _train(
-        "diffusion_recon_unet",
+    # the last weights: whole volumes take their time
+    release.train(
+        "stage2",
         "train",
-        folder / "diffusion_stage2",
+        0.3,
         datalist_file=patients,
         healthy_datalist_file=healthy,
         diffusion_weights=weights,
-        **unet,
-        **options,
+        max_epochs=40,
+        learning_rate=2e-3,
     )
     weights.unlink(missing_ok=True)  # model.pt holds it
     # what is called anomaly in people who are healthy: patients of other pathologies than the synthetic ones may come
-    people = real.get("validation") or t1w(("healthy",), "validation")
-    people = write_datalist(
-        folder / "diffusion_calibration.json", {"validation": [case | {"healthy": True} for case in people]}
+    people = [case | {"healthy": True} for case in real["validation"] or t1w(("healthy",), "validation")]
+    release.calibrate(
+        write_datalist(release.folder / "diffusion_calibration.json", {"validation": people}),
+        *("--criterion", "false_positive_rate", "--rate", 0.01),
+        layers=(None, "inference_reconstruction.json", "inference_unet.json"),
     )
-    rate = ("--criterion", "false_positive_rate", "--rate", 0.01)
-    for layer in (None, "inference_reconstruction.json", "inference_unet.json"):
-        _calibrate("diffusion_recon_unet", people, *rate, *(["--layers", layer] if layer else []))
 
 
-def _tissue_scans(extra_data: str | None) -> dict[str, list[dict[str, str]]]:
-    """Section -> real scans with tissue maps, their paths made absolute."""
-    if extra_data is None:
-        return {}
-    path = Path(extra_data)
-    scans = json.loads(path.read_text()).get("tissue_scans", {})
-    return {
-        section: [{key: str(path.parent / item[key]) for key in ("T1w", "label")} for item in items]
-        for section, items in scans.items()
-    }
+def _t1w(release: Release, labels: bool) -> dict[str, list[dict]]:
+    """Section -> real T1 scans, or, where there are none, healthy phantoms; with tissue maps or without."""
+    found = {}
+    for section in SECTIONS:
+        real = release.scans("tissue_scans", section)
+        cases = [{"image": item["T1w"], "label": item["label"]} for item in real] or [
+            {"image": case["T1w"], "label": case["tissues"]} | {key: case[key] for key in ("brain_mask", "subject")}
+            for case in release.cases(("healthy",), section)
+        ]
+        found[section] = [{key: case[key] for key in case if labels or key != "label"} for case in cases]
+    return found
 
 
 def _as_set(dataset: str, label: str, cases: Sequence[dict]) -> list[dict]:
     """Cases of ace_multitask: both sequences, one of the label maps, and what data set it is of."""
     return [
-        {"image": [case["T1w"], case["FLAIR"]], "label": case[label], "dataset": dataset}
+        {"image": [case.get("T1w"), case["FLAIR"]], "label": case[label], "dataset": dataset}
         | {key: case[key] for key in ("brain_mask", "subject")}
         for case in cases
     ]
 
 
-def _cases(folder: Path, cohorts: Sequence[str], section: str) -> list[dict]:
-    return [
-        case for name in cohorts for case in list_cases(datalist_file=folder / name / "datalist.json", section=section)
-    ]
-
-
-RECIPES = {
+RECIPES: dict[str, Callable[[Release], None]] = {
     "uad_autoencoder": _uad_autoencoder,
     "ace_multitask": _ace_multitask,
     "sae_segmentation": _sae_segmentation,
     "deepatlas_joint": _deepatlas_joint,
     "diffusion_recon_unet": _diffusion_recon_unet,
 }
-
-
-def _train(bundle: str, configs: str | Sequence[str], output_dir: Path, **options: object) -> None:
-    """One training of a bundle, by a config or by one and layers on it, unless it is done."""
-    done = output_dir / "done"
-    if done.is_file():
-        return
-    names = [configs] if isinstance(configs, str) else configs
-    logger.info("running %s.json of %s", names[-1], bundle)
-    paths = [str(ROOT / "bundles" / bundle / "configs" / f"{name}.json") for name in names]
-    _call("-m", "monai.bundle", "run", "--config_file", paths, output_dir=output_dir, **options)
-    done.touch()
-
-
-def _calibrate(bundle: str, datalist: Path, *options: object) -> None:
-    _call("scripts/calibrate_threshold.py", bundle, "--write", *options, datalist_file=datalist, section="validation")
 
 
 def _call(*arguments: object, **options: object) -> None:

@@ -71,7 +71,8 @@ class EpochValidation(ValidationHandler):
     """Validate after every so many epochs, and after the last one.
 
     MONAI's ValidationHandler leaves out a last epoch that its interval does not divide, so that a training shorter than
-    the interval ends without weights.
+    the interval ends without weights; so would one that a time limit ends before its first validation, which is then
+    made up for.
 
     Args:
         validator: the evaluator of the training.
@@ -94,13 +95,8 @@ class EpochValidation(ValidationHandler):
         return epoch % self.interval == 0 or epoch == engine.state.max_epochs
 
     def _completed(self, engine: Engine) -> None:
-        if self.validator.state.best_metric_epoch < 1 and rank(engine) == 0:
-            logger.warning(
-                "stopped after epoch %d, before the first validation (val_interval %d): there are no weights yet, "
-                "the same command goes on from here",
-                engine.state.epoch,
-                self.interval,
-            )
+        if self.validator.state.best_metric_epoch < 1:
+            self(engine)
 
 
 class TimeLimit:

@@ -9,6 +9,7 @@ by bit. The sources are named in the modules.
 
 from .anatomy import STRUCTURES, TISSUES, Anatomy, Grid, anatomy_of_labels, lesion_map_of_mask, load_anatomy
 from .contrast import SCANNERS, SEQUENCES, Scanner
+from .implant import implant_lesions, suspected_lesions
 from .pathology import ms_lesion_volumes
 from .subject import PATHOLOGIES, Subject, make_subject
 
@@ -23,8 +24,10 @@ __all__ = [
     "Scanner",
     "Subject",
     "anatomy_of_labels",
+    "implant_lesions",
     "lesion_map_of_mask",
     "load_anatomy",
     "make_subject",
     "ms_lesion_volumes",
+    "suspected_lesions",
 ]

@@ -283,7 +283,7 @@ class RemoveSmallComponentsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            volume = abs(float(np.linalg.det(_affine(d[key])[:3, :3])))
+            volume = _voxel_volume_mm3(d[key])
             cleaned = remove_small_components(_plain(d[key]), self.min_volume_mm3, volume, self.connectivity)
             d[key] = _like(cleaned, d[key])
         return d
@@ -302,6 +302,10 @@ def _affine(image: torch.Tensor) -> np.ndarray:
     if not isinstance(image, MetaTensor):
         raise ValueError(f"a {type(image).__name__} has no voxel size, expected a MetaTensor")
     return np.asarray(image.affine, dtype=float)
+
+
+def _voxel_volume_mm3(image: torch.Tensor) -> float:
+    return abs(float(np.linalg.det(_affine(image)[:3, :3])))
 
 
 def _spacing(image: torch.Tensor) -> np.ndarray:

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from monai.transforms import MapTransform
 
-from .anomaly import _like, _plain
+from .anomaly import _like, _plain, _voxel_volume_mm3, remove_small_components
 
 
 def thresholded_argmax(
-    probabilities: torch.Tensor, index: int, threshold: float, background: bool = True
+    probabilities: torch.Tensor,
+    index: int,
+    threshold: float,
+    background: bool = True,
+    min_volume_mm3: float = 0.0,
+    voxel_volume_mm3: float = 1.0,
 ) -> torch.Tensor:
     """Label map in which one class is decided by a threshold and the others by the largest probability.
 
@@ -23,6 +28,8 @@ def thresholded_argmax(
         index: the class with a threshold; it takes every voxel where its probability reaches the threshold.
         threshold: above 0, so that nothing is labelled where all probabilities are 0.
         background: False keeps class 0 for where all probabilities are 0, as outside of a brain mask.
+        min_volume_mm3: connected components (26 neighbors) of that class below this volume go to the other classes.
+        voxel_volume_mm3: volume of a voxel.
 
     Returns:
         (1, *spatial), uint8; 0 where all probabilities are 0.
@@ -41,23 +48,36 @@ def thresholded_argmax(
     label = others.argmax(dim=0)
     if not background:
         label[(probabilities == 0).all(dim=0)] = 0
-    label[probabilities[index] >= threshold] = index
+    chosen = probabilities[index][None] >= threshold
+    if min_volume_mm3 > 0:
+        chosen = remove_small_components(chosen, min_volume_mm3, voxel_volume_mm3)
+    label[chosen[0]] = index
     return label[None].to(torch.uint8)
 
 
 class ThresholdedArgmaxd(MapTransform):
     """Put :func:`thresholded_argmax` in the place of each map of probabilities in ``keys``."""
 
-    def __init__(self, keys: str | Sequence[str], index: int, threshold: float, background: bool = True) -> None:
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        index: int,
+        threshold: float,
+        background: bool = True,
+        min_volume_mm3: float = 0.0,
+    ) -> None:
         super().__init__(keys)
         self.index = index
         self.threshold = threshold
         self.background = background
+        self.min_volume_mm3 = min_volume_mm3
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _like(thresholded_argmax(_plain(d[key]), self.index, self.threshold, self.background), d[key])
+            smallest = (self.min_volume_mm3, _voxel_volume_mm3(d[key])) if self.min_volume_mm3 > 0 else ()
+            label = thresholded_argmax(_plain(d[key]), self.index, self.threshold, self.background, *smallest)
+            d[key] = _like(label, d[key])
         return d
 
 

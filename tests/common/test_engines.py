@@ -462,15 +462,14 @@ def test_the_last_epoch_is_validated_whatever_the_interval(tmp_path):
         EpochValidation(training.evaluator, 0)
 
 
-def test_a_training_that_stops_without_weights_says_so(tmp_path, monkeypatch, caplog):
+def test_a_training_that_stops_before_its_first_validation_is_validated_at_its_end(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr("common.engines.training.time", SimpleNamespace(monotonic=lambda: clock.now))
-    training = make_training(tmp_path, max_epochs=4, interval=3, handlers=[TimeLimit(25)])
+    training = make_training(tmp_path, max_epochs=4, interval=3, scores=(0, 0.3), handlers=[TimeLimit(25)])
     training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: setattr(clock, "now", clock.now + 600))
     training.trainer.run()
-    assert (
-        "stopped after epoch 2, before the first validation (val_interval 3): there are no weights yet" in caplog.text
-    )
+    assert training.trainer.state.epoch == 2
+    assert training.evaluator.state.best_metric_epoch == 2
 
 
 def test_progress_logs_a_line_per_epoch_with_mean_loss_and_metrics(tmp_path, caplog):

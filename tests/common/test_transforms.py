@@ -751,6 +751,16 @@ def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_sec
             thresholded_argmax(p, index, threshold)
 
 
+def test_small_components_of_the_class_with_a_threshold_go_to_the_others():
+    # a piece of two voxels, one voxel of tissue, a piece of one
+    lesion, tissue = torch.tensor([0.9, 0.9, 0.1, 0.9]), torch.tensor([0.1, 0.1, 0.9, 0.1])
+    p = torch.stack([torch.zeros(4), tissue, lesion]).reshape(3, 4, 1, 1)
+    assert thresholded_argmax(p, 2, 0.5).flatten().tolist() == [2, 2, 1, 2]
+    assert thresholded_argmax(p, 2, 0.5, True, 8.0, 4.0).flatten().tolist() == [2, 2, 1, 1]
+    out = ThresholdedArgmaxd("pred", 2, 0.5, min_volume_mm3=16.0)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
+    assert out.flatten().tolist() == [2, 2, 1, 1]  # 16 mm3 are two voxels of 8
+
+
 def test_the_entropy_is_0_where_one_class_is_certain_and_log_c_where_none_is():
     p = torch.tensor([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0] * 4]).T.reshape(4, 4, 1, 1)
     expected = torch.tensor([0, 4, 2, 0]).float()
