@@ -195,6 +195,7 @@ class Release:
         if (folder / "done").is_file() and not self._stale:
             return
         self._stale = True
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "done").unlink(missing_ok=True)
         names = [configs] if isinstance(configs, str) else configs
         logger.info("running %s.json of %s", names[-1], self.bundle)

@@ -1,0 +1,118 @@
+"""The command that makes the shipped weights: what it runs, how often and for how long. No training is run."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bundle_tools import load_script
+
+from common.errors import InputError
+
+train_release = load_script("train_release")
+
+
+class Calls:
+    """In the place of the processes: keeps their options, and lets time pass."""
+
+    def __init__(self, monkeypatch, minutes: float = 0.0) -> None:
+        self.made: list[tuple] = []
+        self.options: list[dict] = []
+        self.minutes, self.now = minutes, 0.0
+        monkeypatch.setattr(train_release, "_call", self)
+        monkeypatch.setattr(train_release.time, "monotonic", lambda: self.now)
+
+    def __call__(self, *arguments, **options) -> None:
+        self.made.append(arguments)
+        self.options.append(options)
+        self.now += 60 * self.minutes
+
+    @property
+    def trained(self) -> list[str]:
+        return [Path(options["output_dir"]).name for options in self.options if "max_epochs" in options]
+
+
+def release(tmp_path, bundle="uad_autoencoder", **changes):
+    options = {"extra_data": None, "seed": 1, "amp": False, "minutes": None, "effort": 1.0, "num_workers": 0} | changes
+    return train_release.Release(bundle, tmp_path, **options)
+
+
+def train(run) -> None:
+    run.train("first", "train", 0.5, max_epochs=10, val_interval=4, learning_rate=0.1)
+    run.train("second", ["train", "layer"], 0.25, max_epochs=3)
+
+
+def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch)
+    train(release(tmp_path))
+    assert calls.trained == ["uad_autoencoder_first", "uad_autoencoder_second"]
+    assert (calls.options[0]["max_epochs"], calls.options[0]["val_interval"], calls.options[0]["seed"]) == (10, 4, 1)
+    assert calls.options[1]["val_interval"] == 3  # at its end only
+    assert "max_minutes" not in calls.options[0]
+    train(release(tmp_path))
+    assert len(calls.trained) == 2
+
+
+def test_time_and_effort_are_shared_out(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch)
+    train(release(tmp_path, minutes=20, effort=0.2))
+    assert [options["max_minutes"] for options in calls.options] == [10, 5]
+    assert [options["max_epochs"] for options in calls.options] == [2, 1]
+    assert calls.options[0]["val_interval"] == 2  # never above the number of epochs
+
+
+def test_what_time_has_ended_goes_on_and_what_follows_it_is_run_again(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch, minutes=6)
+    train(release(tmp_path, minutes=20))  # 10 minutes for the first, which takes 6; 5 for the second
+    assert calls.trained == ["uad_autoencoder_first", "uad_autoencoder_second"]
+    train(release(tmp_path, minutes=20))
+    assert calls.trained[2:] == ["uad_autoencoder_second"]
+    (tmp_path / "uad_autoencoder_first" / "done").unlink()
+    train(release(tmp_path, minutes=40))
+    assert calls.trained[3:] == ["uad_autoencoder_first", "uad_autoencoder_second"]
+
+
+def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
+    content = {
+        "tissue_scans": {"training": [{"T1w": "a.nii.gz", "label": "/maps/a.nii.gz"}]},
+        "scans": {"training": [{"FLAIR": "b.nii.gz", "subject": "b", "world_to_mni": [[1, 0, 0, 0]]}]},
+    }
+    (tmp_path / "extra.json").write_text(json.dumps(content))
+    run = release(tmp_path, extra_data=str(tmp_path / "extra.json"))
+    assert run.scans("tissue_scans", "training") == [{"T1w": str(tmp_path / "a.nii.gz"), "label": "/maps/a.nii.gz"}]
+    assert run.scans("scans", "training")[0] == {
+        "FLAIR": str(tmp_path / "b.nii.gz"),
+        "subject": "b",
+        "world_to_mni": [[1, 0, 0, 0]],
+    }
+    assert run.scans("scans", "validation") == []
+
+
+@pytest.mark.parametrize("implanted", [False, True])
+def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, monkeypatch, implanted):
+    calls = Calls(monkeypatch)
+    run = release(tmp_path, "ace_multitask")
+    case = {
+        "T1w": "t.nii.gz", "FLAIR": "f.nii.gz", "tissues": "s.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"
+    }  # fmt: skip
+    monkeypatch.setattr(run, "cases", lambda cohorts, section: [case | {"subject": section + cohorts[0]}] * 2)
+    real = {part: [case | {"subject": f"real {part}", "T1w": None}] * 2 for part in ("training", "validation")}
+    monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
+    train_release._ace_multitask(run)
+    assert calls.trained == ["ace_multitask_phantoms"] + ["ace_multitask_implanted"] * implanted
+    calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
+    assert len(calibration) == (4 if implanted else 2)
+    assert {item["dataset"] for item in calibration} == {"lesion"}
+    if implanted:
+        datalist = json.loads((tmp_path / "ace_implanted.json").read_text())
+        assert datalist["label_sets"]["datasets"]["implanted"] == {"labels": {"1": "lesion"}}
+        assert [item["dataset"] for item in datalist["training"]].count("implanted") == 2
+        assert next(i for i in datalist["training"] if i["dataset"] == "implanted")["image"][0] is None
+
+
+def test_wrong_options_are_refused(tmp_path):
+    with pytest.raises(InputError, match="bundle is 'other', expected one of uad_autoencoder"):
+        train_release.main("other", output_dir=str(tmp_path))
+    for option in ("minutes", "effort"):
+        with pytest.raises(InputError, match=f"{option} is 0, expected a number above 0"):
+            train_release.main("ace_multitask", output_dir=str(tmp_path), **{option: 0})
+    assert not list(tmp_path.iterdir())
