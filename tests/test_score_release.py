@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, OBLIQUE, load_script, make_head, save_nifti
+from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 from study import evidence
 from study.real_scans import METHODS, Scoring, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
@@ -19,12 +19,14 @@ from common.errors import InputError
 script = load_script("score_release")
 
 SHAPE = (24, 28, 20)
+AFFINE = np.array([[6.5, 0, 0, -78], [0, 6.5, 0, -109], [0, 0, 6.5, -57], [0, 0, 0, 1]])  # where the template is
 COARSE = {"spacing": [6.0, 6.0, 6.0]}
-SMALL = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24]}
+SMALL = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24], "align": False}  # looking for the template takes its time
 OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
+    "sae_segmentation/inference": {**COARSE, "align_atlas": False},
     "deepatlas_joint/inference": SMALL,
     "deepatlas_joint/inference_registration": SMALL,
-    "sae_segmentation/train": {**COARSE, "patch_size": [16, 16, 16]},
+    "sae_segmentation/train": {**COARSE, "align_atlas": False, "patch_size": [16, 16, 16]},
     "sae_segmentation/adapt": {"max_epochs": 1, "val_interval": 1},
 }
 
@@ -38,7 +40,7 @@ def save_scans(folder: Path) -> Path:
     }.items():
         cases = []
         for i in range(2):
-            head = make_head(i, SHAPE, np.diag([2.5, 2.5, 2.5, 1]) @ OBLIQUE)
+            head = make_head(i, SHAPE, AFFINE)
             lesion = head.label * head.brain
             tissues = np.digitize(head.image, [1, 70, 100]).astype(np.uint8)
             tissues[lesion > 0] = 4 if "lesion" in items else 3
@@ -184,12 +186,11 @@ def save_masks(listed: Path, folder: Path, lesion_class: int) -> list[dict]:
     """Masks of the patients: their tissue map, with another value for its lesions, and these as a map."""
     cases = []
     for case in read_real_scans(listed).sets[0].cases:
-        affine = np.diag([2.5, 2.5, 2.5, 1]) @ OBLIQUE
-        head = make_head(int(case["subject"][-1]), SHAPE, affine)
+        head = make_head(int(case["subject"][-1]), SHAPE, AFFINE)
         mask = np.digitize(head.image, [1, 70, 100]).astype(np.uint8)
         mask[(head.label > 0) & (head.brain > 0)] = lesion_class
-        save_nifti(folder / f"{case['subject']}_seg.nii.gz", mask, affine)
-        save_nifti(folder / f"{case['subject']}_prob.nii.gz", (mask == 4).astype(np.float32), affine)
+        save_nifti(folder / f"{case['subject']}_seg.nii.gz", mask, AFFINE)
+        save_nifti(folder / f"{case['subject']}_prob.nii.gz", (mask == 4).astype(np.float32), AFFINE)
         cases.append({"subject": case["subject"], "image": case["image"], "name": case["subject"]})
     return cases
 
@@ -251,14 +252,14 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
         context.setattr("common.comparison.trial.open_configs", None)  # any step would fail
         context.setattr("study.real_scans.score_files", None)
         assert run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"]) == first
-    # other weights: the plain threshold has none, but all weights of a bundle are one thing here
+    # another layer
     config = tmp_path / "bundles" / "uad_autoencoder" / "configs" / "inference_threshold.json"
     config.write_text(config.read_text().replace('"median_mm": 3.0', '"median_mm": 9.0'))
     run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"])
     again = {path.parent.name for path, time in done.items() if path.stat().st_mtime_ns != time}
     assert again == {"inference_inference_threshold"}
     # a scan that was replaced under its name
-    head = make_head(7, SHAPE, np.diag([2.5, 2.5, 2.5, 1]) @ OBLIQUE)
+    head = make_head(7, SHAPE, AFFINE)
     save_nifti(tmp_path / "patients" / "0_FLAIR.nii.gz", head.image, head.affine)
     run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"])
     assert all(path.stat().st_mtime_ns != time for path, time in done.items())
