@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from study import evidence
-from study.real_scans import MEANINGS, METHODS, Scoring
+from study.real_scans import METHODS, Scoring
 from study.scan_sets import read_real_scans
 
 from common.errors import InputError, install_error_hook
@@ -86,14 +86,11 @@ def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
     for number, bundle in enumerate(bundles, start=1):
         logger.info("%d of %d: %s", number, len(bundles), bundle)
         start = time.monotonic()
-        sets = scoring.tables(bundle)
-        used = {name for table in sets for row in table["rows"] for name in row["scores"]}
         content = {
             "command": command(bundle, scoring),
             "machine": machine(scoring.device),
             "version": scoring.metadata(bundle)["version"],
-            "meanings": {name: text for name, text in MEANINGS.items() if name in used},
-            "sets": sets,
+            "sets": scoring.tables(bundle),
         }
         evidence.update(evidence_dir, bundle, "real_scans", content)
         logger.info("%s: %s in %.0f s", bundle, evidence_dir / f"{bundle}.json", time.monotonic() - start)

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
-from study import evidence
-from study.real_scans import METHODS, Scoring, score_files, summary_of
+from study.real_scans import BEST_DICE, CALLED_LESION, METHODS, Scoring, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
 
 from common.errors import InputError
@@ -201,32 +200,22 @@ CLASSES = {"0": "background", "1": "CSF", "2": "GM", "3": "WM"}
 def test_lesions_are_left_open_where_masks_have_no_class_for_them(listed, tmp_path):
     cases = save_masks(listed, tmp_path, lesion_class=1)
     scores = score_files(cases, read_real_scans(listed).sets[0], tmp_path, CLASSES)
-    assert scores == {f"Dice, {name}": {"patients0": 1.0, "patients1": 1.0} for name in ("CSF", "GM", "WM")}
+    assert scores == {
+        f"Dice, {name}": {"patients0": 1.0, "patients1": 1.0} for name in ("mean of tissues", "CSF", "GM", "WM")
+    }
 
 
 def test_lesions_count_where_masks_have_a_class_for_them(listed, tmp_path):
     patients = read_real_scans(listed).sets[0]
     scores = score_files(save_masks(listed, tmp_path, lesion_class=4), patients, tmp_path, CLASSES | {"4": "lesion"})
     assert set(scores) == {
-        *(f"Dice, {name}" for name in ("CSF", "GM", "WM", "lesion")),
-        *("AUPRC, lesion", "best Dice, lesion", "lesion F1"),
+        *(f"Dice, {name}" for name in ("lesion", "mean of tissues", "CSF", "GM", "WM")),
+        *("AUPRC, lesion", BEST_DICE, "lesion F1"),
     }
     assert all(value == 1 for values in scores.values() for value in values.values())
     scores = score_files(save_masks(listed, tmp_path, lesion_class=1), patients, tmp_path, CLASSES | {"4": "lesion"})
     assert max(scores["Dice, CSF"].values()) < 1  # what is lesion is no fluid
     assert set(scores["Dice, lesion"].values()) == {0.0}
-
-
-# evidence
-
-
-def test_one_key_of_the_evidence_is_replaced(tmp_path):
-    evidence.update(tmp_path, "a_bundle", "other", {"a": 1})
-    for value in (1, 2):
-        evidence.update(tmp_path, "a_bundle", "real_scans", {"value": value})
-    content = json.loads((tmp_path / "a_bundle.json").read_text())
-    assert content == {"other": {"a": 1}, "real_scans": {"value": 2}}
-    assert [path.name for path in tmp_path.iterdir()] == ["a_bundle.json"]
 
 
 # the whole
@@ -296,13 +285,16 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     assert {"Dice, GM", "Dice, lesion", "AUPRC, lesion"} <= set(patients["rows"][0]["scores"])
     assert patients["rows"][1] == found["uad_autoencoder"]["sets"][0]["rows"][2]  # one and the same prediction
     assert methods_of(healthy) == ["one network for all classes"]
-    assert set(healthy["rows"][0]["scores"]) == {"Dice, CSF", "Dice, GM", "Dice, WM", "called lesion, ml"}
+    assert set(healthy["rows"][0]["scores"]) == {
+        *(f"Dice, {name}" for name in ("mean of tissues", "CSF", "GM", "WM")),
+        CALLED_LESION,
+    }
     _, segmented, paired = found["deepatlas_joint"]["sets"]
     assert methods_of(segmented) == [m.title for m in METHODS["deepatlas_joint"]]
     assert paired["name"] == "healthy_pairs"
     affine, control, joint = paired["rows"]
     assert control["scores"] == joint["scores"]  # the same weights
-    assert set(affine["scores"]["Dice, mean of classes"]["values"]) == {
+    assert set(affine["scores"]["Dice, mean of tissues"]["values"]) == {
         "healthy0 from healthy1",
         "healthy1 from healthy0",
     }

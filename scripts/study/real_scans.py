@@ -23,15 +23,10 @@ from .scan_sets import LESION, Case, RealScans, ScanSet, hash_of
 
 logger = logging.getLogger(__name__)
 
+BEST_DICE = "best Dice of any threshold, lesion"  # found with the reference: a bound, not what a user gets
+CALLED_LESION = "called lesion, without a reference, ml"
 Scores = dict[str, dict[str, float]]  # score -> subject, or pair of them -> value
 FEWEST = 5  # subjects for an interval
-MEANINGS = {
-    "best Dice, lesion": "Dice at the threshold that suits the very subject best, found with its reference: a bound, "
-    "not what a user gets",
-    "called lesion, ml": "volume that is called lesion; no reference of lesions is known",
-    "Dice, mean of classes": "of the moving subject's labels, warped, and the fixed one's; intervals are over fixed "
-    "subjects",
-}
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,7 @@ class Scoring:
 
         file = folder / "scores.json"
         references = [path for paths in scans.references.values() for path in paths.values()]
-        key = hash_of([folder / "done.json", *references])
+        key = hash_of([folder / "done.json", *references, __file__])
         known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
         if known.get("key") != key:
             config = self._config(method.bundle, "inference")
@@ -194,7 +189,7 @@ class Scoring:
             "name": f"{scans.name}_pairs",
             "title": f"{scans.title}: registration",
             "subjects": len(cases),
-            "note": f"{len(pairs)} ordered pairs of {len(cases)} subjects. {scans.note}".strip(),
+            "note": f"{len(pairs)} ordered pairs; intervals are over fixed subjects. {scans.note}".strip(),
             "rows": rows,
         }
 
@@ -237,24 +232,25 @@ def score_files(cases: Sequence[Case], scans: ScanSet, folder: Path, channels: M
 
     known = {name.lower() for name in channels.values()}
     scores: Scores = {}
+    if "lesion" in scans.items and known & {"lesion", "anomaly"}:
+        values = TARGETS["lesion"].mask_values(channels)
+        evaluation = Evaluation(with_reference("lesion"), folder, mask_values=values)
+        maps = zip(evaluation.cases, *evaluation.maps_on_disk(), strict=True)
+        scores = {
+            "Dice, lesion": _values(evaluation, "lesion", "dice"),
+            "AUPRC, lesion": _values(evaluation, "lesion", "average_precision"),
+            BEST_DICE: {case["subject"]: best_dice(m, mask)[0] for case, m, mask in maps if mask.any()},
+            "lesion F1": _values(evaluation, "lesion", "lesion_f1"),
+        }
     if "tissues" in scans.items and "csf" in known:
         tissues, finds_lesions = TARGETS["tissue"], "lesion" in known
         labels = tissues.labels | ({LESION: "lesion"} if finds_lesions else {})
         sets = None if finds_lesions else tissues.reference_sets
         evaluation = Evaluation(with_reference("tissues"), folder, labels, reference_sets=sets)
-        scores |= {f"Dice, {name}": _values(evaluation, name, "dice") for name in tissues.labels.values()}
+        dice = {f"Dice, {name}": _values(evaluation, name, "dice") for name in tissues.labels.values()}
+        scores |= {"Dice, mean of tissues": _means(dice), **dice}
         if finds_lesions and "lesion" not in scans.items:
-            scores["called lesion, ml"] = _values(evaluation, "lesion", "prediction_ml")
-    if "lesion" in scans.items and known & {"lesion", "anomaly"}:
-        values = TARGETS["lesion"].mask_values(channels)
-        evaluation = Evaluation(with_reference("lesion"), folder, mask_values=values)
-        maps = zip(evaluation.cases, *evaluation.maps_on_disk(), strict=True)
-        scores |= {
-            "Dice, lesion": _values(evaluation, "lesion", "dice"),
-            "AUPRC, lesion": _values(evaluation, "lesion", "average_precision"),
-            "best Dice, lesion": {case["subject"]: best_dice(m, mask)[0] for case, m, mask in maps if mask.any()},
-            "lesion F1": _values(evaluation, "lesion", "lesion_f1"),
-        }
+            scores[CALLED_LESION] = _values(evaluation, "lesion", "prediction_ml")
     return {name: values for name, values in scores.items() if values}
 
 
@@ -263,10 +259,16 @@ def _values(evaluation: Evaluation, label: str, key: str) -> dict[str, float]:
     return {subject: float(value) for subject, value in found.items() if value is not None and np.isfinite(value)}
 
 
+def _means(scores: Scores) -> dict[str, float]:
+    """Mean over scores of the subjects that have all of them."""
+    subjects = [s for s in next(iter(scores.values())) if all(s in values for values in scores.values())]
+    return {subject: float(np.mean([values[subject] for values in scores.values()])) for subject in subjects}
+
+
 def _pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
     """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing."""
     return {
-        "Dice, mean of classes": {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
+        "Dice, mean of tissues": {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
         "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
         "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
     }
