@@ -184,7 +184,7 @@ class Trial:
         folder = self.folder / bundle / "_".join([configs[-1], *([name] if name else [])])
         options = {"datalist_file": self.write_cases(cases), "seed": self.seed, **options}
         options |= {"ckpt_dir": folder / "models", "output_dir": folder / "run"}
-        self._step(folder, bundle, configs, options, lambda workflow: None)
+        self.step(folder, bundle, configs, options)
         return folder / "models"
 
     def predict(
@@ -210,7 +210,7 @@ class Trial:
             text = json.dumps(content, indent=2)
             write_atomically(folder / "cases.json", lambda part: part.write_text(text, encoding="utf-8"))
 
-        self._step(folder, bundle, ["inference", *layers], options, keep)
+        self.step(folder, bundle, ["inference", *layers], options, keep)
         return folder
 
     def calibrate(self, bundle: str, layers: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,10 +237,23 @@ class Trial:
             write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
         return json.loads(file.read_text("utf-8"))
 
-    def _step(
-        self, folder: Path, bundle: str, configs: Sequence[str], options: dict[str, Any], keep: Callable[[Any], None]
+    def step(
+        self,
+        folder: Path,
+        bundle: str,
+        configs: Sequence[str],
+        options: dict[str, Any],
+        keep: Callable[[Any], None] = lambda workflow: None,
     ) -> None:
-        """Run configs whose outputs go to a folder, unless ``done.json`` there says that just this was done."""
+        """Run configs whose outputs go to a folder, unless ``done.json`` there says that just this was done.
+
+        Args:
+            folder: of the outputs; what is in it is removed if something else was done there.
+            bundle: name of the bundle.
+            configs: a complete config and the layers on it.
+            options: entries of the configs to replace.
+            keep: called with the workflow after its run.
+        """
         extra = [self.options.get(f"{bundle}/{config}", {}) for config in configs]
         options = options | self.device | {key: value for part in extra for key, value in part.items()}
         key = self._key(bundle, configs, options)
@@ -269,7 +282,7 @@ class Trial:
             state.update(f"{name}={value}".encode())
             if name not in ("ckpt_dir", "output_dir") and isinstance(value, Path):
                 state.update(_file_hash(value))
-        if configs[0] == "inference" and not any("weights" in name or "handlers" in name for name in options):
+        if not configs[0].startswith("train") and not any("weights" in name or "handlers" in name for name in options):
             for path in sorted((self.bundles / bundle / "models").glob("*.pt")):
                 state.update(_file_hash(path))
         return state.hexdigest()

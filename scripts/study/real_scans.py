@@ -1,0 +1,307 @@
+"""Shipped weights and the baselines beside them on real scans: which scans, which methods, what they score."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.comparison import TARGETS
+from common.comparison.trial import Split, Trial
+from common.data import list_cases
+from common.evaluation import Evaluation
+from common.metrics import best_dice, summarize
+from common.transforms.io import write_atomically
+
+from .scan_sets import LESION, Case, RealScans, ScanSet, hash_of
+
+logger = logging.getLogger(__name__)
+
+BEST_DICE = "best Dice of any threshold, lesion"  # found with the reference: a bound, not what a user gets
+CALLED_LESION = "called lesion, without a reference, ml"
+Scores = dict[str, dict[str, float]]  # score -> subject, or pair of them -> value
+FEWEST = 5  # subjects for an interval
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables: masks that a bundle writes with the weights and thresholds that it ships.
+
+    Args:
+        title: in the tables.
+        bundle: whose configs it runs; it may be another one than that of the table.
+        layers: configs on ``inference.json``.
+        baseline: whether it is what the bundle has to beat.
+        variant: ``adapted``, if ``adapt.json`` fits weights to the scans of the set first, without their labels;
+            ``of_one_scan``, if it is told a labelled scan.
+    """
+
+    title: str
+    bundle: str
+    layers: tuple[str, ...] = ()
+    baseline: bool = False
+    variant: str = ""
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it is what ``inference.json`` does, as it is."""
+        return not (self.layers or self.variant)
+
+
+FLAIR_THRESHOLD = Method("plain FLAIR threshold", "uad_autoencoder", ("inference_threshold",), baseline=True)
+PROPAGATION = ("inference_propagation",)
+METHODS = {
+    "uad_autoencoder": (
+        Method("U-Net", "uad_autoencoder"),
+        Method("residual of the auto-encoder", "uad_autoencoder", ("inference_residual",)),
+        FLAIR_THRESHOLD,
+    ),
+    "ace_multitask": (Method("one network for all classes", "ace_multitask"), FLAIR_THRESHOLD),
+    "sae_segmentation": (
+        Method("segmentation auto-encoder", "sae_segmentation"),
+        Method("segmentation auto-encoder, after adapt.json", "sae_segmentation", variant="adapted"),
+        Method("mixture of Gaussians", "sae_segmentation", ("inference_em",), baseline=True),
+        Method("atlas alone", "sae_segmentation", ("inference_atlas",), baseline=True),
+    ),
+    "deepatlas_joint": (
+        Method("joint training", "deepatlas_joint"),
+        Method("labels of the template, propagated", "deepatlas_joint", PROPAGATION, baseline=True),
+        Method("labels of one scan, propagated", "deepatlas_joint", PROPAGATION, baseline=True, variant="of_one_scan"),
+    ),
+    "diffusion_recon_unet": (
+        Method("sum of both", "diffusion_recon_unet"),
+        Method("U-Net alone", "diffusion_recon_unet", ("inference_unet",)),
+        Method("reconstruction alone", "diffusion_recon_unet", ("inference_reconstruction",)),
+        Method("plain T1w threshold", "diffusion_recon_unet", ("inference_threshold",), baseline=True),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Predictions and scores of the bundles; what is done is not done again.
+
+    Args:
+        data: the scans.
+        output_dir: masks, maps and adapted weights go to ``output_dir/<set>/<bundle>``.
+        bundles: folder of the bundles.
+        adapt: whether ``sae_segmentation`` is also fitted to the scans, which takes minutes a scan.
+        registration_subjects: pairs are all ordered ones of so many first subjects of a set; None for all subjects.
+        options: ``<bundle>/<config>`` -> entries of the config to replace.
+        device: cpu, cuda:0, ...; None for what the bundles say.
+    """
+
+    data: RealScans
+    output_dir: Path
+    bundles: Path
+    adapt: bool = True
+    registration_subjects: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    device: str | None = None
+
+    def tables(self, bundle: str) -> list[dict[str, Any]]:
+        """Those of a bundle: one for each set of scans, and for the pairs of a set that are registered."""
+        tables = []
+        for scans in self.data.sets_of(bundle):
+            methods = self._methods(bundle, scans)
+            rows = []
+            for number, method in enumerate(methods, start=1):
+                logger.info("%s on %s, %d of %d: %s", bundle, scans.name, number, len(methods), method.title)
+                rows.append(_row(method.title, method.baseline, method.shipped, self._scores(method, scans)))
+            title = {"name": scans.name, "title": scans.title, "subjects": len(scans.cases), "note": scans.note}
+            tables.append(title | {"rows": rows})
+            if bundle == "deepatlas_joint" and not scans.shows_lesions and len(scans.cases) > 1:
+                tables.append(self._registration(scans))
+        return tables
+
+    def metadata(self, bundle: str) -> dict[str, Any]:
+        """What ``metadata.json`` of a bundle says."""
+        return self._config(bundle, "metadata")
+
+    def _config(self, bundle: str, name: str) -> dict[str, Any]:
+        return json.loads((self.bundles / bundle / "configs" / f"{name}.json").read_text("utf-8"))
+
+    def _trial(self, scans: ScanSet) -> Trial:
+        """The folder of a set, where steps are done once."""
+        split, target = Split(0, [], [], scans.cases), TARGETS["tissue"]
+        folder = self.output_dir / scans.name
+        return Trial(folder, split, target, scans.sequences, 0, self.bundles, self.options, self.device)
+
+    # segmentation
+
+    def _methods(self, bundle: str, scans: ScanSet) -> list[Method]:
+        """Those that the user wants and has the files for."""
+        wanted = {"": True, "adapted": self.adapt, "of_one_scan": self.data.labelled_scan is not None}
+        return [method for method in METHODS[bundle] if wanted[method.variant] and scans.fits(method.bundle)]
+
+    def _scores(self, method: Method, scans: ScanSet) -> Scores:
+        """Scores of the files that a method writes, or those that were computed of the same files before."""
+        trial = self._trial(scans)
+        options: dict[str, Any] = {}
+        if method.variant == "adapted":
+            models = trial.train(method.bundle, ["train", "adapt"], {"training": scans.cases})
+            options = {"weights": models / "model.pt"}
+        elif method.variant == "of_one_scan":
+            files = self.data.labelled_scan
+            options = {"moving_file": files["T1w"], "moving_label_file": files["tissues"]}
+        configs = ["inference", *method.layers]
+        folder = trial.folder / method.bundle / "_".join([*configs, *([method.variant] if method.variant else [])])
+        datalist = trial.write_cases({"test": scans.cases})
+        trial.step(folder, method.bundle, configs, {"datalist_file": datalist, "output_dir": folder, **options})
+
+        file = folder / "scores.json"
+        references = [path for paths in scans.references.values() for path in paths.values()]
+        key = hash_of([folder / "done.json", *references, __file__])
+        known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        if known.get("key") != key:
+            config = self._config(method.bundle, "inference")
+            optional = config.get("optional_sequences", ())
+            cases = list_cases(datalist_file=datalist, sequences=config["sequences"], optional_sequences=optional)
+            channels = self.metadata(method.bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+            known = {"key": key, "scores": score_files(cases, scans, folder, channels)}
+            text = json.dumps(known)
+            write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
+        return known["scores"]
+
+    # registration
+
+    def _registration(self, scans: ScanSet) -> dict[str, Any]:
+        """Table of every subject onto every other one: affine maps alone, the shipped network, and the control."""
+        trial = self._trial(scans)
+        subjects = scans.cases[: self.registration_subjects]
+        cases = [case | {"label": scans.references[case["subject"]]["tissues"]} for case in subjects]
+        cases = [case | {"label_content": hash_of([case["label"]])} for case in cases]
+        datalist = trial.write_cases({"test": cases})
+        pairs = self._register(trial, "registration", datalist, {})
+        rows = [_row("affine only", True, False, _pair_scores(pairs, "_affine"), _fixed_of)]
+        if self.data.control_weights is not None:
+            control = self._register(trial, "registration_control", datalist, {"weights": self.data.control_weights})
+            title = "training without labels, as many steps"
+            rows.append(_row(title, True, False, _pair_scores(control), _fixed_of))
+        rows.append(_row("joint training", False, True, _pair_scores(pairs), _fixed_of))
+        return {
+            "name": f"{scans.name}_pairs",
+            "title": f"{scans.title}: registration",
+            "subjects": len(cases),
+            "note": f"{len(pairs)} ordered pairs; intervals are over fixed subjects. {scans.note}".strip(),
+            "rows": rows,
+        }
+
+    def _register(self, trial: Trial, name: str, datalist: Path, options: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Lines of ``registration.csv``, with the subjects of each pair; fields and warped scans are not written."""
+        bundle, config = "deepatlas_joint", "inference_registration"
+        logger.info("%s: %s of %s", bundle, name, trial.folder.name)
+        folder = trial.folder / bundle / name
+        postprocessing = self._config(bundle, config)["postprocessing"]
+        steps = [step for step in postprocessing["transforms"] if step == "@scores" or not _saves(step)]
+        scored_only = {"postprocessing": postprocessing | {"transforms": steps}}
+        given = {"datalist_file": datalist, "output_dir": folder, **scored_only, **options}
+        trial.step(folder, bundle, [config], given)
+        cases = list_cases(datalist_file=datalist, sequences=self._config(bundle, config)["sequences"])
+        subjects = {
+            f"{fixed['name']}_from-{Path(moving['name']).name}": f"{fixed['subject']} from {moving['subject']}"
+            for fixed in cases
+            for moving in cases
+        }
+        with (folder / "registration.csv").open(newline="", encoding="utf-8") as file:
+            return [row | {"subjects": subjects[row["pair"]]} for row in csv.DictReader(file)]
+
+
+def score_files(cases: Sequence[Case], scans: ScanSet, folder: Path, channels: Mapping[str, str]) -> Scores:
+    """Scores of the masks and maps in a folder; subjects for whom one is undefined are left out of it.
+
+    Tissues are scored where the set has ``tissues``, lesions where it has ``lesion``, and the masks have the class. A
+    mask without a class for lesions says nothing of the voxels that are lesion in the tissue map, and these are left
+    open; in one that has it, they are no tissue.
+
+    Args:
+        cases: named as their files are.
+        scans: what they are of.
+        folder: of the masks.
+        channels: value in the masks -> class.
+    """
+
+    def with_reference(item: str) -> list[Case]:
+        return [case | {"label": scans.references[case["subject"]][item], "dataset": "tissue"} for case in cases]
+
+    known = {name.lower() for name in channels.values()}
+    scores: Scores = {}
+    if "lesion" in scans.items and known & {"lesion", "anomaly"}:
+        values = TARGETS["lesion"].mask_values(channels)
+        evaluation = Evaluation(with_reference("lesion"), folder, mask_values=values)
+        maps = zip(evaluation.cases, *evaluation.maps_on_disk(), strict=True)
+        scores = {
+            "Dice, lesion": _values(evaluation, "lesion", "dice"),
+            "AUPRC, lesion": _values(evaluation, "lesion", "average_precision"),
+            BEST_DICE: {case["subject"]: best_dice(m, mask)[0] for case, m, mask in maps if mask.any()},
+            "lesion F1": _values(evaluation, "lesion", "lesion_f1"),
+        }
+    if "tissues" in scans.items and "csf" in known:
+        tissues, finds_lesions = TARGETS["tissue"], "lesion" in known
+        labels = tissues.labels | ({LESION: "lesion"} if finds_lesions else {})
+        sets = None if finds_lesions else tissues.reference_sets
+        evaluation = Evaluation(with_reference("tissues"), folder, labels, reference_sets=sets)
+        dice = {f"Dice, {name}": _values(evaluation, name, "dice") for name in tissues.labels.values()}
+        scores |= {"Dice, mean of tissues": _means(dice), **dice}
+        if finds_lesions and "lesion" not in scans.items:
+            scores[CALLED_LESION] = _values(evaluation, "lesion", "prediction_ml")
+    return {name: values for name, values in scores.items() if values}
+
+
+def _values(evaluation: Evaluation, label: str, key: str) -> dict[str, float]:
+    found = {row["subject"]: row[key] for row in evaluation.rows if row["label_name"] == label}
+    return {subject: float(value) for subject, value in found.items() if value is not None and np.isfinite(value)}
+
+
+def _means(scores: Scores) -> dict[str, float]:
+    """Mean over scores of the subjects that have all of them."""
+    subjects = [s for s in next(iter(scores.values())) if all(s in values for values in scores.values())]
+    return {subject: float(np.mean([values[subject] for values in scores.values()])) for subject in subjects}
+
+
+def _pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
+    """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing."""
+    return {
+        "Dice, mean of tissues": {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
+        "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
+        "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
+    }
+
+
+def _saves(step: Mapping[str, Any]) -> bool:
+    return step["_target_"].rpartition(".")[2].startswith("Save")
+
+
+def _fixed_of(pair: str) -> str:
+    return pair.split(" from ")[0]
+
+
+def _row(
+    title: str, baseline: bool, shipped: bool, scores: Scores, subject_of: Callable[[str], str] = str
+) -> dict[str, Any]:
+    found = {name: summary_of(values, subject_of) for name, values in scores.items()}
+    logger.info("%s: %s", title, ", ".join(f"{name} {score['mean']:.3f}" for name, score in found.items()))
+    return {"method": title, "baseline": baseline, "shipped": shipped, "scores": found}
+
+
+def summary_of(values: Mapping[str, float], subject_of: Callable[[str], str] = str) -> dict[str, Any]:
+    """Mean, bootstrap interval over subjects (None for less than five of them) and the values.
+
+    Args:
+        values: subject, or pair of subjects -> value.
+        subject_of: whom a value belongs to.
+    """
+    subjects = [subject_of(name) for name in values]
+    summary = summarize([*values.values()], subjects)
+    enough = len(set(subjects)) >= FEWEST
+    return {
+        "mean": round(summary.mean, 5),
+        "interval": [round(summary.low, 5), round(summary.high, 5)] if enough else None,
+        "values": {name: round(value, 5) for name, value in values.items()},
+    }
