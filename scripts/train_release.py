@@ -130,12 +130,13 @@ class Release:
 
     def cases(self, cohorts: Sequence[str], section: str) -> list[dict]:
         """Cases of cohorts, which are made when they are first asked for."""
-        return [case for name in cohorts for case in list_cases(datalist_file=self._cohort(name), section=section)]
+        return [case for name in cohorts for case in list_cases(datalist_file=self.cohort(name), section=section)]
 
     def scans(self, kind: str, section: str) -> list[dict]:
         return self.extra.get(kind, {}).get(section, [])
 
-    def _cohort(self, name: str) -> Path:
+    def cohort(self, name: str) -> Path:
+        """Datalist of a cohort."""
         datalist = self.folder / name / "datalist.json"
         if not datalist.is_file():
             logger.info("making the cohort %s", name)
@@ -219,6 +220,16 @@ class Release:
 
 
 def _uad_autoencoder(release: Release) -> None:
+    release.train(
+        "autoencoder",
+        "train_autoencoder",
+        0.1,
+        datalist_file=release.cohort("healthy"),
+        max_epochs=12,
+        val_interval=2,
+        gdl_first_epoch=4,
+        slice_step=3,
+    )
     patients = {section: release.cases(cohorts, section) for section, cohorts in PATIENTS.items()}
     datalist = write_datalist(release.folder / "patients.json", patients)
     unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
@@ -226,9 +237,8 @@ def _uad_autoencoder(release: Release) -> None:
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
     unet |= {"initial_weights": release.models / "model.pt", "lesion_patches": 1, "brain_patches": 3}
     release.train("tuning", "train", 0.1, max_epochs=40, val_interval=10, learning_rate=5e-4, **unet)
-    calibration = {
-        "validation": release.cases(("plain",), "validation")
-    }  # the cohort whose contrast is the measured one
+    # the cohort whose contrast is the measured one
+    calibration = {"validation": release.cases(("plain",), "validation")}
     if release.implanted("training"):
         sections = {
             "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
@@ -237,17 +247,8 @@ def _uad_autoencoder(release: Release) -> None:
         unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
         calibration = {"validation": sections["validation"]}
         # the last weights: what validates is what was implanted, too little to choose by
-        release.train("implanted", "train", 0.4, max_epochs=60, **unet)
-    release.train(
-        "autoencoder",
-        "train_autoencoder",
-        0.1,
-        datalist_file=release._cohort("healthy"),
-        max_epochs=12,
-        val_interval=2,
-        gdl_first_epoch=4,
-        slice_step=3,
-    )
+        release.train("implanted", "train", 0.25, max_epochs=60, **unet)
+        release.train("restarted", "train", 0.15, max_epochs=40, learning_rate=5e-4, **unet)
     datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
     release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
@@ -287,7 +288,7 @@ def _ace_multitask(release: Release) -> None:
                 {"label_sets": tables},
             ),
             initial_weights=release.models / "model.pt",
-            max_epochs=200,
+            max_epochs=100,
             channel_dropout=0.15,
         )
         calibration += [case | {"dataset": "lesion"} for case in implanted["validation"]]

@@ -5,7 +5,7 @@ All but :class:`TrainingState` and :class:`TimeLimit`, which every rank takes pa
 """
 
 from .checkpoints import BestWeights, LoadWeights, TrainingState
-from .evaluator import AutocastInferer, ScanEvaluator, prepare_reconstruction
+from .evaluator import AutocastInferer, MirroredInferer, ScanEvaluator, prepare_reconstruction
 from .events import leave_group
 from .pictures import ValidationPictures
 from .tracking import Tracker
@@ -17,6 +17,7 @@ __all__ = [
     "EpochSeed",
     "EpochValidation",
     "LoadWeights",
+    "MirroredInferer",
     "ScanEvaluator",
     "TimeLimit",
     "Tracker",

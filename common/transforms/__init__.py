@@ -13,7 +13,15 @@ from .anomaly import (
     remove_small_components,
     residual_map,
 )
-from .classes import ChannelMapd, EntropyMapd, ThresholdedArgmaxd, entropy, thresholded_argmax
+from .classes import (
+    ChannelMapd,
+    EntropyMapd,
+    ThresholdedArgmaxd,
+    WithoutSmallComponentsd,
+    entropy,
+    thresholded_argmax,
+    without_small_components,
+)
 from .intensity import (
     BrainMaskd,
     NormalizeBrainIntensityd,
@@ -44,6 +52,7 @@ __all__ = [
     "SaveScand",
     "ScaleBrainIntensityd",
     "ThresholdedArgmaxd",
+    "WithoutSmallComponentsd",
     "entropy",
     "erode_mask",
     "keep_bright",
@@ -53,4 +62,5 @@ __all__ = [
     "residual_map",
     "scale_brain_intensity",
     "thresholded_argmax",
+    "without_small_components",
 ]

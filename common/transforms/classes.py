@@ -12,12 +12,7 @@ from .anomaly import _like, _plain, _voxel_volume_mm3, remove_small_components
 
 
 def thresholded_argmax(
-    probabilities: torch.Tensor,
-    index: int,
-    threshold: float,
-    background: bool = True,
-    min_volume_mm3: float = 0.0,
-    voxel_volume_mm3: float = 1.0,
+    probabilities: torch.Tensor, index: int, threshold: float, background: bool = True
 ) -> torch.Tensor:
     """Label map in which one class is decided by a threshold and the others by the largest probability.
 
@@ -28,8 +23,6 @@ def thresholded_argmax(
         index: the class with a threshold; it takes every voxel where its probability reaches the threshold.
         threshold: above 0, so that nothing is labelled where all probabilities are 0.
         background: False keeps class 0 for where all probabilities are 0, as outside of a brain mask.
-        min_volume_mm3: connected components (26 neighbors) of that class below this volume go to the other classes.
-        voxel_volume_mm3: volume of a voxel.
 
     Returns:
         (1, *spatial), uint8; 0 where all probabilities are 0.
@@ -48,36 +41,60 @@ def thresholded_argmax(
     label = others.argmax(dim=0)
     if not background:
         label[(probabilities == 0).all(dim=0)] = 0
-    chosen = probabilities[index][None] >= threshold
-    if min_volume_mm3 > 0:
-        chosen = remove_small_components(chosen, min_volume_mm3, voxel_volume_mm3)
-    label[chosen[0]] = index
+    label[probabilities[index] >= threshold] = index
     return label[None].to(torch.uint8)
 
 
 class ThresholdedArgmaxd(MapTransform):
     """Put :func:`thresholded_argmax` in the place of each map of probabilities in ``keys``."""
 
-    def __init__(
-        self,
-        keys: str | Sequence[str],
-        index: int,
-        threshold: float,
-        background: bool = True,
-        min_volume_mm3: float = 0.0,
-    ) -> None:
+    def __init__(self, keys: str | Sequence[str], index: int, threshold: float, background: bool = True) -> None:
         super().__init__(keys)
         self.index = index
         self.threshold = threshold
         self.background = background
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = _like(thresholded_argmax(_plain(d[key]), self.index, self.threshold, self.background), d[key])
+        return d
+
+
+def without_small_components(
+    probabilities: torch.Tensor, index: int, threshold: float, min_volume_mm3: float, voxel_volume_mm3: float
+) -> torch.Tensor:
+    """The probabilities, that of one class 0 where it reaches its threshold in a small component only.
+
+    Args:
+        probabilities: (C, X, Y, Z), each in [0, 1].
+        index: the class.
+        threshold: its smallest probability.
+        min_volume_mm3: components (26 neighbors) of this volume and more stay.
+        voxel_volume_mm3: volume of a voxel.
+    """
+    found = probabilities[index][None] >= threshold
+    kept = remove_small_components(found, min_volume_mm3, voxel_volume_mm3)
+    cleaned = probabilities.clone()
+    cleaned[index][(found & ~kept)[0]] = 0
+    return cleaned
+
+
+class WithoutSmallComponentsd(MapTransform):
+    """Put :func:`without_small_components` in the place of each map of probabilities in ``keys``."""
+
+    def __init__(self, keys: str | Sequence[str], index: int, threshold: float, min_volume_mm3: float) -> None:
+        super().__init__(keys)
+        self.index = index
+        self.threshold = threshold
         self.min_volume_mm3 = min_volume_mm3
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            smallest = (self.min_volume_mm3, _voxel_volume_mm3(d[key])) if self.min_volume_mm3 > 0 else ()
-            label = thresholded_argmax(_plain(d[key]), self.index, self.threshold, self.background, *smallest)
-            d[key] = _like(label, d[key])
+            volume = _voxel_volume_mm3(d[key])
+            cleaned = without_small_components(_plain(d[key]), self.index, self.threshold, self.min_volume_mm3, volume)
+            d[key] = _like(cleaned, d[key])
         return d
 
 

@@ -28,6 +28,7 @@ from common.engines import (
     EpochSeed,
     EpochValidation,
     LoadWeights,
+    MirroredInferer,
     ScanEvaluator,
     TimeLimit,
     TrainingProgress,
@@ -579,6 +580,20 @@ def test_lack_of_memory_names_the_case_its_size_and_the_setting_to_change(error)
         InputError, match=r"big.nii.gz: image of size 1x8x8x3 .* cpu, expected .*sw_batch_size below 16"
     ):
         evaluator.run()
+
+
+def test_a_mirrored_inferer_gives_the_mean_over_an_image_and_its_mirror_image():
+    image = torch.tensor([1.0, 2, 6]).reshape(1, 1, 3, 1, 1)
+
+    def leaning(x):  # each voxel and its left neighbor: not the same from both sides
+        return x + torch.cat([torch.zeros_like(x[:, :, :1]), x[:, :, :-1]], dim=2)
+
+    # from the left 1, 3, 8; from the right 3, 8, 6
+    found = MirroredInferer(SimpleInferer())(image, leaning)
+    assert found.flatten().tolist() == [2, 5.5, 7]
+    assert MirroredInferer(SimpleInferer(), axis=1)(image, leaning).flatten().tolist() == [1, 3, 8]
+    assert MirroredInferer(SimpleInferer(), enabled=False)(image, leaning).flatten().tolist() == [1, 3, 8]
+    assert MirroredInferer(SliceInferer(roi_size=(8, 8), spatial_dim=2, sw_batch_size=5)).sw_batch_size == 5
 
 
 def test_keep_going_is_refused_with_metrics():

@@ -33,6 +33,7 @@ from common.transforms import (
     SaveScand,
     ScaleBrainIntensityd,
     ThresholdedArgmaxd,
+    WithoutSmallComponentsd,
     entropy,
     erode_mask,
     keep_bright,
@@ -42,6 +43,7 @@ from common.transforms import (
     residual_map,
     scale_brain_intensity,
     thresholded_argmax,
+    without_small_components,
 )
 from common.transforms.anomaly import median_size
 from common.transforms.io import write_atomically
@@ -751,14 +753,18 @@ def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_sec
             thresholded_argmax(p, index, threshold)
 
 
-def test_small_components_of_the_class_with_a_threshold_go_to_the_others():
-    # a piece of two voxels, one voxel of tissue, a piece of one
-    lesion, tissue = torch.tensor([0.9, 0.9, 0.1, 0.9]), torch.tensor([0.1, 0.1, 0.9, 0.1])
-    p = torch.stack([torch.zeros(4), tissue, lesion]).reshape(3, 4, 1, 1)
-    assert thresholded_argmax(p, 2, 0.5).flatten().tolist() == [2, 2, 1, 2]
-    assert thresholded_argmax(p, 2, 0.5, True, 8.0, 4.0).flatten().tolist() == [2, 2, 1, 1]
-    out = ThresholdedArgmaxd("pred", 2, 0.5, min_volume_mm3=16.0)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
-    assert out.flatten().tolist() == [2, 2, 1, 1]  # 16 mm3 are two voxels of 8
+def test_small_components_of_a_class_lose_its_probability_and_nothing_else():
+    # a piece of two voxels, one voxel of another class, a piece of one, and one below the threshold
+    lesion, tissue = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.4]), torch.tensor([0.1, 0.1, 0.9, 0.1, 0.6])
+    p = torch.stack([tissue, lesion]).reshape(2, 5, 1, 1)
+    found = without_small_components(p, 1, 0.5, 8.0, 4.0)
+    torch.testing.assert_close(found[1].flatten(), torch.tensor([0.9, 0.9, 0.1, 0.0, 0.4]))
+    assert found[0].equal(p[0])
+    assert without_small_components(p, 1, 0.5, 4.0, 4.0).equal(p)
+    transform = WithoutSmallComponentsd("pred", 1, 0.5, min_volume_mm3=16.0)
+    out = transform({"pred": meta(p, spacing=(2, 2, 2))})["pred"]  # 16 mm3 are two voxels of 8
+    assert out[1].flatten().tolist() == found[1].flatten().tolist()
+    assert float(out.affine[0, 0]) == 2.0
 
 
 def test_the_entropy_is_0_where_one_class_is_certain_and_log_c_where_none_is():
