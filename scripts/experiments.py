@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def run_all(
     with start_pool(workers) as pool:
         for name in bundles:
             content = run(name, budget, seeds, output_dir, pool)
-            content["machine"] = f"{machine()}; {workers} trainings at a time"
+            content["machine"] = f"{machine()}; trainings at a time: {workers}"
             page = update(evidence_dir, name, "experiment", content)
             logger.info("%s: %.0f minutes, %s", name, content["minutes"], page)
 
@@ -101,7 +101,13 @@ def run(bundle: str, budget: str, seeds: Sequence[int], output_dir: Path, pool: 
         one.keep_settings(version_of(bundle))
     # seeds beside each other: one that waits for a teacher leaves its core to another
     with ThreadPoolExecutor(len(studies)) as threads:
-        results = dict(zip(studies, threads.map(lambda one: one.run(pool), studies.values()), strict=True))
+        running = {seed: threads.submit(one.run, pool) for seed, one in studies.items()}
+        done, waiting = wait(running.values(), return_when=FIRST_EXCEPTION)
+        if waiting:  # one has failed: what has not begun need not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+        for future in done:
+            future.result()
+    results = {seed: future.result() for seed, future in running.items()}
     return {
         "command": f"python scripts/experiments.py {bundle} --budget {budget} --seeds {','.join(map(str, studies))}",
         "budget": budget,

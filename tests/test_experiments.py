@@ -353,7 +353,7 @@ def test_the_summary_counts_claims_of_the_paper_and_names_the_best_baseline():
     lines = summary_table(
         [{"bundle": "x", "experiment": experiment(), "real_scans": real_scans()}, {"bundle": "y"}]
     ).splitlines()
-    # one arm is better by 0.1 to 0.3: O1 holds, O6 fails, O5 holds by its margin, O2a, O3 and O4 are ties; others are ours
+    # one arm is better by 0.1 to 0.3: O1 holds, O6 fails, O5 holds by its margin, O2a, O3, O4 are ties
     assert lines[2] == "| [`x`](docs/evidence/x.md) | 2 / 3 / 1 | Dice: MS patients, 2 | 0.500 | 0.400, mixture |"
     assert lines[3] == "| `y` | – | – | – | – |"
 

@@ -95,7 +95,7 @@ BUDGETS = {
     "cpu": {
         **FULL,
         "common": COARSE,
-        "training": {**FULL["training"], "patch_size": [32, 32, 32], "max_epochs": 40, "val_interval": 40},
+        "training": {**FULL["training"], "patch_size": [32, 32, 32], "max_epochs": 28, "val_interval": 28},
     },
     "tiny": {
         **FULL,

@@ -95,7 +95,7 @@ BUDGETS = {
             "gdl_first_epoch": 1,
         },
         "residual": {"median_mm": 4.0, "erosion_mm": 4.0, "bright_quantile": 0.95},
-        "unet_training": {"patch_size": [32, 32], "volumes_per_epoch": 2, "max_epochs": 1, "val_interval": 1},
+        "unet_training": {"patch_size": [32, 32], "volumes_per_epoch": 3, "max_epochs": 1, "val_interval": 1},
     },
 }
 
