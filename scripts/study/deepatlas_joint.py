@@ -86,21 +86,16 @@ FULL = {
     "network": {"normalize": True, "passes": 2},  # the plain one hardly moves anything in as few steps
     # the authors'; half of it takes too long to learn small classes
     "width": {"network_def#channels": [16, 32, 64, 64]},
+    "training": {"correlation_window": 5, "smoothness_weight": 0.3, "amp": True},
     "registration": {"registration_steps": 80, "max_epochs": 4, "val_interval": 4},
     "further": {"registration_steps": 40, "max_epochs": 4, "val_interval": 4, "registration_rate": 7e-4},
     "segmentation": {"segmentation_steps": 75, "max_epochs": 4, "val_interval": 4, "segmentation_rate": 0.006},
     "joint": {"segmentation_steps": 2},
 }
-COARSE = {"common": {**FULL["common"], "spacing": [5.0, 5.0, 5.0], "shape": [32, 40, 32]}}
 BUDGETS = {
     "gpu": FULL,
-    "cpu": {
-        **FULL,
-        **COARSE,
-        "registration": {**FULL["registration"], "registration_steps": 60},
-        "further": {**FULL["further"], "registration_steps": 30},
-        "segmentation": {**FULL["segmentation"], "segmentation_steps": 50},
-    },
+    # half as many voxels
+    "cpu": {**FULL, "common": {**FULL["common"], "spacing": [5.0, 5.0, 5.0], "shape": [32, 40, 32]}},
     "tiny": {
         **FULL,
         "scans": (5, 1, 2),
@@ -183,9 +178,7 @@ class Study(SeedStudy):
             output_dir=folder / "train",
             ckpt_dir=folder / "models",
             seed=self.seed,
-            correlation_window=5,
-            smoothness_weight=0.3,
-            amp=True,
+            **self.settings["training"],
             **self.settings["common"],
             **self.settings["network"],
             **self.settings["width"],
