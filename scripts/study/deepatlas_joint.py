@@ -98,7 +98,7 @@ BUDGETS = {
     "cpu": {**FULL, "common": {**FULL["common"], "spacing": [5.0, 5.0, 5.0], "shape": [32, 40, 32]}},
     "tiny": {
         **FULL,
-        "scans": (5, 1, 2),
+        "scans": (5, 2, 2),
         "fine_mm": 2.0,
         "common": {**FULL["common"], "spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24]},
         "registration": {"registration_steps": 2, "max_epochs": 1, "val_interval": 1},
