@@ -4,18 +4,18 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
+import experiments
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, ROOT, load_script
+import summary_table as summary
+from bundle_tools import BUNDLES, ROOT
 from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.evidence import put_between, read, render, summary_table, update
-from study.seed import result_of
+from study.seed import dice_parts, result_of
 from study.verdicts import Claim, interval_of_gap, judge, summarize, verdict
 
 from common.errors import InputError
 
-experiments = load_script("experiments")
-summary = load_script("summary_table")
 STUDIES = (uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint, diffusion_recon_unet)
 EVIDENCE = ROOT / "docs" / "evidence"
 
@@ -78,6 +78,7 @@ def test_seeds_that_disagree_leave_a_claim_open_although_their_subjects_agree():
 def test_a_pooled_score_weighs_subjects_by_their_denominator():
     # 2 TP of 2 TP + FP + FN: 0 of 10 and 90 of 90
     assert result_of({"dice": {"a": (0, 10), "b": (90, 90)}})["values"]["dice"] == pytest.approx(0.9)
+    assert dice_parts(np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 1], bool)) == (2, 5)
 
 
 def test_arms_that_were_tested_on_different_people_are_not_compared():
@@ -250,6 +251,14 @@ def test_both_joint_trainings_begin_with_the_networks_that_were_trained_apart(tm
     assert {"da1", "da4", "r0", "s1", "u4"} <= set(trained)
 
 
+def test_pairs_are_drawn_by_their_fixed_subject(tmp_path):
+    folder = tmp_path / "r0" / "pairs"
+    folder.mkdir(parents=True)
+    (folder / "registration.csv").write_text("pair,tre_mm\na_from-b,1\na_from-c,2\nb_from-a,6\n")
+    found = deepatlas_joint.Study(tmp_path, 0, {})._pairs("r0", tre="tre_mm")
+    assert found == {"values": {"tre": 3.0}, "cases": {"tre": {"a": (3.0, 2.0), "b": (6.0, 1.0)}}}
+
+
 def test_every_unet_of_the_diffusion_bundle_stands_on_the_trained_first_stage(tmp_path, monkeypatch):
     seed = diffusion_recon_unet.Study(tmp_path, 0, diffusion_recon_unet.BUDGETS["cpu"])
     runs = []
@@ -390,8 +399,10 @@ def test_every_evidence_page_is_that_of_its_json():
 
 
 @pytest.mark.slow
-def test_every_experiment_trains_and_scores_all_its_arms_and_is_not_run_twice(tmp_path):
+def test_every_experiment_trains_and_scores_all_its_arms_and_is_not_run_twice(tmp_path, monkeypatch):
     output, evidence = tmp_path / "experiments", tmp_path / "evidence"
+    for name in experiments.ENVIRONMENT:
+        monkeypatch.setenv(name, "")  # so that what is set for the trainings ends with this test
 
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
