@@ -108,9 +108,9 @@ BUDGETS = {
         "grid": {"spacing": [4.0, 4.0, 4.0]},
         "slice_size": [48, 48],
         "median_mm": 12.0,  # of three voxels, as in the full size
-        "stage1": {**FULL["stage1"], "max_epochs": 24, "val_interval": 8},
-        "light": {"max_epochs": 12, "val_interval": 6},
-        "stage2": {**FULL["stage2"], "max_epochs": 60, "val_interval": 20},
+        "stage1": {**FULL["stage1"], "max_epochs": 20, "val_interval": 5},
+        "light": {"max_epochs": 10, "val_interval": 5},
+        "stage2": {**FULL["stage2"], "max_epochs": 50, "val_interval": 25},
     },
     "tiny": {
         **FULL,
