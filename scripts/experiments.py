@@ -2,20 +2,20 @@
 
 Every arm is trained and applied through the bundle's own configs, on phantoms. Thresholds and checkpoints are chosen on
 validation subjects; test subjects are only scored. An arm that is done is not run again. Networks are this small that
-one core per training is quicker than two for one: arms run side by side.
+one core per training is quicker than two for one: arms and seeds run side by side.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 import os
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import fire
 import torch
@@ -23,7 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from study.tables import summarize, to_markdown
+from study.evidence import machine, update, version_of
+from study.verdicts import summarize
 
 from common.errors import InputError, install_error_hook
 
@@ -38,42 +39,101 @@ ENVIRONMENT = {
 }
 
 
+BUDGETS = ("cpu", "gpu")  # the studies have "tiny" besides, for a test
+
+
 def main(
     bundle: str = "all",
-    output_dir: str = "experiments",
+    budget: str = "cpu",
     seeds: tuple[int, ...] = (3, 4, 5),
     num_workers: int | None = None,
+    output_dir: str = "experiments",
+    evidence_dir: str = str(ROOT / "docs" / "evidence"),
 ) -> None:
-    """Run the experiment of a bundle and write ``results.json`` and ``results.md``.
+    """Run the experiment of a bundle and write ``<bundle>.json`` and ``<bundle>.md``.
 
     Args:
         bundle: whose claims, or all.
-        output_dir: everything goes to ``output_dir/<bundle>``.
-        seeds: each makes its own subjects and its own trainings; 0 to 2 were seen while the experiments were designed.
-        num_workers: trainings at a time, on one core each; as many as cores by default.
+        budget: cpu, all bundles in an hour on two cores; or gpu, longer trainings and more arms, hours without a GPU.
+        seeds: each makes its own subjects and its own trainings; 0 to 2 and 11 were seen while the experiments were
+            designed.
+        num_workers: trainings at a time; by default as many as cores, on a GPU no more than four.
+        output_dir: subjects, weights and scores go to ``output_dir/<bundle>/<budget>/seed<seed>``.
+        evidence_dir: folder of the JSON and the page.
     """
     install_error_hook()
     _start_logging()
     if bundle not in (*BUNDLES, "all"):
         raise InputError(f"bundle is {bundle!r}, expected {', '.join(BUNDLES)} or all")
-    seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    if budget not in BUDGETS:
+        raise InputError(f"budget is {budget!r}, expected {' or '.join(BUDGETS)}")
+    seeds = seeds if isinstance(seeds, tuple | list) else (seeds,)
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) for seed in seeds):
+        raise InputError(f"seeds are {seeds!r}, expected different whole numbers, such as 3,4,5")
+    cores = os.cpu_count() or 1
+    workers = num_workers or (min(cores, 4) if torch.cuda.is_available() else cores)
+    names = BUNDLES if bundle == "all" else (bundle,)
+    run_all(names, budget, seeds, workers, Path(output_dir).resolve(), Path(evidence_dir))
+
+
+def run_all(
+    bundles: Sequence[str], budget: str, seeds: Sequence[int], workers: int, output_dir: Path, evidence_dir: Path
+) -> None:
+    """Run the experiments of bundles one after the other and write their evidence; arguments as of :func:`main`."""
+    with start_pool(workers) as pool:
+        for name in bundles:
+            content = run(name, budget, seeds, output_dir, pool)
+            content["machine"] = f"{machine()}; trainings at a time: {workers}"
+            page = update(evidence_dir, name, "experiment", content)
+            logger.info("%s: %.0f minutes, %s", name, content["minutes"], page)
+
+
+def run(bundle: str, budget: str, seeds: Sequence[int], output_dir: Path, pool: Executor) -> dict[str, Any]:
+    """The experiment of a bundle, for the evidence; what is done already is read.
+
+    Raises:
+        InputError: if ``output_dir`` has results of other settings.
+    """
+    study = import_module(f"study.{bundle}")
+    settings = study.BUDGETS[budget]
+    studies = {seed: study.Study(output_dir / bundle / budget / f"seed{seed}", seed, settings) for seed in seeds}
+    for one in studies.values():
+        one.keep_settings(version_of(bundle))
+    # seeds beside each other: one that waits for a teacher leaves its core to another
+    with ThreadPoolExecutor(len(studies)) as threads:
+        running = {seed: threads.submit(one.run, pool) for seed, one in studies.items()}
+        done, waiting = wait(running.values(), return_when=FIRST_EXCEPTION)
+        if waiting:  # one has failed: what has not begun need not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+        for future in done:
+            future.result()
+    results = {seed: future.result() for seed, future in running.items()}
+    return {
+        "command": f"python scripts/experiments.py {bundle} --budget {budget} --seeds {','.join(map(str, studies))}",
+        "budget": budget,
+        "version": version_of(bundle),
+        "minutes": round(minutes(one.spans() for one in studies.values()), 1),
+        "settings": settings,
+        "paper_note": study.PAPER_NOTE,
+        **summarize(results, study),
+    }
+
+
+def minutes(spans: Iterable[Iterable[tuple[float, float]]]) -> float:
+    """How long work went on, in minutes: spans of it in seconds, by seed; those at the same time count once."""
+    total, until = 0.0, float("-inf")
+    for began, ended in sorted(span for of_seed in spans for span in of_seed):
+        total += max(ended - max(began, until), 0.0)
+        until = max(until, ended)
+    return total / 60
+
+
+def start_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that train, on one core each."""
     os.environ.update(ENVIRONMENT)
     # spawn: a forked process may inherit a thread pool that no longer runs
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers or os.cpu_count(), mp_context=context, initializer=_start_worker) as pool:
-        for name in BUNDLES if bundle == "all" else (bundle,):
-            study = import_module(f"study.{name}")
-            folder = Path(output_dir).resolve() / name
-            results = {}
-            for seed in seeds:
-                start = time.monotonic()
-                results[seed] = study.Study(folder / f"seed{seed}", seed).run(pool)
-                logger.info("%s, seed %d: %.0f s", name, seed, time.monotonic() - start)
-            summary = summarize(results, study.CLAIMS)
-            text = to_markdown(summary, study.ARMS, study.SCORES)
-            (folder / "results.json").write_text(json.dumps(summary, indent=2) + "\n")
-            (folder / "results.md").write_text(text)
-            logger.info("\n%s", text)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
 
 def _start_logging() -> None:
