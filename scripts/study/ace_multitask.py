@@ -169,6 +169,7 @@ class Study(SeedStudy):
                 datalist_file=data / f"{part}.json",
                 output_dir=output_dir / part,
                 threshold=0.5,
+                mirror=False,  # every scan as it is, as in the paper
                 background_in_brain=True,  # what naive cross entropy makes of tissue
                 handlers=handlers,
                 **self.settings["common"],

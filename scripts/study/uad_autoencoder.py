@@ -226,6 +226,7 @@ class Study(SeedStudy):
             datalist_file=self.data / "evaluation.json",
             output_dir=output_dir,
             weights=self.folder / arm / "models" / weights,
+            mirror=False,  # every scan as it is, as in the paper
             **overrides,
         )
 
