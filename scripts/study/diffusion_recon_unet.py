@@ -110,7 +110,7 @@ BUDGETS = {
         "median_mm": 12.0,  # of three voxels, as in the full size
         "stage1": {**FULL["stage1"], "max_epochs": 20, "val_interval": 5},
         "light": {"max_epochs": 10, "val_interval": 5},
-        "stage2": {**FULL["stage2"], "max_epochs": 50, "val_interval": 25},
+        "stage2": {**FULL["stage2"], "max_epochs": 40, "val_interval": 20},
     },
     "tiny": {
         **FULL,
