@@ -1,7 +1,8 @@
 """See every bundle at work: ``python scripts/quickstart.py``.
 
 Makes a few synthetic brains, says what fits them as ``scripts/advise.py`` does, compares all methods on them with the
-weights that the bundles ship as ``scripts/compare.py`` does, and keeps one picture per bundle, those of the README.
+weights that the bundles ship as ``scripts/compare.py`` does, and keeps two pictures per bundle: that of the README, and
+that of the model card, which shows the case that went worst.
 """
 
 from __future__ import annotations
@@ -127,24 +128,25 @@ def clear(output_dir: Path) -> None:
 
 
 def write_pictures(comparisons: Sequence[Comparison], folder: Path) -> None:
-    """For each bundle, of the case with its median Dice, the first three panels side by side as one PNG."""
+    """For each bundle, of the cases with its median and its lowest Dice, three panels side by side as one PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     for bundle in dict.fromkeys(method.bundle for method in METHODS.values()):
         found = [r for c in comparisons for r in c.results if r.method.bundle == bundle and not r.method.layers]
-        panels = [Image.open(io.BytesIO(picture.data)).convert("RGB") for picture in _pictures(found[0])[:3]]
-        strip = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)))
-        for i, panel in enumerate(panels):
-            strip.paste(panel, (sum(p.width for p in panels[:i]), 0))
-        strip = strip.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        file = folder / f"{bundle}.png"
-        write_atomically(file, lambda part, strip=strip: strip.save(part, format="png", optimize=True))
+        evaluation = found[0].evaluation
+        scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
+        for name, case in ((bundle, scored[len(scored) // 2]), (f"{bundle}_worst", scored[0])):
+            panels = [Image.open(io.BytesIO(p.data)).convert("RGB") for p in _pictures(found[0], case)[:3]]
+            strip = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)))
+            for i, panel in enumerate(panels):
+                strip.paste(panel, (sum(p.width for p in panels[:i]), 0))
+            strip = strip.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            file = folder / f"{name}.png"
+            write_atomically(file, lambda part, strip=strip: strip.save(part, format="png", optimize=True))
 
 
-def _pictures(result: Result) -> list[Picture]:
-    """Of the case with the median Dice, with all labels of a bundle that knows more than those that were compared."""
+def _pictures(result: Result, case: Mapping[str, Any]) -> list[Picture]:
+    """Of a case, with all labels of a bundle that knows more than those that were compared."""
     evaluation = result.evaluation
-    scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
-    case = scored[len(scored) // 2]
     if len(evaluation.mask_values) > len(evaluation.label_names):
         focus = next(value for value, label in evaluation.mask_values.items() if label)
         items = [{**case, "label": case["tissues"]}]

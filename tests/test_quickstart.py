@@ -49,8 +49,8 @@ def test_masks_lie_on_the_grid_of_the_phantoms(finished):
 
 @pytest.mark.slow
 def test_picture_of_each_bundle_has_three_panels_side_by_side(finished):
-    for bundle in BUNDLES:
-        with script.Image.open(finished[0].output_dir / "pictures" / f"{bundle.name}.png") as picture:
+    for name in [f"{bundle.name}{suffix}" for bundle in BUNDLES for suffix in ("", "_worst")]:
+        with script.Image.open(finished[0].output_dir / "pictures" / f"{name}.png") as picture:
             assert picture.width > 2 * picture.height
 
 
