@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import one_hot
 
 from .network import PRIOR_FLOOR
 
@@ -43,10 +42,16 @@ def neighbor_table(labels: torch.Tensor, classes: int) -> torch.Tensor:
     """
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels are {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}")
-    maps = one_hot(labels.long(), classes).movedim(-1, 0)[None].float()
-    pairs = neighbor_sum(maps)[0].flatten(1) @ maps[0].flatten(1).T  # float32 counts; their logarithm is used
-    voxels = maps[0].flatten(1).sum(1)
-    return torch.log((pairs + 1) / (voxels + classes)).clamp(min=TABLE_FLOOR)
+    flat = labels.long().flatten()
+    # counts beyond 2 ** 24, which float32 cannot add up: what it gave depended on the processor
+    pairs = torch.stack(
+        [
+            torch.bincount(flat, neighbor_sum((labels == b)[None, None].float()).flatten().double(), classes)
+            for b in range(classes)
+        ]
+    )
+    voxels = torch.bincount(flat, minlength=classes).double()
+    return torch.log((pairs + 1) / (voxels + classes)).clamp(min=TABLE_FLOOR).float()
 
 
 def markov_field(q: torch.Tensor, table: torch.Tensor, one_sided: bool = False) -> torch.Tensor:
