@@ -309,13 +309,27 @@ def _deepatlas_joint(release: Release) -> None:
         "datalist_file": write_datalist(release.folder / "deepatlas.json", _t1w(release, labels=True)),
         "labelled_cases": 1,
     }
-    start = {
-        "registration_weights": release.models / "registration.pt",
-        "segmentation_weights": release.models / "model.pt",
-    }
-    release.train("registration", ["train", "train_registration"], 0.4, max_epochs=12, val_interval=2, **options)
+    apart = release.folder / "deepatlas_apart"
+    options["ckpt_dir"] = apart
+    release.train("registration", ["train", "train_registration"], 0.3, max_epochs=12, val_interval=2, **options)
     release.train("segmentation", ["train", "train_segmentation"], 0.3, max_epochs=10, val_interval=2, **options)
-    release.train("joint", "train", 0.3, max_epochs=5, **options, **start)
+    further = {
+        "registration_weights": apart / "registration.pt",
+        "registration_steps": 200,
+        "registration_rate": 5e-4,
+        "max_epochs": 5,
+        "val_interval": 1,
+    }
+    release.train(
+        "joint",
+        "train",
+        0.2,
+        segmentation_weights=apart / "model.pt",
+        **options | further | {"ckpt_dir": release.models},
+    )
+    # not shipped: registration for as many steps without a teacher, to see what the teacher is worth
+    control = {"ckpt_dir": release.folder / "deepatlas_control"}
+    release.train("control", ["train", "train_registration"], 0.2, **options | further | control)
 
 
 def _diffusion_recon_unet(release: Release) -> None:
