@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,12 @@ from .phantom import (
 )
 
 SECTIONS = ("training", "validation", "test")
+LABEL_FILES = {
+    "lesion": "label-lesion_mask",
+    "tissues": "label-tissues_dseg",
+    "structures": "label-structures_dseg",
+    "brain_mask": "desc-brain_mask",
+}
 
 
 def make_cohort(
@@ -85,8 +92,7 @@ def make_cohort(
         InputError: if the folder holds something, or a name or number is not understood.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} is not empty; expected a new folder for the phantom cohort")
+    _refuse_filled(output_dir)
     unknown = set(groups) - set(PATHOLOGIES)
     if unknown:
         raise InputError(f"groups name {', '.join(sorted(unknown))}; expected some of {', '.join(PATHOLOGIES)}")
@@ -109,9 +115,7 @@ def make_cohort(
                 jobs.append(_Job(len(jobs), section, pathology, tissue, lesion))
     if not jobs:
         raise InputError("no subject was asked for; expected at least one in groups")
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
     settings = {
-        "output_dir": partial,
         "scanner": scanner,
         "grid": grid or Grid.axial(spacing),
         "sequences": tuple(sequences),
@@ -122,13 +126,11 @@ def make_cohort(
         "affine": affine,
         "fine_mm": fine_mm,
     }
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    try:
+    with _complete_folder(output_dir) as partial:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         written = list(
             tqdm(
-                _map(functools.partial(_make_and_write, settings=settings), jobs, num_workers),
+                _map(functools.partial(_make_and_write, output_dir=partial, settings=settings), jobs, num_workers),
                 total=len(jobs),
                 desc="phantom subjects",
                 unit="subject",
@@ -161,11 +163,6 @@ def make_cohort(
                 **sections,
             },
         )
-        if output_dir.exists():
-            output_dir.rmdir()
-        partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output_dir / "datalist.json"
 
 
@@ -198,8 +195,7 @@ def implant_cohort(
         InputError: if the folder holds something, or there is no scan.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise InputError(f"{output_dir} is not empty; expected a new folder for the scans with implanted lesions")
+    _refuse_filled(output_dir)
     jobs: list[tuple] = []
     for section, items in scans.items():
         masks = (lesions or {}).get(section, [])
@@ -209,10 +205,7 @@ def implant_cohort(
                 jobs.append((len(jobs), section, item, mask))
     if not jobs:
         raise InputError("no scan to implant lesions in; expected at least one")
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _complete_folder(output_dir) as partial:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         work = functools.partial(_implant_and_write, output_dir=partial, seed=seed, prefix=prefix)
         cases = tqdm(
@@ -222,12 +215,27 @@ def implant_cohort(
             sections[section].append(case)
         name = f"Lesions implanted in real scans, seed {seed}"
         _write_json(partial / "datalist.json", {"name": name, "sequences": ["FLAIR"], **sections})
-        if output_dir.exists():
-            output_dir.rmdir()
-        partial.rename(output_dir)
+    return output_dir / "datalist.json"
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; expected a new folder for the cohort")
+
+
+@contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` to fill, which takes its name at the end, or is removed if something fails."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return output_dir / "datalist.json"
 
 
 def _implant_and_write(job: tuple, output_dir: Path, seed: int, prefix: str) -> dict:
@@ -336,7 +344,7 @@ def _map(work: Callable[[Any], dict], jobs: list, num_workers: int | None) -> It
         yield from pool.map(work, jobs)
 
 
-def _make_and_write(job: _Job, settings: dict) -> dict:
+def _make_and_write(job: _Job, output_dir: Path, settings: dict) -> dict:
     subject = make_subject(
         (settings["seed"], job.number),
         pathology=job.pathology,
@@ -350,7 +358,7 @@ def _make_and_write(job: _Job, settings: dict) -> dict:
         affine=settings["affine"],
     )
     name = f"sub-{settings['prefix']}{job.number + 1:03d}"
-    files = write_subject(subject, settings["output_dir"], name, settings["displacement"])
+    files = write_subject(subject, output_dir, name, settings["displacement"])
     return {
         **files,
         "subject": name,
@@ -382,21 +390,13 @@ def write_subject(subject: Subject, output_dir: str | Path, name: str, displacem
     return files
 
 
-_LABEL_FILES = {
-    "lesion": "label-lesion_mask",
-    "tissues": "label-tissues_dseg",
-    "structures": "label-structures_dseg",
-    "brain_mask": "desc-brain_mask",
-}
-
-
 def _write_arrays(output_dir: str | Path, name: str, arrays: dict[str, np.ndarray], grid: Grid) -> dict[str, str]:
     """Write images and labels of one subject; key -> path relative to the folder."""
     folder = Path(output_dir) / name / "anat"
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for key, array in arrays.items():
-        file = f"{name}_{_LABEL_FILES.get(key, key)}.nii.gz"
+        file = f"{name}_{LABEL_FILES.get(key, key)}.nii.gz"
         _write_nifti(folder / file, array, grid.affine)
         files[key] = f"{name}/anat/{file}"
     return files

@@ -9,14 +9,12 @@ Figures go to docs/evidence, one file per bundle. Started again, it goes on wher
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import time
 from pathlib import Path
 
 import fire
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
@@ -88,7 +86,7 @@ def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
         start = time.monotonic()
         content = {
             "command": command(bundle, scoring),
-            "machine": machine(scoring.device),
+            "machine": evidence.machine(scoring.device),
             "version": scoring.metadata(bundle)["version"],
             "sets": scoring.tables(bundle),
         }
@@ -104,13 +102,6 @@ def command(bundle: str, scoring: Scoring) -> str:
     if bundle == "deepatlas_joint" and scoring.registration_subjects is not None:
         words += ["--registration_subjects", str(scoring.registration_subjects)]
     return shlex.join(words)
-
-
-def machine(device: str | None) -> str:
-    """Cores and memory, and the GPU where one is used."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() and device != "cpu" else ""
-    return f"{os.cpu_count()} CPU cores, {memory:.0f} GiB{gpu}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from study.evidence import put_between, read, summary_table, write_page
 
 from common.errors import InputError, install_error_hook
+from common.transforms.io import write_atomically
 
 MARKER = "evidence"
 
@@ -38,9 +39,7 @@ def main(
         return
     for evidence in sorted(folder.glob("*.json")):
         write_page(folder, evidence.stem)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(wanted, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, lambda part: part.write_text(wanted, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,26 @@ class ScanEvaluator(SupervisedEvaluator):
         self._bar.update()
 
 
-class AutocastInferer(Inferer):
+class _WrappedInferer(Inferer):
+    """An inferer around another one.
+
+    Args:
+        inferer: any inferer that calls the network on tensors.
+        enabled: False runs the inferer as it is, so that a config can switch by a value.
+    """
+
+    def __init__(self, inferer: Inferer, enabled: bool) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.enabled = enabled
+
+    @property
+    def sw_batch_size(self) -> int | None:
+        """Windows per call of the network, of inferers that have it."""
+        return getattr(self.inferer, "sw_batch_size", None)
+
+
+class AutocastInferer(_WrappedInferer):
     """Run the network under autocast, on the device of its input, and give its output back as float32.
 
     MONAI's ``amp`` knows CUDA only. The inferer around the network, blending of windows for instance, stays in float32.
@@ -163,15 +182,8 @@ class AutocastInferer(Inferer):
     """
 
     def __init__(self, inferer: Inferer, dtype: torch.dtype | None = None, enabled: bool = True) -> None:
-        super().__init__()
-        self.inferer = inferer
+        super().__init__(inferer, enabled)
         self.dtype = dtype
-        self.enabled = enabled
-
-    @property
-    def sw_batch_size(self) -> int | None:
-        """Windows per call of the network, of inferers that have it."""
-        return getattr(self.inferer, "sw_batch_size", None)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         forward = partial(self._forward, network) if self.enabled else network
@@ -183,7 +195,7 @@ class AutocastInferer(Inferer):
         return outputs.float()
 
 
-class MirroredInferer(Inferer):
+class MirroredInferer(_WrappedInferer):
     """Mean of what a network says of an image and of its mirror image, turned back.
 
     Left and right are the same to a network that was trained with flips, but for its noise, which the mean lowers.
@@ -195,15 +207,8 @@ class MirroredInferer(Inferer):
     """
 
     def __init__(self, inferer: Inferer, axis: int = 0, enabled: bool = True) -> None:
-        super().__init__()
-        self.inferer = inferer
+        super().__init__(inferer, enabled)
         self.axis = axis
-        self.enabled = enabled
-
-    @property
-    def sw_batch_size(self) -> int | None:
-        """Windows per call of the network, of inferers that have it."""
-        return getattr(self.inferer, "sw_batch_size", None)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         outputs = self.inferer(inputs, network, *args, **kwargs)

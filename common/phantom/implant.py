@@ -82,17 +82,51 @@ def implant_lesions(
     volume_ml = white.sum() * np.prod(grid.spacing) / 1000
     if volume_ml < 100:
         raise ValueError(f"the tissue map has {volume_ml:.0f} ml of white matter; expected 100 or more")
-    whole, box = grid, ndimage.find_objects((tissues > 0).astype(np.uint8))[0]
-    grid = whole.cropped(np.array([part.start for part in box]), np.array([part.stop for part in box]))
-    tissues, white, suspected = tissues[box], white[box], None if suspected is None else suspected[box]
+    box = ndimage.find_objects((tissues > 0).astype(np.uint8))[0]
+    start, stop = ([getattr(part, end) for part in box] for end in ("start", "stop"))
+    brain_grid = grid.cropped(np.array(start), np.array(stop))
+    if suspected is None:
+        suspected = np.zeros(grid.shape, dtype=bool)
+
     rng = np.random.default_rng(seed)
+    to_template = np.eye(4) if to_template is None else to_template
+    share, severity = _draw_lesions(tissues[box], brain_grid, to_template, lesion_map, rng)
+    factor, exponent, blur_mm = (float(rng.uniform(*r)) for r in (contrast, gamma, (0.2, 0.7)))
+    grain, patches = (smooth_noise(rng, brain_grid.shape, mm / brain_grid.spacing).numpy() for mm in (0.8, 3.0))
+    blurred = ndimage.gaussian_filter(share, blur_mm / brain_grid.spacing)
+    found = {}
+    for name, scan in images.items():
+        scan = scan[box]
+        brain = scan > 0
+        sure = white[box] & ~suspected[box] & brain
+        level = _neighborhood_mean(scan, sure, brain_grid)
+        image = scan / np.maximum(level, 1e-6)
+        filled = (suspected[box] & brain).astype(np.float32)
+        filled = np.maximum(ndimage.gaussian_filter(filled, 0.7 / brain_grid.spacing), filled)
+        image += filled * (1 + 0.7 * float(np.std(image[sure])) * (grain + patches) - image)
+        mild, severe = LESION_RANGE[name]
+        value = 1 + factor * (mild + (severe - mild) * severity - 1)
+        image += blurred * (value * (1 + 0.05 * (grain + patches)) - image)
+        shading = level / np.median(level[sure])  # what the level took away comes back
+        found[name] = np.zeros(grid.shape, dtype=np.float32)
+        found[name][box] = np.maximum(image, 0) ** exponent * shading * brain
+    lesion = np.zeros(grid.shape, dtype=np.uint8)
+    lesion[box] = (share >= 0.5) & (tissues[box] > 0)
+    return found, lesion
+
+
+def _draw_lesions(
+    tissues: np.ndarray, grid: Grid, to_template: np.ndarray, lesion_map: torch.Tensor | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of lesion in every voxel, and severity of that, both in [0, 1]; drawn in voxels of about 1 mm."""
     factors = tuple(int(k) for k in np.maximum(1, np.round(grid.spacing)))
     fine = grid.refined(factors)
     world = voxel_grid(fine.shape, fine.affine)
     anatomy = load_anatomy()
-    to_voxels = np.linalg.inv(anatomy.affine) @ (np.eye(4) if to_template is None else to_template)
+    to_voxels = np.linalg.inv(anatomy.affine)
     mirrored = torch.tensor([rng.choice([-1.0, 1.0]), 1, 1]).float().reshape(3, 1, 1, 1)
-    points = apply_affine(to_voxels, world)
+    in_template = apply_affine(to_template, world)
+    points = apply_affine(to_voxels, in_template)
     distance = sample(anatomy.ventricle_distance, points)[0]
     region = sample(anatomy.regions, points, mode="nearest", padding="zeros")[0]
     classes = CLASS_OF_TISSUE[torch.from_numpy(tissues.astype(np.int64))]
@@ -102,42 +136,13 @@ def implant_lesions(
     classes[(region == 3) & (classes == WM)] = BRAIN_STEM
     drawn = None
     if lesion_map is not None:
-        moved = world if to_template is None else apply_affine(to_template, world)
-        drawn = sample(lesion_map, apply_affine(np.linalg.inv(anatomy.affine), moved * mirrored), padding="zeros")[0]
+        drawn = sample(lesion_map, apply_affine(to_voxels, in_template * mirrored), padding="zeros")[0]
     lesions = Lesions.draw("ms", classes, distance, world, fine, rng, drawn)
-
-    def to_scan(array: torch.Tensor) -> np.ndarray:
-        return F.avg_pool3d(array[None, None], factors)[0, 0].numpy()
-
-    share = to_scan(lesions.membership)
-    severity = to_scan(lesions.membership * lesions.severity) / np.maximum(share, 1e-6)
-    lesion = (share >= 0.5) & (tissues > 0)
-    factor, exponent, blur_mm = (float(rng.uniform(*r)) for r in (contrast, gamma, (0.2, 0.7)))
-    grain = smooth_noise(rng, grid.shape, 0.8 / grid.spacing).numpy()
-    patches = smooth_noise(rng, grid.shape, 3.0 / grid.spacing).numpy()
-    share = ndimage.gaussian_filter(share, blur_mm / grid.spacing)
-    sure = white if suspected is None else white & ~suspected
-    found = {}
-    for name, scan in images.items():
-        scan = scan[box]
-        brain = scan > 0
-        level = _neighborhood_mean(scan, sure & brain, grid)
-        image = scan / np.maximum(level, 1e-6)
-        if suspected is not None:
-            spread = float(np.std(image[sure & brain]))
-            normal = 1 + spread * (0.7 * grain + 0.7 * patches)
-            soft = ndimage.gaussian_filter((suspected & brain).astype(np.float32), 0.7 / grid.spacing)
-            image = image + np.maximum(soft, suspected) * (normal - image)
-        mild, severe = LESION_RANGE[name]
-        value = 1 + factor * (mild + (severe - mild) * severity - 1)
-        image = image + share * (value * (1 + 0.05 * grain + 0.05 * patches) - image)
-        # the shading that the level took away comes back
-        shaded = level / np.median(level[sure & brain])
-        found[name] = np.zeros(whole.shape, dtype=np.float32)
-        found[name][box] = np.maximum(image, 0) ** exponent * shaded * brain
-    mask = np.zeros(whole.shape, dtype=np.uint8)
-    mask[box] = lesion
-    return found, mask
+    share, weighted = (
+        F.avg_pool3d(array[None, None], factors)[0, 0].numpy()
+        for array in (lesions.membership, lesions.membership * lesions.severity)
+    )
+    return share, weighted / np.maximum(share, 1e-6)
 
 
 def _neighborhood_mean(image: np.ndarray, mask: np.ndarray, grid: Grid) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from common.errors import InputError
+from common.transforms.io import write_atomically
 
 from .seed import write_json
 from .verdicts import HELD, METHOD, NOT_HELD, WITHIN_NOISE
@@ -23,11 +24,12 @@ KEYS = ("experiment", "real_scans")
 FEW_SUBJECTS = 3  # up to so many, a mean is shown with what it is of
 
 
-def machine() -> str:
-    """System, cores, GPU, versions of Python and PyTorch; nothing that names the computer."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+def machine(device: str | None = None) -> str:
+    """System, cores, memory, GPU where one is used, versions of Python and PyTorch; nothing that names the computer."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() and device != "cpu" else ""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     versions = f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}"
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{gpu}, {versions}"
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}, {versions}"
 
 
 def version_of(bundle: str) -> str:
@@ -69,10 +71,8 @@ def read(evidence_dir: Path, bundle: str) -> dict[str, Any]:
 
 def write_page(evidence_dir: Path, bundle: str) -> Path:
     """Render ``<bundle>.md``, after a change of this module say, and return its path."""
-    page = evidence_dir / f"{bundle}.md"
-    partial = page.with_name(f".{page.name}")
-    partial.write_text(render(read(evidence_dir, bundle)), encoding="utf-8")
-    partial.replace(page)
+    page, text = evidence_dir / f"{bundle}.md", render(read(evidence_dir, bundle))
+    write_atomically(page, lambda part: part.write_text(text, encoding="utf-8"))
     return page
 
 

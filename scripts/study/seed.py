@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.metrics import voxel_overlap
+from common.transforms.io import write_atomically
 
 # of one arm: "values", score -> value; and "cases", score -> subject -> (numerator, denominator)
 Result = dict[str, Any]
@@ -46,15 +47,13 @@ def dice_parts(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, fl
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write by way of a temporary file: who reads finds all of it or nothing.
+    """Write what JSON can hold; who reads the file finds all of it or nothing.
 
     Raises:
         ValueError: if a number is nan or infinite, which JSON does not have.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 class SeedStudy(ABC):
