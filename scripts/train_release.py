@@ -8,10 +8,11 @@ again. On a GPU, give it more to do: ``--minutes 25 --effort 4 --num_workers 8``
 from __future__ import annotations
 
 import logging
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import fire
 import nibabel as nib
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -84,31 +86,26 @@ def main(
             raise InputError(f"{name} is {number}, expected a number above 0")
     release = Release(bundle, Path(output_dir).resolve(), extra_data, seed, amp, minutes, effort, num_workers)
     RECIPES[bundle](release)
-    for weights in sorted(release.models.glob("*.pt")):
-        size = weights.stat().st_size
-        if size > MAX_WEIGHTS_BYTES:
-            raise InputError(f"{weights} has {size} bytes, expected at most {MAX_WEIGHTS_BYTES} for a shipped file")
 
 
+@dataclass
 class Release:
     """What the recipes share: cohorts, trainings that are done once, thresholds. Arguments as of :func:`main`."""
 
-    def __init__(
-        self,
-        bundle: str,
-        folder: Path,
-        extra_data: str | None,
-        seed: int,
-        amp: bool,
-        minutes: float | None,
-        effort: float,
-        num_workers: int,
-    ) -> None:
-        self.bundle, self.folder, self.extra_data, self.seed = bundle, folder, extra_data, seed
-        self.options = {"seed": seed, "amp": amp, "num_workers": num_workers}
-        self.minutes, self.effort = minutes, effort
-        self.models = ROOT / "bundles" / bundle / "models"
-        self._stale = False  # a training was run: those that follow it have to be run again
+    bundle: str
+    folder: Path
+    extra_data: str | None
+    seed: int
+    amp: bool
+    minutes: float | None
+    effort: float
+    num_workers: int
+    trained: set[str] = field(default_factory=set)  # by this call: what follows them is trained anew
+
+    @property
+    def models(self) -> Path:
+        """Where the bundle has its weights."""
+        return ROOT / "bundles" / self.bundle / "models"
 
     @cached_property
     def extra(self) -> dict[str, Any]:
@@ -190,26 +187,61 @@ class Release:
             write_atomically(item["suspected"], lambda part, image=image: nib.save(image, part))
         return scans
 
-    def train(self, name: str, configs: str | Sequence[str], share: float, max_epochs: int, **options: Any) -> None:
-        """One training by a config or by one and layers on it, unless it is done; ``share`` of the time is its own."""
-        folder = self.folder / f"{self.bundle}_{name}"
-        if (folder / "done").is_file() and not self._stale:
+    def train(
+        self,
+        name: str,
+        configs: str | Sequence[str],
+        share: float,
+        max_epochs: int,
+        after: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        """One training, unless it is done.
+
+        Args:
+            name: of its folder.
+            configs: a config, or one and layers on it.
+            share: of the minutes, which is its own.
+            max_epochs: before the effort is counted in.
+            after: names of the trainings whose weights it starts from; if one of them was run, it begins anew.
+            options: entries of the config to replace.
+        """
+        folder = self._folder_of(name)
+        epochs = max(1, round(max_epochs * self.effort))
+        if self.trained & set(after):
+            shutil.rmtree(folder, ignore_errors=True)
+        if _finished(folder / "state.pt", epochs):
             return
-        self._stale = True
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "done").unlink(missing_ok=True)
+        self.trained.add(name)
         names = [configs] if isinstance(configs, str) else configs
         logger.info("running %s.json of %s", names[-1], self.bundle)
         paths = [str(ROOT / "bundles" / self.bundle / "configs" / f"{config}.json") for config in names]
-        epochs = max(1, round(max_epochs * self.effort))
-        options |= {"output_dir": folder, "max_epochs": epochs, **self.options}
+        options |= {"output_dir": folder, "ckpt_dir": folder / "models", "max_epochs": epochs}
+        options |= {"seed": self.seed, "amp": self.amp, "num_workers": self.num_workers}
         options["val_interval"] = min(options.get("val_interval", epochs), epochs)
         if self.minutes is not None:
             options["max_minutes"] = self.minutes * share
-        start = time.monotonic()
         _call("-m", "monai.bundle", "run", "--config_file", paths, **options)
-        if self.minutes is None or time.monotonic() - start < 60 * self.minutes * share:
-            (folder / "done").touch()
+
+    def weights(self, name: str, file: str = "model.pt") -> Path:
+        """What a training has written, in its own folder until it is shipped."""
+        return self._folder_of(name) / "models" / file
+
+    def ship(self, name: str, *files: str) -> None:
+        """Put files of a training into the bundle.
+
+        Raises:
+            InputError: if one is larger than may be shipped.
+        """
+        for file in files:
+            source = self.weights(name, file)
+            size = source.stat().st_size
+            if size > MAX_WEIGHTS_BYTES:
+                raise InputError(f"{source} has {size} bytes, expected at most {MAX_WEIGHTS_BYTES} for a shipped file")
+            write_atomically(self.models / file, lambda part, source=source: shutil.copyfile(source, part))
+
+    def _folder_of(self, name: str) -> Path:
+        return self.folder / f"{self.bundle}_{name}"
 
     def calibrate(self, datalist: Path, *options: object, layers: Sequence[str | None] = (None,)) -> None:
         """Write the thresholds of the configs, from the validation cases of the list."""
@@ -235,20 +267,28 @@ def _uad_autoencoder(release: Release) -> None:
     unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
     release.train("unet", "train", 0.4, max_epochs=160, val_interval=20, lesion_patches=2, brain_patches=2, **unet)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet |= {"initial_weights": release.models / "model.pt", "lesion_patches": 1, "brain_patches": 3}
-    release.train("tuning", "train", 0.1, max_epochs=40, val_interval=10, learning_rate=5e-4, **unet)
+    unet |= {"lesion_patches": 1, "brain_patches": 3}
+    tuning = {"val_interval": 10, "learning_rate": 5e-4, "initial_weights": release.weights("unet")}
+    release.train("tuning", "train", 0.1, 40, ["unet"], **unet, **tuning)
+    last = "tuning"
     # the cohort whose contrast is the measured one
     calibration = {"validation": release.cases(("plain",), "validation")}
     if release.implanted("training"):
         sections = {
+            # without the further phantoms, so that a third of the patches are of real scans
             "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
             "validation": calibration["validation"] + release.implanted("validation"),
         }
         unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
         calibration = {"validation": sections["validation"]}
         # the last weights: what validates is what was implanted, too little to choose by
-        release.train("implanted", "train", 0.25, max_epochs=60, **unet)
-        release.train("restarted", "train", 0.15, max_epochs=40, learning_rate=5e-4, **unet)
+        start = {"initial_weights": release.weights("tuning")}
+        release.train("implanted", "train", 0.25, 60, ["tuning"], **unet, **start)
+        start = {"initial_weights": release.weights("implanted"), "learning_rate": 5e-4}
+        release.train("restarted", "train", 0.15, 40, ["implanted"], **unet, **start)
+        last = "restarted"
+    release.ship("autoencoder", "autoencoder.pt")
+    release.ship(last, "model.pt")
     datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
     release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
@@ -269,7 +309,7 @@ def _ace_multitask(release: Release) -> None:
     datalist = write_datalist(release.folder / "ace.json", sections)
     # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
     release.train("phantoms", "train", 0.6, datalist_file=datalist, max_epochs=320, channel_dropout=0.15)
-    calibration = _as_set("lesion", "lesion", release.cases(("plain",), "validation"))
+    calibration, last = _as_set("lesion", "lesion", release.cases(("plain",), "validation")), "phantoms"
     if release.implanted("training"):
         implanted = {part: _as_set("implanted", "lesion", release.implanted(part)) for part in SECTIONS}
         tables = read_json(ROOT / "bundles" / "ace_multitask" / "configs" / "train.json")["label_sets"]
@@ -287,11 +327,14 @@ def _ace_multitask(release: Release) -> None:
                 },
                 {"label_sets": tables},
             ),
-            initial_weights=release.models / "model.pt",
+            initial_weights=release.weights("phantoms"),
             max_epochs=100,
+            after=["phantoms"],
             channel_dropout=0.15,
         )
         calibration += [case | {"dataset": "lesion"} for case in implanted["validation"]]
+        last = "implanted"
+    release.ship(last, "model.pt")
     release.calibrate(write_datalist(release.folder / "ace_calibration.json", {"validation": calibration}))
 
 
@@ -301,6 +344,7 @@ def _sae_segmentation(release: Release) -> None:
     # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
     datalist = write_datalist(release.folder / "sae.json", sections)
     release.train("train", "train", 1.0, datalist_file=datalist, max_epochs=30)
+    release.ship("train", "model.pt")
 
 
 def _deepatlas_joint(release: Release) -> None:
@@ -309,27 +353,16 @@ def _deepatlas_joint(release: Release) -> None:
         "datalist_file": write_datalist(release.folder / "deepatlas.json", _t1w(release, labels=True)),
         "labelled_cases": 1,
     }
-    apart = release.folder / "deepatlas_apart"
-    options["ckpt_dir"] = apart
-    release.train("registration", ["train", "train_registration"], 0.3, max_epochs=12, val_interval=2, **options)
-    release.train("segmentation", ["train", "train_segmentation"], 0.3, max_epochs=10, val_interval=2, **options)
-    further = {
-        "registration_weights": apart / "registration.pt",
-        "registration_steps": 200,
-        "registration_rate": 5e-4,
-        "max_epochs": 5,
-        "val_interval": 1,
-    }
-    release.train(
-        "joint",
-        "train",
-        0.2,
-        segmentation_weights=apart / "model.pt",
-        **options | further | {"ckpt_dir": release.models},
-    )
+    release.train("registration", ["train", "train_registration"], 0.3, 12, val_interval=2, **options)
+    start = {"registration_weights": release.weights("registration", "registration.pt")}
+    segmentation = ["train", "train_segmentation"]
+    release.train("segmentation", segmentation, 0.3, 10, ["registration"], val_interval=2, **options, **start)
+    start |= {"registration_steps": 200, "registration_rate": 5e-4, "val_interval": 1}
+    taught = {"segmentation_weights": release.weights("segmentation")}
+    release.train("joint", "train", 0.2, 5, ["registration", "segmentation"], **options, **start, **taught)
     # not shipped: registration for as many steps without a teacher, to see what the teacher is worth
-    control = {"ckpt_dir": release.folder / "deepatlas_control"}
-    release.train("control", ["train", "train_registration"], 0.2, **options | further | control)
+    release.train("control", ["train", "train_registration"], 0.2, 5, ["registration"], **options, **start)
+    release.ship("joint", "registration.pt", "model.pt")
 
 
 def _diffusion_recon_unet(release: Release) -> None:
@@ -347,7 +380,6 @@ def _diffusion_recon_unet(release: Release) -> None:
     healthy = write_datalist(release.folder / "diffusion_healthy.json", sections)
     sections = {section: t1w(cohorts, section) for section, cohorts in PATIENTS.items()}
     patients = write_datalist(release.folder / "diffusion_patients.json", sections)
-    weights = release.models / "diffusion.pt"
     release.train(
         "stage1",
         "train_diffusion",
@@ -365,11 +397,13 @@ def _diffusion_recon_unet(release: Release) -> None:
         0.3,
         datalist_file=patients,
         healthy_datalist_file=healthy,
-        diffusion_weights=weights,
+        diffusion_weights=release.weights("stage1", "diffusion.pt"),
         max_epochs=40,
+        after=["stage1"],
         learning_rate=2e-3,
     )
-    weights.unlink(missing_ok=True)  # model.pt holds it
+    release.ship("stage1", "statistics.json")
+    release.ship("stage2", "model.pt")  # holds stage 1 too
     # what is called anomaly in people who are healthy: patients of other pathologies than the synthetic ones may come
     people = [case | {"healthy": True} for case in real["validation"] or t1w(("healthy",), "validation")]
     release.calibrate(
@@ -408,6 +442,11 @@ RECIPES: dict[str, Callable[[Release], None]] = {
     "deepatlas_joint": _deepatlas_joint,
     "diffusion_recon_unet": _diffusion_recon_unet,
 }
+
+
+def _finished(state: Path, epochs: int) -> bool:
+    """Whether a training has come to its end, or has been ended by its time limit before it."""
+    return state.is_file() and torch.load(state, weights_only=True)["epoch"] >= epochs
 
 
 def _call(*arguments: object, **options: object) -> None:

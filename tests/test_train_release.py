@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from bundle_tools import load_script
 
 from common.errors import InputError
@@ -12,19 +13,21 @@ train_release = load_script("train_release")
 
 
 class Calls:
-    """In the place of the processes: keeps their options, and lets time pass."""
+    """In the place of the processes: keeps their options, and leaves weights and a state behind."""
 
-    def __init__(self, monkeypatch, minutes: float = 0.0) -> None:
-        self.made: list[tuple] = []
+    def __init__(self, monkeypatch) -> None:
         self.options: list[dict] = []
-        self.minutes, self.now = minutes, 0.0
+        self.epochs = 1000  # that time allows
         monkeypatch.setattr(train_release, "_call", self)
-        monkeypatch.setattr(train_release.time, "monotonic", lambda: self.now)
 
     def __call__(self, *arguments, **options) -> None:
-        self.made.append(arguments)
         self.options.append(options)
-        self.now += 60 * self.minutes
+        if "max_epochs" in options:
+            options["ckpt_dir"].mkdir(parents=True, exist_ok=True)
+            for file in ("model.pt", "autoencoder.pt"):
+                (options["ckpt_dir"] / file).write_text(options["output_dir"].name)
+            epoch = min(options["max_epochs"], self.epochs)
+            torch.save({"epoch": epoch}, options["output_dir"] / "state.pt")
 
     @property
     def trained(self) -> list[str]:
@@ -37,38 +40,63 @@ def release(tmp_path, bundle="uad_autoencoder", **changes):
 
 
 def train(run) -> None:
-    run.train("first", "train", 0.5, max_epochs=10, val_interval=4, learning_rate=0.1)
-    run.train("second", ["train", "layer"], 0.25, max_epochs=3)
+    run.train("first", "train", 0.5, 10, val_interval=4, learning_rate=0.1)
+    run.train("second", ["train", "layer"], 0.25, 3, ["first"])
+    run.train("other", "train", 0.25, 3)
 
 
 def test_a_training_that_is_done_is_not_run_again(tmp_path, monkeypatch):
     calls = Calls(monkeypatch)
     train(release(tmp_path))
-    assert calls.trained == ["uad_autoencoder_first", "uad_autoencoder_second"]
+    assert calls.trained == ["uad_autoencoder_first", "uad_autoencoder_second", "uad_autoencoder_other"]
     assert (calls.options[0]["max_epochs"], calls.options[0]["val_interval"], calls.options[0]["seed"]) == (10, 4, 1)
     assert calls.options[1]["val_interval"] == 3  # at its end only
     assert "max_minutes" not in calls.options[0]
     train(release(tmp_path))
-    assert len(calls.trained) == 2
+    assert len(calls.trained) == 3
 
 
 def test_time_and_effort_are_shared_out(tmp_path, monkeypatch):
     calls = Calls(monkeypatch)
     train(release(tmp_path, minutes=20, effort=0.2))
-    assert [options["max_minutes"] for options in calls.options] == [10, 5]
-    assert [options["max_epochs"] for options in calls.options] == [2, 1]
+    assert [options["max_minutes"] for options in calls.options] == [10, 5, 5]
+    assert [options["max_epochs"] for options in calls.options] == [2, 1, 1]
     assert calls.options[0]["val_interval"] == 2  # never above the number of epochs
 
 
-def test_what_time_has_ended_goes_on_and_what_follows_it_is_run_again(tmp_path, monkeypatch):
-    calls = Calls(monkeypatch, minutes=6)
-    train(release(tmp_path, minutes=20))  # 10 minutes for the first, which takes 6; 5 for the second
-    assert calls.trained == ["uad_autoencoder_first", "uad_autoencoder_second"]
+def test_what_time_has_ended_goes_on_and_what_follows_it_begins_anew(tmp_path, monkeypatch):
+    calls = Calls(monkeypatch)
+    calls.epochs = 4  # of ten for the first one
     train(release(tmp_path, minutes=20))
-    assert calls.trained[2:] == ["uad_autoencoder_second"]
-    (tmp_path / "uad_autoencoder_first" / "done").unlink()
-    train(release(tmp_path, minutes=40))
+    state = tmp_path / "uad_autoencoder_first" / "state.pt"
+    kept = tmp_path / "uad_autoencoder_second" / "state.pt"
+    assert torch.load(state)["epoch"] == 4
+    assert torch.load(kept)["epoch"] == 3
+    calls.epochs = 1000
+    seen = []
+
+    def call(*arguments, **options) -> None:
+        seen.append((state.exists(), kept.exists()))
+        calls(*arguments, **options)
+
+    monkeypatch.setattr(train_release, "_call", call)
+    train(release(tmp_path))
     assert calls.trained[3:] == ["uad_autoencoder_first", "uad_autoencoder_second"]
+    assert seen == [(True, True), (True, False)]  # the second one has no state to go on from
+
+
+def test_weights_are_shipped_when_they_are_done_and_not_too_large(tmp_path, monkeypatch):
+    Calls(monkeypatch)
+    run = release(tmp_path)
+    monkeypatch.setattr(train_release, "ROOT", tmp_path / "root")
+    train(run)
+    assert not run.models.exists()
+    run.ship("second", "model.pt")
+    assert (run.models / "model.pt").read_text() == "uad_autoencoder_second"
+    monkeypatch.setattr(train_release, "MAX_WEIGHTS_BYTES", 3)
+    with pytest.raises(InputError, match=r"model.pt has .* bytes, expected at most 3"):
+        run.ship("first", "model.pt")
+    assert (run.models / "model.pt").read_text() == "uad_autoencoder_second"
 
 
 def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
@@ -89,8 +117,9 @@ def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
 
 @pytest.mark.parametrize("implanted", [False, True])
 def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, monkeypatch, implanted):
-    calls = Calls(monkeypatch)
+    calls, shipped = Calls(monkeypatch), []
     run = release(tmp_path, "ace_multitask")
+    monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
     case = {
         "T1w": "t.nii.gz", "FLAIR": "f.nii.gz", "tissues": "s.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"
     }  # fmt: skip
@@ -99,6 +128,7 @@ def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, m
     monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
     train_release._ace_multitask(run)
     assert calls.trained == ["ace_multitask_phantoms"] + ["ace_multitask_implanted"] * implanted
+    assert shipped == [("implanted" if implanted else "phantoms", "model.pt")]
     calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
     assert len(calibration) == (4 if implanted else 2)
     assert {item["dataset"] for item in calibration} == {"lesion"}
