@@ -7,7 +7,7 @@ from pathlib import Path
 import experiments
 import numpy as np
 import pytest
-import summary_table as summary
+import render_evidence
 from bundle_tools import BUNDLES, ROOT
 from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.evidence import put_between, read, render, summary_table, update
@@ -374,20 +374,37 @@ def test_the_summary_stands_between_its_marks(tmp_path):
         put_between("a\n<!-- evidence -->\n", "new", "evidence")
 
 
-def test_a_readme_with_another_summary_is_found_and_mended(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("<!-- evidence -->\n<!-- /evidence -->\n")
-    update(tmp_path / "evidence", "deepatlas_joint", "experiment", experiment())
-    options = {"readme": str(readme), "evidence_dir": str(tmp_path / "evidence")}
-    with pytest.raises(InputError, match="has another summary"):
-        summary.main(check=True, **options)
-    summary.main(**options)
-    summary.main(check=True, **options)
-    assert "2 / 3 / 1" in readme.read_text()
+def test_pages_that_say_something_else_than_the_evidence_are_found_and_mended(tmp_path):
+    card = tmp_path / "bundles" / "deepatlas_joint" / "docs" / "README.md"
+    for path, text in (
+        (tmp_path / "README.md", "<!-- evidence -->\n<!-- /evidence -->\n"),
+        (card, "<!-- claims -->\n<!-- /claims -->\n"),
+        (card.parents[1] / "configs" / "metadata.json", "{}"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    page = update(tmp_path / "docs" / "evidence", "deepatlas_joint", "experiment", experiment())
+    with pytest.raises(InputError, match=r"README.md differs from the evidence"):
+        render_evidence.main(check=True, root=str(tmp_path))
+    render_evidence.main(root=str(tmp_path))
+    render_evidence.main(check=True, root=str(tmp_path))
+    assert "2 / 3 / 1" in (tmp_path / "README.md").read_text()
+    assert "| joint training helps registration, 1 labelled | +0.200 (+0.100 to +0.300) |" in card.read_text()
+    page.write_text("edited")
+    with pytest.raises(InputError, match=r"deepatlas_joint.md differs"):
+        render_evidence.main(check=True, root=str(tmp_path))
 
 
-def test_the_readme_has_the_summary_of_the_evidence():
-    summary.main(check=True)
+def test_the_summary_takes_a_set_that_a_baseline_is_scored_on():
+    healthy = real_scans(title="healthy")["sets"][0]
+    alone = healthy | {"rows": [row for row in healthy["rows"] if not row["baseline"]]}
+    both = {"sets": [alone, real_scans()["sets"][0]]}
+    assert "Dice: MS patients, 2 | 0.500 | 0.400, mixture |" in summary_table([{"bundle": "x", "real_scans": both}])
+    assert "Dice: healthy, 2 | 0.500 | – |" in summary_table([{"bundle": "x", "real_scans": {"sets": [alone]}}])
+
+
+def test_readme_cards_and_pages_say_what_the_evidence_says():
+    render_evidence.main(check=True)
 
 
 def test_every_evidence_page_is_that_of_its_json():

@@ -60,20 +60,15 @@ def update(evidence_dir: Path, bundle: str, key: str, content: Mapping[str, Any]
         raise InputError(f"key is {key!r}, expected {' or '.join(KEYS)}")
     evidence = read(evidence_dir, bundle) | {key: content}
     write_json(evidence_dir / f"{bundle}.json", evidence)
-    return write_page(evidence_dir, bundle)
+    page = evidence_dir / f"{bundle}.md"
+    write_atomically(page, lambda part: part.write_text(render(evidence), encoding="utf-8"))
+    return page
 
 
 def read(evidence_dir: Path, bundle: str) -> dict[str, Any]:
     """Evidence of a bundle, with neither key as long as nothing was measured."""
     path = evidence_dir / f"{bundle}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"bundle": bundle}
-
-
-def write_page(evidence_dir: Path, bundle: str) -> Path:
-    """Render ``<bundle>.md``, after a change of this module say, and return its path."""
-    page, text = evidence_dir / f"{bundle}.md", render(read(evidence_dir, bundle))
-    write_atomically(page, lambda part: part.write_text(text, encoding="utf-8"))
-    return page
 
 
 def render(evidence: Mapping[str, Any]) -> str:
@@ -160,9 +155,31 @@ def summary_table(evidence: Iterable[Mapping[str, Any]]) -> str:
             cells.append(" / ".join(str(counts[verdict]) for verdict in verdicts))
         else:
             cells.append("–")
-        rows.append((*cells, *(_first_score(real["sets"][0]) if real and real["sets"] else ("–",) * 3)))
+        rows.append((*cells, *(_first_score(real["sets"]) if real and real["sets"] else ("–",) * 3)))
     return _table(
         ("bundle", f"claims of the paper: {' / '.join(verdicts)}", "real scans", "as shipped", "best baseline"), rows
+    )
+
+
+def claims_of_card(evidence: Mapping[str, Any]) -> str:
+    """The claims and what became of them, short, for the model card."""
+    experiment = evidence.get("experiment")
+    if experiment is None:
+        return "The experiment has not been run with the present settings."
+    rows = [
+        (
+            claim["claim"],
+            f"{claim['gap']:+.3f} ({claim['interval'][0]:+.3f} to {claim['interval'][1]:+.3f})",
+            _paper_gap(claim["paper"]),
+            f"**{claim['verdict']}**",
+        )
+        for claim in experiment["claims"].values()
+    ]
+    return "\n\n".join(
+        (
+            f"`{experiment['command']}`, version {experiment['version']} of the bundle:",
+            _table(("claim", "gap (95 % interval)", "gap of the paper", ""), rows),
+        )
     )
 
 
@@ -178,18 +195,26 @@ def put_between(text: str, table: str, marker: str) -> str:
     return text[: text.index(first)] + f"{first}{table}\n" + text[text.index(last) :]
 
 
-def _first_score(group: Mapping[str, Any]) -> tuple[str, str, str]:
-    """What was measured, by the method as shipped, and by the best baseline, which is named."""
-    heading = next(iter(group["rows"][0]["scores"]))
-    means = [(row, row["scores"].get(heading, {}).get("mean")) for row in group["rows"]]
-    shipped = [mean for row, mean in means if row["shipped"] and mean is not None]
-    baselines = [(mean, row["method"]) for row, mean in means if row["baseline"] and mean is not None]
-    best = max(baselines, default=None)
-    return (
-        f"{heading}: {group['title']}, {group['subjects']}",
-        _number(shipped[0]) if shipped else "–",
-        f"{_number(best[0])}, {best[1]}" if best else "–",
-    )
+def _first_score(groups: Sequence[Mapping[str, Any]]) -> tuple[str, str, str]:
+    """What was measured, by the method as shipped, and by the best baseline, which is named.
+
+    It is the first score of the first set on which a baseline has it too, or else of the first set.
+    """
+
+    def cells(group: Mapping[str, Any]) -> tuple[str, str, str]:
+        heading = next(iter(group["rows"][0]["scores"]))
+        means = [(row, row["scores"].get(heading, {}).get("mean")) for row in group["rows"]]
+        shipped = [mean for row, mean in means if row["shipped"] and mean is not None]
+        baselines = [(mean, row["method"]) for row, mean in means if row["baseline"] and mean is not None]
+        best = max(baselines, default=None)
+        return (
+            f"{heading}: {group['title']}, {group['subjects']}",
+            _number(shipped[0]) if shipped else "–",
+            f"{_number(best[0])}, {best[1]}" if best else "–",
+        )
+
+    found = [cells(group) for group in groups]
+    return next((row for row in found if row[2] != "–"), found[0])
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

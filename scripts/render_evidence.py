@@ -1,0 +1,53 @@
+"""Put the evidence into the pages that quote it: ``python scripts/render_evidence.py``.
+
+All come from ``docs/evidence/<bundle>.json``: the page beside it, the summary in the README, the claims in the model
+card.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fire
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from study.evidence import claims_of_card, put_between, read, render, summary_table
+
+from common.errors import InputError, install_error_hook
+from common.transforms.io import write_atomically
+
+
+def main(check: bool = False, root: str = str(ROOT)) -> None:
+    """Write the pages anew.
+
+    Args:
+        check: write nothing, and fail if a page says something else than the evidence.
+        root: folder of ``README.md``, ``bundles`` and ``docs/evidence``.
+    """
+    install_error_hook()
+    for path, text in pages(Path(root)).items():
+        if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+            raise InputError(f"{path} differs from the evidence; run python scripts/render_evidence.py")
+        if not check:
+            write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+
+
+def pages(root: Path) -> dict[Path, str]:
+    """Path -> what it should say."""
+    names = sorted(metadata.parents[1].name for metadata in (root / "bundles").glob("*/configs/metadata.json"))
+    evidence = {name: read(root / "docs" / "evidence", name) for name in names}
+    readme = root / "README.md"
+    found = {readme: put_between(readme.read_text(encoding="utf-8"), summary_table(evidence.values()), "evidence")}
+    for name, content in evidence.items():
+        card = root / "bundles" / name / "docs" / "README.md"
+        found[card] = put_between(card.read_text(encoding="utf-8"), claims_of_card(content), "claims")
+        if content.keys() - {"bundle"}:
+            found[root / "docs" / "evidence" / f"{name}.md"] = render(content)
+    return found
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
