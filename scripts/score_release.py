@@ -33,7 +33,6 @@ def main(
     real_data: str,
     output_dir: str = "real_scans",
     evidence_dir: str = "docs/evidence",
-    adapt: bool = True,
     registration_subjects: int | None = None,
     device: str | None = None,
 ) -> None:
@@ -44,7 +43,6 @@ def main(
         real_data: JSON of sets of scans, see docs/real_scans.md.
         output_dir: masks, maps and adapted weights, to go on with.
         evidence_dir: of the figures.
-        adapt: False leaves out the training of sae_segmentation on the scans, minutes for each.
         registration_subjects: register the ordered pairs of so many first subjects of a set; all by default.
         device: cpu, cuda:0, ...; by default what the bundles say.
     """
@@ -59,7 +57,6 @@ def main(
         read_real_scans(real_data),
         Path(output_dir).resolve(),
         ROOT / "bundles",
-        adapt,
         registration_subjects,
         device=device,
     )
@@ -97,8 +94,6 @@ def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
 def command(bundle: str, scoring: Scoring) -> str:
     """What gives the figures again, without the folders of this machine."""
     words = ["python", "scripts/score_release.py", bundle, "--real_data", scoring.data.path.name]
-    if bundle == "sae_segmentation" and not scoring.adapt:
-        words += ["--adapt", "False"]
     if bundle == "deepatlas_joint" and scoring.registration_subjects is not None:
         words += ["--registration_subjects", str(scoring.registration_subjects)]
     return shlex.join(words)

@@ -357,11 +357,12 @@ def _deepatlas_joint(release: Release) -> None:
     start = {"registration_weights": release.weights("registration", "registration.pt")}
     segmentation = ["train", "train_segmentation"]
     release.train("segmentation", segmentation, 0.3, 10, ["registration"], val_interval=2, **options, **start)
-    start |= {"registration_steps": 200, "registration_rate": 5e-4, "val_interval": 1}
-    taught = {"segmentation_weights": release.weights("segmentation")}
-    release.train("joint", "train", 0.2, 5, ["registration", "segmentation"], **options, **start, **taught)
+    # registration follows anatomy rather than images, smoother than alone, or it folds
+    start |= {"registration_steps": 200, "registration_rate": 1e-3, "smoothness_weight": 1.5, "val_interval": 1}
+    taught = {"segmentation_weights": release.weights("segmentation"), "anatomy_weight": 5, "supervised_weight": 15}
+    release.train("joint", "train", 0.2, 8, ["registration", "segmentation"], **options, **start, **taught)
     # not shipped: registration for as many steps without a teacher, to see what the teacher is worth
-    release.train("control", ["train", "train_registration"], 0.2, 5, ["registration"], **options, **start)
+    release.train("control", ["train", "train_registration"], 0.2, 8, ["registration"], **options, **start)
     release.ship("joint", "registration.pt", "model.pt")
 
 

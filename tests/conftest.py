@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # test files side by side: before PyTorch, here and in commands, is loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from bundle_tools import (
     BUNDLES,
     NOT_COPIED,

@@ -103,7 +103,7 @@ def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path)
 def test_readme_has_the_two_commands_that_ci_takes_from_it():
     first, second = (re.search(rf"<!-- command {n} -->\n```bash\n(.*?)```", README, re.DOTALL)[1] for n in (1, 2))
     assert first.rstrip().endswith("python scripts/quickstart.py")
-    assert second.rstrip().endswith("python -m pytest")
+    assert second.rstrip().endswith("python -m pytest -n 2")
 
 
 def test_links_of_the_readme_and_of_the_cards_lead_to_files():

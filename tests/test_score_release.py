@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
+from study.evidence import machine
 from study.real_scans import BEST_DICE, CALLED_LESION, METHODS, Scoring, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
 
@@ -53,7 +54,8 @@ def save_scans(folder: Path) -> Path:
             for item in items:
                 save_nifti(folder / name / f"{i}_{item}.nii.gz", arrays[item], head.affine)
             cases.append({"subject": f"{name}{i}"} | {item: f"{name}/{i}_{item}.nii.gz" for item in items})
-        sets.append({"name": name, "title": f"The {name}", "note": "Two of them.", "cases": cases})
+        described = {"name": name, "title": f"The {name}", "note": "Two of them.", "adapt": name == "healthy"}
+        sets.append(described | {"cases": cases})
     path = folder / "real.json"
     path.write_text(json.dumps({"sets": sets}))
     return path
@@ -106,6 +108,7 @@ def test_scans_are_read_with_what_they_have(listed):
         (lambda c: c.update(sets=[]), "has '\\[\\]', expected a list with one entry or more"),
         (lambda c: c.update(set=[]), "has 'set', expected sets"),
         (lambda c: c["sets"][0].pop("title"), "a set of .* has no title, expected name, title, note, cases"),
+        (lambda c: c["sets"][0].update(adapt=1), "adapt of the set patients .* is 1, expected true or false"),
         (lambda c: c["sets"][0].update(name="a/b"), "has the name 'a/b', expected letters"),
         (lambda c: c["sets"][1].update(name="patients"), "has patients twice"),
         (lambda c: c["sets"][0]["cases"][0].pop("subject"), "a case of the set patients .* has no subject"),
@@ -221,8 +224,8 @@ def test_lesions_count_where_masks_have_a_class_for_them(listed, tmp_path):
 # the whole
 
 
-def run(listed: Path, bundles: Path, folder: Path, names: list[str], adapt: bool = True) -> dict[str, dict]:
-    scoring = Scoring(read_real_scans(listed), folder / "out", bundles, adapt, options=OPTIONS, device="cpu")
+def run(listed: Path, bundles: Path, folder: Path, names: list[str]) -> dict[str, dict]:
+    scoring = Scoring(read_real_scans(listed), folder / "out", bundles, options=OPTIONS, device="cpu")
     script.write(scoring, names, folder / "evidence")
     return {name: json.loads((folder / "evidence" / f"{name}.json").read_text())["real_scans"] for name in names}
 
@@ -266,7 +269,7 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
 
     for bundle, figures in found.items():
         assert figures["command"] == f"python scripts/score_release.py {bundle} --real_data all.json"
-        assert figures["machine"].split()[1:3] == ["CPU", "cores,"]
+        assert figures["machine"] == machine("cpu")
         assert (
             figures["version"] == json.loads((random_bundles / bundle / "configs/metadata.json").read_text())["version"]
         )
@@ -280,7 +283,10 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
                 for score in row["scores"].values():
                     assert score["mean"] == pytest.approx(np.mean([*score["values"].values()]), abs=1e-4)
     assert [table["name"] for table in found["uad_autoencoder"]["sets"]] == ["patients"]
-    assert methods_of(found["sae_segmentation"]["sets"][1]) == [m.title for m in METHODS["sae_segmentation"]]
+    not_adapted, adapted = (methods_of(table) for table in found["sae_segmentation"]["sets"])
+    assert adapted == [m.title for m in METHODS["sae_segmentation"]]
+    assert not_adapted == [m.title for m in METHODS["sae_segmentation"] if m.variant != "adapted"]
+    assert [path.parts[-3] for path in (tmp_path / "out").glob("*/sae_segmentation/adapt")] == ["healthy"]
     patients, healthy = found["ace_multitask"]["sets"]
     assert {"Dice, GM", "Dice, lesion", "AUPRC, lesion"} <= set(patients["rows"][0]["scores"])
     assert patients["rows"][1] == found["uad_autoencoder"]["sets"][0]["rows"][2]  # one and the same prediction

@@ -91,7 +91,6 @@ class Scoring:
         data: the scans.
         output_dir: masks, maps and adapted weights go to ``output_dir/<set>/<bundle>``.
         bundles: folder of the bundles.
-        adapt: whether ``sae_segmentation`` is also fitted to the scans, which takes minutes a scan.
         registration_subjects: pairs are all ordered ones of so many first subjects of a set; None for all subjects.
         options: ``<bundle>/<config>`` -> entries of the config to replace.
         device: cpu, cuda:0, ...; None for what the bundles say.
@@ -100,7 +99,6 @@ class Scoring:
     data: RealScans
     output_dir: Path
     bundles: Path
-    adapt: bool = True
     registration_subjects: int | None = None
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     device: str | None = None
@@ -136,8 +134,8 @@ class Scoring:
     # segmentation
 
     def _methods(self, bundle: str, scans: ScanSet) -> list[Method]:
-        """Those that the user wants and has the files for."""
-        wanted = {"": True, "adapted": self.adapt, "of_one_scan": self.data.labelled_scan is not None}
+        """Those that the list asks for and has the files for."""
+        wanted = {"": True, "adapted": scans.adapt, "of_one_scan": self.data.labelled_scan is not None}
         return [method for method in METHODS[bundle] if wanted[method.variant] and scans.fits(method.bundle)]
 
     def _scores(self, method: Method, scans: ScanSet) -> Scores:

@@ -38,6 +38,7 @@ class ScanSet:
         cases: ``subject``, ``image``, ``brain_mask``, and ``content``, which tells scans from others of the same name.
         references: subject -> item -> path of the reference.
         shows_lesions: whether a tissue map has lesions.
+        adapt: whether ``sae_segmentation`` is also fitted to the scans, which takes minutes a scan.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ScanSet:
     cases: list[Case]
     references: dict[str, dict[str, str]]
     shows_lesions: bool
+    adapt: bool
 
     @property
     def sequences(self) -> list[str]:
@@ -86,11 +88,11 @@ class RealScans:
 def read_real_scans(path: str | Path) -> RealScans:
     """Sets of real scans, every file checked, also the values of the references.
 
-    ``{"sets": [{"name", "title", "note", "cases": [{"subject", "T1w", "FLAIR", "brain_mask", "lesion", "tissues"}]}],
-    "deepatlas_joint": {"control_registration_weights": path, "labelled_scan": {"T1w", "tissues"}}}``: a case has a
-    subject, one sequence or both, and what else there is, all cases of a set the same; the second entry and each part
-    of it may be left out. ``lesion`` is 1 where there is one, ``tissues`` 1 CSF, 2 GM, 3 WM, 4 lesion. Paths are
-    absolute or relative to the JSON.
+    ``{"sets": [{"name", "title", "note", "adapt", "cases": [{"subject", "T1w", "FLAIR", "brain_mask", "lesion",
+    "tissues"}]}], "deepatlas_joint": {"control_registration_weights": path, "labelled_scan": {"T1w", "tissues"}}}``: a
+    case has a subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or
+    false, and the second entry and each part of it may be left out. ``lesion`` is 1 where there is one, ``tissues``
+    1 CSF, 2 GM, 3 WM, 4 lesion. Paths are absolute or relative to the JSON.
 
     Raises:
         InputError: if something is missing, unknown, named twice or of another form, or a file cannot be used.
@@ -123,10 +125,13 @@ def hash_of(paths: Sequence[str | Path]) -> str:
 
 
 def _read_set(item: Any, path: Path) -> ScanSet:
-    item = _checked(item, f"a set of {path}", ("name", "title", "note", "cases"))
+    item = _checked(item, f"a set of {path}", ("name", "title", "note", "cases"), ("adapt",))
     if not re.fullmatch(r"[\w-]+", str(item["name"])):
         raise InputError(f"a set of {path} has the name {item['name']!r}, expected letters, digits, - and _")
     where = f"the set {item['name']} of {path}"
+    adapt = item.get("adapt", False)
+    if not isinstance(adapt, bool):
+        raise InputError(f"adapt of {where} is {adapt!r}, expected true or false")
     optional = (*SEQUENCES, "brain_mask", *LABELS)
     listed = [_checked(case, f"a case of {where}", ("subject",), optional) for case in _filled(item["cases"], where)]
     _refuse_twice([str(case["subject"]) for case in listed], where)
@@ -156,6 +161,7 @@ def _read_set(item: Any, path: Path) -> ScanSet:
         [_to_predict(case) for case in cases],
         {case["subject"]: {key: case[key] for key in labels} for case in cases},
         LESION in values.get("tissues", ()),
+        adapt,
     )
 
 
