@@ -88,6 +88,10 @@ def start(server: Server, folder: Path) -> subprocess.Popen:
     for bundle in BUNDLES:
         with zipfile.ZipFile(package_bundle(bundle.name, folder / "packages")) as archive:
             archive.extractall(server.models)
+        config = server.models / bundle.name / "configs" / "inference.json"
+        content = read_json(config)
+        if "threshold" in content:  # low, so that there is a mask whatever the shipped weights see in a ball
+            config.write_text(json.dumps(content | {"threshold": 0.01}))
     command = [*label, "start_server", "--app", "monaibundle", "--studies", "studies", "--conf", "models"]
     command += [",".join(bundle.name for bundle in BUNDLES), "--conf", "zoo_source", "local", "--conf", "sam2", "false"]
     command += ["--host", "127.0.0.1", "--port", str(server.port)]
