@@ -70,8 +70,8 @@ def test_what_time_has_ended_goes_on_and_what_follows_it_begins_anew(tmp_path, m
     train(release(tmp_path, minutes=20))
     state = tmp_path / "uad_autoencoder_first" / "state.pt"
     kept = tmp_path / "uad_autoencoder_second" / "state.pt"
-    assert torch.load(state)["epoch"] == 4
-    assert torch.load(kept)["epoch"] == 3
+    assert torch.load(state, weights_only=True)["epoch"] == 4
+    assert torch.load(kept, weights_only=True)["epoch"] == 3
     calls.epochs = 1000
     seen = []
 
