@@ -446,7 +446,7 @@ RECIPES: dict[str, Callable[[Release], None]] = {
 
 
 def _finished(state: Path, epochs: int) -> bool:
-    """Whether a training has come to its end, or has been ended by its time limit before it."""
+    """Whether a training has come to its last epoch; a time limit may have ended it before."""
     return state.is_file() and torch.load(state, weights_only=True)["epoch"] >= epochs
 
 
