@@ -42,7 +42,7 @@ COHORTS = {
 }
 PATIENTS = {"training": ("mixed", "plain", "further"), "validation": ("mixed", "plain")}
 # copies of every real scan with other implanted lesions, and how sure networks are of a lesion that it has itself
-COPIES = {"training": 6, "validation": 4}
+COPIES = {"training": 12, "validation": 4}
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
 MAX_WEIGHTS_BYTES = 16 * 2**20
@@ -262,80 +262,46 @@ def _uad_autoencoder(release: Release) -> None:
         gdl_first_epoch=4,
         slice_step=3,
     )
-    patients = {section: release.cases(cohorts, section) for section, cohorts in PATIENTS.items()}
-    datalist = write_datalist(release.folder / "patients.json", patients)
-    unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
-    release.train("unet", "train", 0.4, max_epochs=160, val_interval=20, lesion_patches=2, brain_patches=2, **unet)
+    patients = {part: release.cases(cohorts, part) + release.implanted(part) for part, cohorts in PATIENTS.items()}
+    unet = {"volumes_per_epoch": 128, "datalist_file": write_datalist(release.folder / "patients.json", patients)}
+    # the last weights: what validates is synthetic or implanted, too little to choose by
+    release.train("unet", "train", 0.6, 140, lesion_patches=2, brain_patches=2, **unet)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet |= {"lesion_patches": 1, "brain_patches": 3}
-    tuning = {"val_interval": 10, "learning_rate": 5e-4, "initial_weights": release.weights("unet")}
-    release.train("tuning", "train", 0.1, 40, ["unet"], **unet, **tuning)
-    last = "tuning"
-    # the cohort whose contrast is the measured one
-    calibration = {"validation": release.cases(("plain",), "validation")}
-    if release.implanted("training"):
-        sections = {
-            # without the further phantoms, so that a third of the patches are of real scans
-            "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
-            "validation": calibration["validation"] + release.implanted("validation"),
-        }
-        unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
-        calibration = {"validation": sections["validation"]}
-        # the last weights: what validates is what was implanted, too little to choose by
-        start = {"initial_weights": release.weights("tuning")}
-        release.train("implanted", "train", 0.25, 60, ["tuning"], **unet, **start)
-        start = {"initial_weights": release.weights("implanted"), "learning_rate": 5e-4}
-        release.train("restarted", "train", 0.15, 40, ["implanted"], **unet, **start)
-        last = "restarted"
+    unet |= {"learning_rate": 5e-4, "initial_weights": release.weights("unet")}
+    release.train("tuning", "train", 0.3, 70, ["unet"], lesion_patches=1, brain_patches=3, **unet)
     release.ship("autoencoder", "autoencoder.pt")
-    release.ship(last, "model.pt")
-    datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
+    release.ship("tuning", "model.pt")
+    # of the phantoms those whose contrast is the measured one
+    calibration = release.cases(("plain",), "validation") + release.implanted("validation")
+    datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": calibration})
     release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
 
 def _ace_multitask(release: Release) -> None:
     """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients."""
+    tables = read_json(ROOT / "bundles" / "ace_multitask" / "configs" / "train.json")["label_sets"]
     sections = {}
     for section, patients in PATIENTS.items():
         every = slice(None) if section == "training" else slice(None, None, 2)  # whole volumes take their time
         sections[section] = [
             *_as_set("tissue", "tissues", release.cases(("healthy",), section)[every]),
             *_as_set("lesion", "lesion", release.cases(patients, section)[every]),
+            *_as_set("implanted", "lesion", release.implanted(section)[every]),
             *(
                 {"image": [item["T1w"], None], "label": item["label"], "dataset": "tissue"}
                 for item in release.scans("tissue_scans", section)
             ),
         ]
-    datalist = write_datalist(release.folder / "ace.json", sections)
-    # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
-    release.train("phantoms", "train", 0.6, datalist_file=datalist, max_epochs=320, channel_dropout=0.15)
-    calibration, last = _as_set("lesion", "lesion", release.cases(("plain",), "validation")), "phantoms"
     if release.implanted("training"):
-        implanted = {part: _as_set("implanted", "lesion", release.implanted(part)) for part in SECTIONS}
-        tables = read_json(ROOT / "bundles" / "ace_multitask" / "configs" / "train.json")["label_sets"]
         # a set of its own is drawn as often as the phantoms of patients
         tables["datasets"]["implanted"] = tables["datasets"]["lesion"]
-        release.train(
-            "implanted",
-            "train",
-            0.4,
-            datalist_file=write_datalist(
-                release.folder / "ace_implanted.json",
-                {
-                    "training": sections["training"] + implanted["training"],
-                    "validation": sections["validation"] + implanted["validation"][::2],
-                },
-                {"label_sets": tables},
-            ),
-            initial_weights=release.weights("phantoms"),
-            max_epochs=100,
-            after=["phantoms"],
-            channel_dropout=0.15,
-        )
-        calibration += [case | {"dataset": "lesion"} for case in implanted["validation"]]
-        last = "implanted"
-    release.ship(last, "model.pt")
-    release.calibrate(write_datalist(release.folder / "ace_calibration.json", {"validation": calibration}))
+    datalist = write_datalist(release.folder / "ace.json", sections, {"label_sets": tables})
+    # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
+    release.train("train", "train", 1.0, 400, datalist_file=datalist, channel_dropout=0.15)
+    release.ship("train", "model.pt")
+    calibration = release.cases(("plain",), "validation") + release.implanted("validation")
+    sections = {"validation": _as_set("lesion", "lesion", calibration)}
+    release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
 
 
 def _sae_segmentation(release: Release) -> None:

@@ -56,7 +56,7 @@ def implant_lesions(
     to_template: np.ndarray | None = None,
     suspected: np.ndarray | None = None,
     lesion_map: torch.Tensor | None = None,
-    contrast: tuple[float, float] = (0.65, 1.25),
+    contrast: tuple[float, float] = (0.6, 1.2),
     gamma: tuple[float, float] = (0.85, 1.2),
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A scan with lesions of multiple sclerosis in its white matter.
@@ -106,7 +106,7 @@ def implant_lesions(
         image += filled * (1 + 0.7 * float(np.std(image[sure])) * (grain + patches) - image)
         mild, severe = LESION_RANGE[name]
         value = 1 + factor * (mild + (severe - mild) * severity - 1)
-        image += blurred * (value * (1 + 0.05 * (grain + patches)) - image)
+        image += blurred * (value * (1 + 0.065 * (grain + patches)) - image)
         shading = level / np.median(level[sure])  # what the level took away comes back
         found[name] = np.zeros(grid.shape, dtype=np.float32)
         found[name][box] = np.maximum(image, 0) ** exponent * shading * brain
