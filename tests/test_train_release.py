@@ -127,16 +127,37 @@ def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, m
     real = {part: [case | {"subject": f"real {part}", "T1w": None}] * 2 for part in ("training", "validation")}
     monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
     train_release._ace_multitask(run)
-    assert calls.trained == ["ace_multitask_phantoms"] + ["ace_multitask_implanted"] * implanted
-    assert shipped == [("implanted" if implanted else "phantoms", "model.pt")]
+    assert calls.trained == ["ace_multitask_train"]
+    assert shipped == [("train", "model.pt")]
     calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
     assert len(calibration) == (4 if implanted else 2)
     assert {item["dataset"] for item in calibration} == {"lesion"}
+    datalist = json.loads((tmp_path / "ace.json").read_text())
+    sets = datalist["label_sets"]["datasets"]
+    assert {item["dataset"] for section in ("training", "validation") for item in datalist[section]} <= set(sets)
+    assert [item["dataset"] for item in datalist["training"]].count("implanted") == (2 if implanted else 0)
     if implanted:
-        datalist = json.loads((tmp_path / "ace_implanted.json").read_text())
-        assert datalist["label_sets"]["datasets"]["implanted"] == {"labels": {"1": "lesion"}}
-        assert [item["dataset"] for item in datalist["training"]].count("implanted") == 2
+        assert sets["implanted"] == {"labels": {"1": "lesion"}}
         assert next(i for i in datalist["training"] if i["dataset"] == "implanted")["image"][0] is None
+
+
+@pytest.mark.parametrize("implanted", [False, True])
+def test_the_lesion_network_learns_from_implanted_lesions_too(tmp_path, monkeypatch, implanted):
+    calls = Calls(monkeypatch)
+    run = release(tmp_path)
+    monkeypatch.setattr(run, "ship", lambda *names: None)
+    monkeypatch.setattr(run, "cohort", lambda name: tmp_path / f"{name}.json")
+    files = {"image": "f.nii.gz", "label": "l.nii.gz"}
+    monkeypatch.setattr(run, "cases", lambda cohorts, part: [files | {"subject": part + cohorts[0]}] * len(cohorts))
+    real = {part: [files | {"subject": f"real {part}"}] * 2 for part in ("training", "validation")}
+    monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
+    train_release._uad_autoencoder(run)
+    assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "tuning")]
+    assert calls.options[2]["initial_weights"] == calls.options[1]["ckpt_dir"] / "model.pt"
+    patients = json.loads((tmp_path / "patients.json").read_text())
+    assert [len(patients[part]) for part in ("training", "validation")] == ([5, 4] if implanted else [3, 2])
+    calibration = json.loads((tmp_path / "uad_calibration.json").read_text())["validation"]
+    assert {item["subject"] for item in calibration} == {"validationplain", *["real validation"] * implanted}
 
 
 def test_wrong_options_are_refused(tmp_path):
