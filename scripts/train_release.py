@@ -263,12 +263,12 @@ def _uad_autoencoder(release: Release) -> None:
         slice_step=3,
     )
     patients = {part: release.cases(cohorts, part) + release.implanted(part) for part, cohorts in PATIENTS.items()}
-    unet = {"volumes_per_epoch": 128, "datalist_file": write_datalist(release.folder / "patients.json", patients)}
+    unet = {"datalist_file": write_datalist(release.folder / "patients.json", patients)}
     # the last weights: what validates is synthetic or implanted, too little to choose by
-    release.train("unet", "train", 0.6, 140, lesion_patches=2, brain_patches=2, **unet)
+    release.train("unet", "train", 0.6, 95, lesion_patches=2, brain_patches=2, **unet)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
     unet |= {"learning_rate": 5e-4, "initial_weights": release.weights("unet")}
-    release.train("tuning", "train", 0.3, 70, ["unet"], lesion_patches=1, brain_patches=3, **unet)
+    release.train("tuning", "train", 0.3, 50, ["unet"], lesion_patches=1, brain_patches=3, **unet)
     release.ship("autoencoder", "autoencoder.pt")
     release.ship("tuning", "model.pt")
     # of the phantoms those whose contrast is the measured one
