@@ -327,8 +327,12 @@ def _deepatlas_joint(release: Release) -> None:
     start |= {"registration_steps": 200, "registration_rate": 1e-3, "smoothness_weight": 1.5, "val_interval": 1}
     taught = {"segmentation_weights": release.weights("segmentation"), "anatomy_weight": 5, "supervised_weight": 15}
     release.train("joint", "train", 0.2, 8, ["registration", "segmentation"], **options, **start, **taught)
-    # not shipped: registration for as many steps without a teacher, to see what the teacher is worth
-    release.train("control", ["train", "train_registration"], 0.2, 8, ["registration"], **options, **start)
+    # not shipped: registration for as many steps without a teacher, to see what the teacher is worth; it need not be
+    # smoother than alone, since it does not fold
+    control = ["train", "train_registration"]
+    release.train("control", control, 0.1, 8, ["registration"], **options, **start)
+    start |= {"smoothness_weight": 1}
+    release.train("control_smoothness_1", control, 0.1, 8, ["registration"], **options, **start)
     release.ship("joint", "registration.pt", "model.pt")
 
 

@@ -126,8 +126,12 @@ def test_scans_are_read_with_what_they_have(listed):
             "have no image, expected T1w or FLAIR",
         ),
         (
-            lambda c: c.update(deepatlas_joint={"control_registration_weights": "no.pt"}),
+            lambda c: c.update(deepatlas_joint={"controls": {"without labels": "no.pt"}}),
             "no.pt in deepatlas_joint of .* does not exist",
+        ),
+        (
+            lambda c: c.update(deepatlas_joint={"controls": ["no.pt"]}),
+            r"controls of deepatlas_joint of .* is \['no.pt'\], expected weights of registrations by their titles",
         ),
         (
             lambda c: c.update(
@@ -262,7 +266,7 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     content = json.loads(listed.read_text())
     weights = random_bundles / "deepatlas_joint" / "models" / "registration.pt"
     scan = {"T1w": "healthy/0_T1w.nii.gz", "tissues": "healthy/0_tissues.nii.gz"}
-    content["deepatlas_joint"] = {"control_registration_weights": str(weights), "labelled_scan": scan}
+    content["deepatlas_joint"] = {"controls": {"a": str(weights), "b": str(weights)}, "labelled_scan": scan}
     path = listed.with_name("all.json")
     path.write_text(json.dumps(content))
     found = run(path, random_bundles, tmp_path, [*METHODS])
@@ -298,8 +302,9 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     _, segmented, paired = found["deepatlas_joint"]["sets"]
     assert methods_of(segmented) == [m.title for m in METHODS["deepatlas_joint"]]
     assert paired["name"] == "healthy_pairs"
-    affine, control, joint = paired["rows"]
-    assert control["scores"] == joint["scores"]  # the same weights
+    assert methods_of(paired) == ["affine only", "a", "b", "joint training"]
+    affine, control, other, joint = paired["rows"]
+    assert control["scores"] == other["scores"] == joint["scores"]  # the same weights
     assert set(affine["scores"]["Dice, mean of tissues"]["values"]) == {
         "healthy0 from healthy1",
         "healthy1 from healthy0",

@@ -170,7 +170,7 @@ class Scoring:
     # registration
 
     def _registration(self, scans: ScanSet) -> dict[str, Any]:
-        """Table of every subject onto every other one: affine maps alone, the shipped network, and the control."""
+        """Table of every subject onto every other one: affine maps alone, the shipped network, and the controls."""
         trial = self._trial(scans)
         subjects = scans.cases[: self.registration_subjects]
         cases = [case | {"label": scans.references[case["subject"]]["tissues"]} for case in subjects]
@@ -178,9 +178,8 @@ class Scoring:
         datalist = trial.write_cases({"test": cases})
         pairs = self._register(trial, "registration", datalist, {})
         rows = [_row("affine only", True, False, _pair_scores(pairs, "_affine"), _fixed_of)]
-        if self.data.control_weights is not None:
-            control = self._register(trial, "registration_control", datalist, {"weights": self.data.control_weights})
-            title = "training without labels, as many steps"
+        for number, (title, weights) in enumerate(self.data.controls.items(), start=1):
+            control = self._register(trial, f"registration_control_{number}", datalist, {"weights": weights})
             rows.append(_row(title, True, False, _pair_scores(control), _fixed_of))
         rows.append(_row("joint training", False, True, _pair_scores(pairs), _fixed_of))
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,13 @@ class RealScans:
     Args:
         path: of the JSON.
         sets: the scans.
-        control_weights: of a registration that learned without labels for as many steps as the shipped one.
+        controls: title -> weights of a registration that learned without labels.
         labelled_scan: ``T1w`` and ``tissues`` of a subject of no set, whose labels are propagated.
     """
 
     path: Path
     sets: list[ScanSet]
-    control_weights: Path | None = None
+    controls: dict[str, Path] = field(default_factory=dict)
     labelled_scan: dict[str, Path] | None = None
 
     def sets_of(self, bundle: str) -> list[ScanSet]:
@@ -89,8 +89,8 @@ def read_real_scans(path: str | Path) -> RealScans:
     """Sets of real scans, every file checked, also the values of the references.
 
     ``{"sets": [{"name", "title", "note", "adapt", "cases": [{"subject", "T1w", "FLAIR", "brain_mask", "lesion",
-    "tissues"}]}], "deepatlas_joint": {"control_registration_weights": path, "labelled_scan": {"T1w", "tissues"}}}``: a
-    case has a subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or
+    "tissues"}]}], "deepatlas_joint": {"controls": {title: weights}, "labelled_scan": {"T1w", "tissues"}}}``: a case
+    has a subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or
     false, and the second entry and each part of it may be left out. ``lesion`` is 1 where there is one, ``tissues``
     1 CSF, 2 GM, 3 WM, 4 lesion. Paths are absolute or relative to the JSON.
 
@@ -102,18 +102,20 @@ def read_real_scans(path: str | Path) -> RealScans:
     sets = [_read_set(item, path) for item in _filled(content["sets"], path)]
     _refuse_twice([scans.name for scans in sets], path)
     where = f"deepatlas_joint of {path}"
-    further = _checked(content.get("deepatlas_joint", {}), where, (), ("control_registration_weights", "labelled_scan"))
-    control = labelled = None
-    if "control_registration_weights" in further:
-        control = _path(further["control_registration_weights"], where, path)
-        if not control.is_file():
-            raise InputError(f"{control} in {where} does not exist, expected weights of a registration")
+    further = _checked(content.get("deepatlas_joint", {}), where, (), ("controls", "labelled_scan"))
+    controls, labelled = further.get("controls", {}), None
+    if not isinstance(controls, dict):
+        raise InputError(f"controls of {where} is {controls!r}, expected weights of registrations by their titles")
+    controls = {title: _path(value, where, path) for title, value in controls.items()}
+    for file in controls.values():
+        if not file.is_file():
+            raise InputError(f"{file} in {where} does not exist, expected weights of a registration")
     if "labelled_scan" in further:
         item = _checked(further["labelled_scan"], f"labelled_scan of {where}", ("T1w", "tissues"))
         labelled = {key: _path(value, where, path) for key, value in item.items()}
         check_cases([{"image": str(labelled["T1w"]), "label": str(labelled["tissues"])}], path, ["T1w"])
         _values_of(labelled["tissues"], range(LESION))
-    return RealScans(path, sets, control, labelled)
+    return RealScans(path, sets, controls, labelled)
 
 
 def hash_of(paths: Sequence[str | Path]) -> str:
