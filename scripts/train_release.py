@@ -262,18 +262,34 @@ def _uad_autoencoder(release: Release) -> None:
         gdl_first_epoch=4,
         slice_step=3,
     )
-    patients = {part: release.cases(cohorts, part) + release.implanted(part) for part, cohorts in PATIENTS.items()}
-    unet = {"datalist_file": write_datalist(release.folder / "patients.json", patients)}
-    # the last weights: what validates is synthetic or implanted, too little to choose by
-    release.train("unet", "train", 0.6, 95, lesion_patches=2, brain_patches=2, **unet)
+    patients = {section: release.cases(cohorts, section) for section, cohorts in PATIENTS.items()}
+    datalist = write_datalist(release.folder / "patients.json", patients)
+    unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
+    release.train("unet", "train", 0.4, max_epochs=160, val_interval=20, lesion_patches=2, brain_patches=2, **unet)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet |= {"learning_rate": 5e-4, "initial_weights": release.weights("unet")}
-    release.train("tuning", "train", 0.3, 50, ["unet"], lesion_patches=1, brain_patches=3, **unet)
+    unet |= {"lesion_patches": 1, "brain_patches": 3}
+    tuning = {"val_interval": 10, "learning_rate": 5e-4, "initial_weights": release.weights("unet")}
+    release.train("tuning", "train", 0.1, 40, ["unet"], **unet, **tuning)
+    last = "tuning"
+    # the cohort whose contrast is the measured one
+    calibration = {"validation": release.cases(("plain",), "validation")}
+    if release.implanted("training"):
+        sections = {
+            # without the further phantoms, so that half of the patches are of real scans
+            "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
+            "validation": calibration["validation"] + release.implanted("validation"),
+        }
+        unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
+        calibration = {"validation": sections["validation"]}
+        # the last weights: what validates is what was implanted, too little to choose by
+        start = {"initial_weights": release.weights("tuning")}
+        release.train("implanted", "train", 0.25, 60, ["tuning"], **unet, **start)
+        start = {"initial_weights": release.weights("implanted"), "learning_rate": 5e-4}
+        release.train("restarted", "train", 0.15, 40, ["implanted"], **unet, **start)
+        last = "restarted"
     release.ship("autoencoder", "autoencoder.pt")
-    release.ship("tuning", "model.pt")
-    # of the phantoms those whose contrast is the measured one
-    calibration = release.cases(("plain",), "validation") + release.implanted("validation")
-    datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": calibration})
+    release.ship(last, "model.pt")
+    datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
     release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
 

@@ -152,10 +152,16 @@ def test_the_lesion_network_learns_from_implanted_lesions_too(tmp_path, monkeypa
     real = {part: [files | {"subject": f"real {part}"}] * 2 for part in ("training", "validation")}
     monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
     train_release._uad_autoencoder(run)
-    assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "tuning")]
-    assert calls.options[2]["initial_weights"] == calls.options[1]["ckpt_dir"] / "model.pt"
+    further = ["implanted", "restarted"] * implanted
+    assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "tuning", *further)]
+    trained = [options for options in calls.options if "max_epochs" in options]
+    for before, after in zip(trained[1:], trained[2:], strict=False):
+        assert after["initial_weights"] == before["ckpt_dir"] / "model.pt"
     patients = json.loads((tmp_path / "patients.json").read_text())
-    assert [len(patients[part]) for part in ("training", "validation")] == ([5, 4] if implanted else [3, 2])
+    assert [len(patients[part]) for part in ("training", "validation")] == [3, 2]
+    if implanted:
+        patients = json.loads((tmp_path / "patients_implanted.json").read_text())
+        assert [len(patients[part]) for part in ("training", "validation")] == [4, 3]
     calibration = json.loads((tmp_path / "uad_calibration.json").read_text())["validation"]
     assert {item["subject"] for item in calibration} == {"validationplain", *["real validation"] * implanted}
 
