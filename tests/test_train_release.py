@@ -1,5 +1,6 @@
 """The command that makes the shipped weights: what it runs, how often and for how long. No training is run."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_the_lesion_network_learns_from_implanted_lesions_too(tmp_path, monkeypa
     further = ["implanted", "restarted"] * implanted
     assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "tuning", *further)]
     trained = [options for options in calls.options if "max_epochs" in options]
-    for before, after in zip(trained[1:], trained[2:], strict=False):
+    for before, after in itertools.pairwise(trained[1:]):
         assert after["initial_weights"] == before["ckpt_dir"] / "model.pt"
     patients = json.loads((tmp_path / "patients.json").read_text())
     assert [len(patients[part]) for part in ("training", "validation")] == [3, 2]
