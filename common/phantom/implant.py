@@ -20,6 +20,7 @@ from .contrast import LESION_RANGE
 from .pathology import Lesions
 
 CLASS_OF_TISSUE = torch.tensor([0, CSF, CORTEX, WM, WM])
+TEXTURE = 0.065  # relative sd of patches, and of grain, in a lesion; with it the sd in lesions is 0.15 of white matter
 LEVEL_MM = 8.0  # sd of the neighborhood that says how bright white matter is at a place
 
 
@@ -106,7 +107,7 @@ def implant_lesions(
         image += filled * (1 + 0.7 * float(np.std(image[sure])) * (grain + patches) - image)
         mild, severe = LESION_RANGE[name]
         value = 1 + factor * (mild + (severe - mild) * severity - 1)
-        image += blurred * (value * (1 + 0.065 * (grain + patches)) - image)
+        image += blurred * (value * (1 + TEXTURE * (grain + patches)) - image)
         shading = level / np.median(level[sure])  # what the level took away comes back
         found[name] = np.zeros(grid.shape, dtype=np.float32)
         found[name][box] = np.maximum(image, 0) ** exponent * shading * brain
