@@ -162,6 +162,10 @@ class Release:
             implant_cohort(self.folder / "implanted", scans, COPIES, masks, seed=self.seed, prefix="i")
         return list_cases(datalist_file=datalist, section=section)
 
+    def calibration(self) -> list[dict]:
+        """Cases for thresholds of lesions: phantoms of the measured contrast, and real scans with implanted lesions."""
+        return self.cases(("plain",), "validation") + self.implanted("validation")
+
     def _with_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         """The scans with files of their tissues and of their suspected lesions."""
         items = [item for section in scans.values() for item in section]
@@ -262,34 +266,14 @@ def _uad_autoencoder(release: Release) -> None:
         gdl_first_epoch=4,
         slice_step=3,
     )
-    patients = {section: release.cases(cohorts, section) for section, cohorts in PATIENTS.items()}
+    patients = {part: release.cases(cohorts, part) + release.implanted(part) for part, cohorts in PATIENTS.items()}
     datalist = write_datalist(release.folder / "patients.json", patients)
-    unet = {"volumes_per_epoch": 128, "datalist_file": datalist}
-    release.train("unet", "train", 0.4, max_epochs=160, val_interval=20, lesion_patches=2, brain_patches=2, **unet)
-    # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    unet |= {"lesion_patches": 1, "brain_patches": 3}
-    tuning = {"val_interval": 10, "learning_rate": 5e-4, "initial_weights": release.weights("unet")}
-    release.train("tuning", "train", 0.1, 40, ["unet"], **unet, **tuning)
-    last = "tuning"
-    # the cohort whose contrast is the measured one
-    calibration = {"validation": release.cases(("plain",), "validation")}
-    if release.implanted("training"):
-        sections = {
-            # without the further phantoms, so that half of the patches are of real scans
-            "training": release.cases(("mixed", "plain"), "training") + release.implanted("training"),
-            "validation": calibration["validation"] + release.implanted("validation"),
-        }
-        unet["datalist_file"] = write_datalist(release.folder / "patients_implanted.json", sections)
-        calibration = {"validation": sections["validation"]}
-        # the last weights: what validates is what was implanted, too little to choose by
-        start = {"initial_weights": release.weights("tuning")}
-        release.train("implanted", "train", 0.25, 60, ["tuning"], **unet, **start)
-        start = {"initial_weights": release.weights("implanted"), "learning_rate": 5e-4}
-        release.train("restarted", "train", 0.15, 40, ["implanted"], **unet, **start)
-        last = "restarted"
+    # mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too; the last
+    # weights: what validates is synthetic or implanted, too little to choose by
+    release.train("unet", "train", 0.9, 200, datalist_file=datalist, lesion_patches=1, brain_patches=3)
     release.ship("autoencoder", "autoencoder.pt")
-    release.ship(last, "model.pt")
-    datalist = write_datalist(release.folder / "uad_calibration.json", calibration)
+    release.ship("unet", "model.pt")
+    datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": release.calibration()})
     release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
 
 
@@ -315,8 +299,7 @@ def _ace_multitask(release: Release) -> None:
     # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
     release.train("train", "train", 1.0, 400, datalist_file=datalist, channel_dropout=0.15)
     release.ship("train", "model.pt")
-    calibration = release.cases(("plain",), "validation") + release.implanted("validation")
-    sections = {"validation": _as_set("lesion", "lesion", calibration)}
+    sections = {"validation": _as_set("lesion", "lesion", release.calibration())}
     release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
 
 
