@@ -297,8 +297,12 @@ def _ace_multitask(release: Release) -> None:
         tables["datasets"]["implanted"] = tables["datasets"]["lesion"]
     datalist = write_datalist(release.folder / "ace.json", sections, {"label_sets": tables})
     # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
-    release.train("train", "train", 1.0, 400, datalist_file=datalist, channel_dropout=0.15)
-    release.ship("train", "model.pt")
+    options = {"datalist_file": datalist, "channel_dropout": 0.15}
+    release.train("train", "train", 0.6, 400, **options)
+    # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
+    options |= {"background_patches": 0.75, "initial_weights": release.weights("train")}
+    release.train("brain", "train", 0.4, 300, ["train"], **options)
+    release.ship("brain", "model.pt")
     sections = {"validation": _as_set("lesion", "lesion", release.calibration())}
     release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
 
