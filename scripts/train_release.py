@@ -301,8 +301,8 @@ def _ace_multitask(release: Release) -> None:
     release.train("train", "train", 0.6, 400, **options)
     # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
     options |= {"background_patches": 0.75, "initial_weights": release.weights("train")}
-    release.train("brain", "train", 0.4, 300, ["train"], **options)
-    release.ship("brain", "model.pt")
+    release.train("finetune", "train", 0.4, 300, ["train"], **options)
+    release.ship("finetune", "model.pt")
     sections = {"validation": _as_set("lesion", "lesion", release.calibration())}
     release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
 

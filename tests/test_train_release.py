@@ -127,10 +127,10 @@ def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, m
     real = {part: [case | {"subject": f"real {part}", "T1w": None}] * 2 for part in ("training", "validation")}
     monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
     train_release._ace_multitask(run)
-    assert calls.trained == ["ace_multitask_train", "ace_multitask_brain"]
+    assert calls.trained == ["ace_multitask_train", "ace_multitask_finetune"]
     assert calls.options[1]["initial_weights"] == tmp_path / "ace_multitask_train" / "models" / "model.pt"
     assert calls.options[1]["background_patches"] > 0.5
-    assert shipped == [("brain", "model.pt")]
+    assert shipped == [("finetune", "model.pt")]
     calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
     assert len(calibration) == (4 if implanted else 2)
     assert {item["dataset"] for item in calibration} == {"lesion"}
