@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 from study.evidence import machine
-from study.real_scans import BEST_DICE, CALLED_LESION, METHODS, Scoring, score_files, summary_of
+from study.real_scans import BEST_DICE, CALLED_LESION, METHODS, Scoring, pair_scores, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
 
 from common.errors import InputError
@@ -261,12 +262,27 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
     assert all(path.stat().st_mtime_ns != time for path, time in done.items())
 
 
+def test_undefined_score_of_a_pair_is_left_out():
+    rows = [
+        {"subjects": "a from b", "dice": "0.5", "correlation": "nan", "folds_percent": "2"},
+        {"subjects": "b from a", "dice": "0.7", "correlation": "0.9", "folds_percent": "0"},
+    ]
+    scores = pair_scores(rows)
+    assert scores["correlation in the brain"] == {"b from a": 0.9}
+    assert scores["Dice, mean of tissues"] == {"a from b": 0.5, "b from a": 0.7}
+    assert "correlation in the brain" not in pair_scores(rows[:1])
+
+
 @pytest.mark.slow
 def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     content = json.loads(listed.read_text())
     weights = random_bundles / "deepatlas_joint" / "models" / "registration.pt"
     scan = {"T1w": "healthy/0_T1w.nii.gz", "tissues": "healthy/0_tissues.nii.gz"}
-    content["deepatlas_joint"] = {"controls": {"a": str(weights), "b": str(weights)}, "labelled_scan": scan}
+    other_weights = tmp_path / "other.pt"
+    state = torch.load(weights, weights_only=True)
+    torch.save({name: value + 0.05 for name, value in state.items()}, other_weights)
+    controls = {"a": str(weights), "b": str(other_weights)}
+    content["deepatlas_joint"] = {"controls": controls, "labelled_scan": scan}
     path = listed.with_name("all.json")
     path.write_text(json.dumps(content))
     found = run(path, random_bundles, tmp_path, [*METHODS])
@@ -300,11 +316,14 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
         CALLED_LESION,
     }
     _, segmented, paired = found["deepatlas_joint"]["sets"]
-    assert methods_of(segmented) == [m.title for m in METHODS["deepatlas_joint"]]
+    by_controls = [f"labels of one scan, propagated by {title}" for title in controls]
+    assert methods_of(segmented) == [m.title for m in METHODS["deepatlas_joint"]] + by_controls
+    _, _, propagated, by_same, by_other = (row["scores"] for row in segmented["rows"])
+    assert by_same == propagated != by_other
     assert paired["name"] == "healthy_pairs"
     assert methods_of(paired) == ["affine only", "a", "b", "joint training"]
     affine, control, other, joint = paired["rows"]
-    assert control["scores"] == other["scores"] == joint["scores"]  # the same weights
+    assert control["scores"] == joint["scores"] != other["scores"]  # the same weights, and others
     assert set(affine["scores"]["Dice, mean of tissues"]["values"]) == {
         "healthy0 from healthy1",
         "healthy1 from healthy0",

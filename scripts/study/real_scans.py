@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Method:
         baseline: whether it is what the bundle has to beat.
         variant: ``adapted``, if ``adapt.json`` fits weights to the scans of the set first, without their labels;
             ``of_one_scan``, if it is told a labelled scan.
+        control: title of the registration without labels that it is told, one of those of the list of scans.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Method:
     layers: tuple[str, ...] = ()
     baseline: bool = False
     variant: str = ""
+    control: str = ""
 
     @property
     def shipped(self) -> bool:
@@ -134,9 +136,16 @@ class Scoring:
     # segmentation
 
     def _methods(self, bundle: str, scans: ScanSet) -> list[Method]:
-        """Those that the list asks for and has the files for."""
+        """Those that the list asks for and has the files for; propagation by every control too."""
         wanted = {"": True, "adapted": scans.adapt, "of_one_scan": self.data.labelled_scan is not None}
-        return [method for method in METHODS[bundle] if wanted[method.variant] and scans.fits(method.bundle)]
+        methods = [method for method in METHODS[bundle] if wanted[method.variant] and scans.fits(method.bundle)]
+        by_controls = [
+            replace(method, title=f"{method.title} by {title}", control=title)
+            for method in methods
+            if method.variant == "of_one_scan"
+            for title in self.data.controls
+        ]
+        return methods + by_controls
 
     def _scores(self, method: Method, scans: ScanSet) -> Scores:
         """Scores of the files that a method writes, or those that were computed of the same files before."""
@@ -148,8 +157,12 @@ class Scoring:
         elif method.variant == "of_one_scan":
             files = self.data.labelled_scan
             options = {"moving_file": files["T1w"], "moving_label_file": files["tissues"]}
+        parts = [method.variant] if method.variant else []
+        if method.control:
+            options["weights"] = self.data.controls[method.control]
+            parts.append(f"control_{[*self.data.controls].index(method.control) + 1}")
         configs = ["inference", *method.layers]
-        folder = trial.folder / method.bundle / "_".join([*configs, *([method.variant] if method.variant else [])])
+        folder = trial.folder / method.bundle / "_".join([*configs, *parts])
         datalist = trial.write_cases({"test": scans.cases})
         trial.step(folder, method.bundle, configs, {"datalist_file": datalist, "output_dir": folder, **options})
 
@@ -177,11 +190,11 @@ class Scoring:
         cases = [case | {"label_content": hash_of([case["label"]])} for case in cases]
         datalist = trial.write_cases({"test": cases})
         pairs = self._register(trial, "registration", datalist, {})
-        rows = [_row("affine only", True, False, _pair_scores(pairs, "_affine"), _fixed_of)]
+        rows = [_row("affine only", True, False, pair_scores(pairs, "_affine"), _fixed_of)]
         for number, (title, weights) in enumerate(self.data.controls.items(), start=1):
             control = self._register(trial, f"registration_control_{number}", datalist, {"weights": weights})
-            rows.append(_row(title, True, False, _pair_scores(control), _fixed_of))
-        rows.append(_row("joint training", False, True, _pair_scores(pairs), _fixed_of))
+            rows.append(_row(title, True, False, pair_scores(control), _fixed_of))
+        rows.append(_row("joint training", False, True, pair_scores(pairs), _fixed_of))
         return {
             "name": f"{scans.name}_pairs",
             "title": f"{scans.title}: registration",
@@ -262,13 +275,18 @@ def _means(scores: Scores) -> dict[str, float]:
     return {subject: float(np.mean([values[subject] for values in scores.values()])) for subject in subjects}
 
 
-def _pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
-    """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing."""
-    return {
+def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
+    """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing.
+
+    Pairs for which a score is undefined, such as the correlation with an image moved out of sight, are left out of it.
+    """
+    scores = {
         "Dice, mean of tissues": {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
         "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
         "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
     }
+    defined = {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
+    return {name: values for name, values in defined.items() if values}
 
 
 def _saves(step: Mapping[str, Any]) -> bool:
