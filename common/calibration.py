@@ -107,7 +107,7 @@ def _decided(case: Case, ignore_value: int | None) -> np.ndarray | bool:
 def _brain(case: Case) -> np.ndarray:
     """Where the bundle looks: the brain mask of the case, else where its first image is not 0."""
     loaded = LoadScand("brain_mask", allow_missing_keys=True)(LoadScand("image")(case))
-    return BrainMaskd("image")(loaded)["brain_mask"][0].numpy() > 0
+    return BrainMaskd("image", largest_negative_share=None)(loaded)["brain_mask"][0].numpy() > 0
 
 
 def _rounded(value: float, up: bool) -> float:

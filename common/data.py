@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # endings of files that are no scan to work on, for a folder whose files do not name their sequence
 _DERIVED = ("seg", "dseg", "prob", "mask", "brainmask", "label", "labels", "lesion", "lesions", "tissue", "tissues")
+_SEQUENCES = ("t1", "t2", "flair", "pd")  # in names, with or without a w
+_FILES = ("image", "label", "brain_mask")
 # what may stand beside `<case>_<sequence>.nii.gz`
 _COMPANIONS = {
     "brain_mask": ("brainmask", "brain_mask", "desc-brain_mask"),
@@ -83,8 +85,10 @@ def list_cases(
             neither true nor false, nobody is left though the JSON says who is healthy, or the JSON has another form.
     """
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+    # a name such as 2025 comes from the command line as a number
+    dataset_dir = None if dataset_dir is None else str(dataset_dir)
     if datalist_file is not None:
-        source = Path(datalist_file)
+        source = Path(str(datalist_file))
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
         content = read_json(source)
@@ -124,7 +128,11 @@ def check_cases(
     for case in cases:
         _check_keys(case, source, tuple(sequences), require, optional_sequences)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
-        list(pool.map(lambda case: _check_grids(case, require, one_grid), cases))
+        failures = [error for error in pool.map(lambda case: _failure(case, require, one_grid), cases) if error]
+    if failures:
+        first, *others = map(str, failures)
+        more = f"; {len(others)} other cases cannot be used either: {' | '.join(others)}" if others else ""
+        raise InputError(f"{first}{more}")
     name_cases(cases)
     logger.info("%s: %d cases of %s", source, len(cases), ", ".join(sequences))
     return cases
@@ -266,7 +274,7 @@ def subject_of(case: Mapping[str, Any]) -> str:
     if "subject" in case:
         return str(case["subject"])
     path = Path(_images(case)[0])
-    nameless = stem(path).lower() in ("flair", "t1", "t1w", "t2", "t2w", "pd")
+    nameless = stem(path).lower().removesuffix("w") in _SEQUENCES
     return _bids_subject(path) or (path.parent.name if nameless else stem(path))
 
 
@@ -458,6 +466,10 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
         cases = [_case_of_prefix(prefix, sequences, found) for prefix in sorted(set().union(*found))]
     elif len(sequences) == 1:
         plain = [p for p in files if p.parent == folder and stem(p).rpartition("_")[2].lower() not in _DERIVED]
+        for path in plain:
+            other = _named_otherwise(path, sequences[0])
+            if other is not None:
+                raise InputError(f"{path} is named as {other}, expected {sequences[0]}, or another name")
         cases = [{"image": str(p)} for p in plain]
     else:
         cases = []
@@ -476,6 +488,16 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
             ", ".join(left[:5]) + ", ..." * (len(left) > 5),
         )
     return cases
+
+
+def _named_otherwise(path: str | Path, sequence: str) -> str | None:
+    """The sequence in a file's name, if there is one and none is the expected one."""
+
+    def short(word: str) -> str:
+        return word.lower().removesuffix("w")
+
+    named = [word for word in re.split(r"[^A-Za-z0-9]+", stem(path)) if short(word) in _SEQUENCES]
+    return named[-1] if named and short(sequence) not in map(short, named) else None
 
 
 def _nifti_files(folder: Path, pattern: str) -> list[Path]:
@@ -528,7 +550,7 @@ def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: 
         if not isinstance(item.get("healthy"), bool | None):
             raise InputError(f"item {number} of {path} has healthy {item['healthy']!r}, expected true or false")
         case = {
-            key: _map_paths(value, lambda p: _absolute(p, path.parent))
+            key: _map_paths(value, lambda p: _absolute(p, path.parent), every=key in (*_FILES, mask_key))
             for key, value in item.items()
             if _is_simple(key, value)
         }
@@ -649,11 +671,22 @@ def _check_keys(
         if path is None and sequence not in optional:
             allowed = f" (only {', '.join(optional)} may be null)" if optional else ""
             raise InputError(f"the case of {images[0]} in {source} has no {sequence}, expected its path{allowed}")
+        other = _named_otherwise(path, sequence) if path is not None else None
+        if other is not None:
+            logger.warning("%s is named as %s, but stands in the place of %s", path, other, sequence)
     case["image"] = entries[0] if len(entries) == 1 else entries
     for key in require:
         if key not in case:
             raise InputError(f"the case of {images[0]} in {source} has no {key}, expected one")
     case["subject"] = subject_of(case)
+
+
+def _failure(case: dict[str, Any], require: Sequence[str], one_grid: bool) -> InputError | None:
+    try:
+        _check_grids(case, require, one_grid)
+    except InputError as e:
+        return e
+    return None
 
 
 def _check_grids(case: dict[str, Any], require: Sequence[str], one_grid: bool) -> None:
@@ -702,10 +735,11 @@ def _paths(value: Any) -> list[str]:
     return [v for v in values if isinstance(v, str) and v.endswith((".nii", ".nii.gz"))]
 
 
-def _map_paths(value: Any, change: Callable[[str], str]) -> Any:
+def _map_paths(value: Any, change: Callable[[str], str], every: bool = False) -> Any:
+    """Paths of NIfTI files changed, or every text."""
     if isinstance(value, list | tuple):
-        return [_map_paths(v, change) for v in value]
-    return change(value) if _paths(value) else value
+        return [_map_paths(v, change, every) for v in value]
+    return change(value) if _paths(value) or (every and isinstance(value, str)) else value
 
 
 def _absolute(path: str, folder: Path) -> str:

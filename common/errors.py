@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
 import logging
 import re
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 
 logger = logging.getLogger(__name__)
@@ -59,8 +63,11 @@ def install_error_hook() -> None:
 
     The full traceback is logged at level DEBUG. Any other exception is reported as before. Log records in which MONAI
     and ignite repeat an InputError on its way up, some with all of its traceback, are left out unless the root logger
-    is at DEBUG. Calling it again changes nothing. Meant as the first expression of ``run`` in a config.
+    is at DEBUG. Calling it again changes nothing. Meant as the first expression of ``run`` in a config: options of the
+    command line that no config knows, which MONAI takes in silence, are warned of.
     """
+    if sys.argv[0].endswith("bundle/__main__.py") and sys.argv[1:2] == ["run"]:
+        warn_of_unknown_options(sys.argv[2:])
     if getattr(sys.excepthook, "input_error", None) is InputError:
         return
     _filter_loggers()
@@ -76,6 +83,32 @@ def install_error_hook() -> None:
 
     hook.input_error = InputError
     sys.excepthook = hook
+
+
+def warn_of_unknown_options(arguments: Sequence[str]) -> None:
+    """Log what is neither an entry on top of the config files nor an option of ``monai.bundle run`` itself.
+
+    Args:
+        arguments: those of ``python -m monai.bundle run``, ``--config_file`` among them.
+    """
+    from monai.bundle import ConfigParser, run  # not needed by who only raises an InputError
+
+    given: dict[str, str] = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            name, _, value = argument[2:].partition("=")
+            given[name.replace("-", "_")] = value or following
+    files = given.get("config_file", "")
+    if not files:
+        return
+    known = {*ConfigParser.load_config_files(ast.literal_eval(files) if files.startswith("[") else files)}
+    known |= {*inspect.signature(run).parameters} - {"override"}
+    for name in given:
+        entry = re.split("#|::", name.lstrip("+"))[0]
+        if entry not in known and not entry.startswith("_"):
+            near = difflib.get_close_matches(entry, known, 1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            logger.warning("--%s is no entry of %s and changes nothing by itself%s", name, files, hint)
 
 
 def _filter_loggers() -> None:

@@ -260,7 +260,7 @@ def _load(case: Case) -> Case:
     difference = grid_difference(prediction.shape[1:], prediction.affine, image.shape[1:], image.affine)
     if difference:
         raise InputError(f"{case['prediction']} and {file_of(image)} have {difference}, expected one grid")
-    return BrainMaskd("image")(scan)
+    return BrainMaskd("image", largest_negative_share=None)(scan)
 
 
 def _check_configs(case: Case, values: MetaTensor, predictor: Predictor, clean_up: CleanUp) -> None:

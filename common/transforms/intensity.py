@@ -30,11 +30,15 @@ class BrainMaskd(MapTransform):
         mask_key: item of the mask.
         skull_stripped_share: without a mask item, warn if more than this share of the voxels is not 0.
         largest_ratio: without a mask item, of the voxels that are not 0 in one sequence to those in another.
+        largest_brain_ml: without a mask item, warn if more than this is not 0.
+        largest_negative_share: of the voxels of the brain that may be below 0, by interpolation, where what follows
+            takes 0 for dark; None for what takes any intensities, z-scored ones too.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the mask is empty or lies on another grid than the image, or a channel has nothing inside it; if
-            sequences differ in what is not 0, so that not all of them are skull-stripped.
+        InputError: if the mask is empty or lies on another grid than the image, or a channel is 0 or constant inside
+            it, or too much of it below 0; without a mask item, if no voxel is 0, or sequences differ in what is not 0,
+            so that not all of them are skull-stripped.
     """
 
     def __init__(
@@ -43,12 +47,16 @@ class BrainMaskd(MapTransform):
         mask_key: str = "brain_mask",
         skull_stripped_share: float = 0.95,
         largest_ratio: float = 1.5,
+        largest_brain_ml: float = 2400.0,
+        largest_negative_share: float | None = 0.01,
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_key = mask_key
         self.skull_stripped_share = skull_stripped_share
         self.largest_ratio = largest_ratio
+        self.largest_brain_ml = largest_brain_ml
+        self.largest_negative_share = largest_negative_share
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -61,19 +69,44 @@ class BrainMaskd(MapTransform):
         return d
 
     def _check_inside(self, image: MetaTensor, masked: MetaTensor) -> None:
-        """An image that the mask empties would pass for a missing sequence."""
-        for index in range(len(image)):
-            if image[index].any() and not masked[index].any():
-                raise InputError(f"{file_of(image)}: channel {index} is 0 everywhere in the brain, expected contrast")
+        """An image that the mask empties would pass for a missing sequence; interpolation would hide a constant."""
+        for index, (whole, inside) in enumerate(zip(image.as_tensor(), masked.as_tensor(), strict=True)):
+            if not whole.any():
+                continue
+            values = inside[inside != 0]
+            if not len(values) or values.min() == values.max():
+                value = f"{values[0].item():g}" if len(values) else "0"
+                raise InputError(
+                    f"{file_of(image)}: channel {index} is {value} everywhere in the brain, expected contrast"
+                )
+            negative = (values < 0).float().mean().item()
+            if self.largest_negative_share is not None and negative > self.largest_negative_share:
+                raise InputError(
+                    f"{file_of(image)}: channel {index} is below 0 in {100 * negative:.0f} % of the brain, expected "
+                    "intensities from 0 up, not z-scored ones"
+                )
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
         nonzero = (image.as_tensor() != 0).numpy(force=True)
         self._check_extents(nonzero, image)
         mask = fill_holes(nonzero.any(0))
         share = mask.mean()
+        if nonzero.any(0).all():
+            raise InputError(
+                f"{file_of(image)}: no voxel is 0, expected a skull-stripped image, 0 outside the brain, or a brain "
+                "mask"
+            )
         if share > self.skull_stripped_share:
             logger.warning(
                 "%s: %.0f %% of the voxels are not 0, expected a skull-stripped image", file_of(image), 100 * share
+            )
+        brain_ml = np.count_nonzero(mask) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        if brain_ml > self.largest_brain_ml:
+            logger.warning(
+                "%s: %.1f l are not 0, expected a brain of up to %.1f l: strip the skull, or give a brain mask",
+                file_of(image),
+                brain_ml / 1000,
+                self.largest_brain_ml / 1000,
             )
         return MetaTensor(torch.from_numpy(mask[None]).to(image.device), meta=image.meta)
 

@@ -25,6 +25,8 @@ from ..errors import InputError
 logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE_MM = 1e-3
+VOXEL_MM = (0.05, 20.0)  # smallest and largest edge that a voxel of a head may have
+EXTENT_MM = 1000.0
 _UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError)
 # the header fields that say where a voxel lies; others, left behind, may hold names of people and scanners
 _GRID_FIELDS = (
@@ -45,7 +47,8 @@ def open_scan(path: str | Path) -> nib.Nifti1Image:
         nibabel's image; its first three axes are the scan, any further axis has length 1.
 
     Raises:
-        InputError: if the file is missing, is no NIfTI, holds no single 3-D volume, or has a broken affine.
+        InputError: if the file is missing, is no NIfTI, holds no single 3-D volume, or has a broken affine or
+            one that is not in millimetres.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,6 +69,12 @@ def open_scan(path: str | Path) -> nib.Nifti1Image:
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise InputError(
             f"{path} has the affine {image.affine[:3].tolist()}, expected a finite one that can be inverted"
+        )
+    edges = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if not (VOXEL_MM[0] <= edges.min() and edges.max() <= VOXEL_MM[1] and (edges * shape[:3]).max() <= EXTENT_MM):
+        sizes = " x ".join(f"{edge:g}" for edge in edges)
+        raise InputError(
+            f"{path} has {' x '.join(map(str, shape[:3]))} voxels of {sizes} mm, expected a head in millimetres"
         )
     return image
 
@@ -160,7 +169,8 @@ class LoadScand(MapTransform):
         if not finite.all():
             broken = int((~finite).sum())
             raise InputError(
-                f"{path} has {broken} NaN or infinite voxels of {scan.numel()}, expected finite values only"
+                f"{path} has {broken} NaN or infinite voxels of {scan.numel()}, expected finite values only: "
+                "set those outside the brain to 0"
             )
         if not allow_empty and not scan.any():
             raise InputError(f"{path} is zero everywhere, expected a voxel of another value")
@@ -237,7 +247,7 @@ class SaveScand(SaveImaged):
             print_log=False,
             allow_missing_keys=allow_missing_keys,
         )
-        self.output_dir = Path(output_dir)
+        self.output_dir = Path(str(output_dir))  # a name such as 2025 comes from the command line as a number
         self.postfix = ensure_tuple_rep(postfix, len(self.keys))
         if len(set(self.postfix)) < len(self.keys):
             raise ValueError(f"postfix is {postfix!r} for the keys {self.keys}, expected another one for each key")

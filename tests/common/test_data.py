@@ -66,6 +66,47 @@ def test_without_a_named_sequence_every_image_but_masks_and_maps_is_taken(tmp_pa
     assert names(list_cases(tmp_path)) == ["x", "y"]
 
 
+def test_a_folder_of_another_sequence_is_refused_and_a_datalist_of_one_warned_of(tmp_path, caplog):
+    other = save(tmp_path / "scans" / "sub-01_T1w.nii.gz")
+    with pytest.raises(InputError, match=r"sub-01_T1w\.nii\.gz is named as T1w, expected FLAIR"):
+        list_cases(tmp_path / "scans")
+    assert names(list_cases(tmp_path / "scans", sequences="T1")) == ["sub-01_T1w"]
+    registered = save(tmp_path / "FLAIR_on_T1.nii.gz")
+    datalist = save_json(tmp_path / "cases.json", [{"image": str(registered)}, {"image": str(other)}])
+    assert names(list_cases(datalist_file=datalist)) == ["FLAIR_on_T1", "sub-01_T1w"]
+    assert caplog.text.count("is named as") == 1
+    assert f"{other} is named as T1w, but stands in the place of FLAIR" in caplog.text
+
+
+def test_a_folder_that_the_command_line_took_for_a_number_is_found(tmp_path, monkeypatch):
+    save(tmp_path / "2025" / "x.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert names(list_cases(2025)) == ["x"]
+
+
+def test_all_unusable_files_of_a_list_are_named_at_once(tmp_path):
+    good, flat = save(tmp_path / "good.nii.gz"), save(tmp_path / "flat.nii.gz", shape=(4, 5, 1))
+    (tmp_path / "x.mgz").write_bytes(b"")
+    items = [{"image": str(good)}, {"image": "no.nii.gz"}, {"image": flat.name}, {"image": "x.mgz"}]
+    with pytest.raises(InputError) as error:
+        list_cases(datalist_file=save_json(tmp_path / "cases.json", items))
+    sentence = str(error.value)
+    assert sentence.startswith(f"{tmp_path / 'no.nii.gz'} does not exist, expected a NIfTI file; 2 other cases cannot")
+    assert f"{flat} has shape (4, 5, 1)" in sentence
+    assert f"{tmp_path / 'x.mgz'} cannot be read as NIfTI" in sentence
+    with pytest.raises(InputError, match=r"no\.nii\.gz does not exist, expected a NIfTI file$"):
+        list_cases(datalist_file=save_json(tmp_path / "one.json", items[:2]))
+
+
+@pytest.mark.parametrize("factor", [0.001, 10.0, 1000.0])
+def test_a_grid_that_is_not_in_millimetres_is_refused(tmp_path, factor):
+    affine = AFFINE.copy()
+    affine[:3] *= factor
+    save(tmp_path / "x.nii.gz", shape=(4, 5, 60), affine=affine)
+    with pytest.raises(InputError, match=r"x\.nii\.gz has 4 x 5 x 60 voxels of .* mm, expected a head in millimetres"):
+        list_cases(tmp_path)
+
+
 def test_mask_and_label_beside_an_image_belong_to_its_case(tmp_path):
     for file in ("p1_FLAIR.nii.gz", "p1_brainmask.nii.gz", "p1_lesion.nii.gz", "p2_FLAIR.nii.gz"):
         save(tmp_path / file)

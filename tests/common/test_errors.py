@@ -12,7 +12,7 @@ import pytest
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from common.errors import InputError, find_input_error, install_error_hook
+from common.errors import InputError, find_input_error, install_error_hook, warn_of_unknown_options
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -182,3 +182,30 @@ def test_a_bundle_whose_input_is_right_writes_its_output(config, monai_bundle):
     code, output = monai_bundle("run", "--config_file", config, *options)
     assert code == 0, output
     assert [path.name for path in (root / "out").iterdir()] == ["a_prob.nii.gz"]
+
+
+def test_options_that_no_config_knows_are_warned_of(tmp_path, caplog):
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text('{"save_entropy": false, "train": {"epochs": 3}}')
+    second.write_text('{"threshold": 0.5}')
+    files = f"['{first}','{second}']"
+    right = [
+        "--config_file",
+        files,
+        "--save-entropy",
+        "True",
+        "--threshold=0.4",
+        "--train#epochs",
+        "-1",
+        "--run_id",
+        "x",
+    ]
+    warn_of_unknown_options(right)
+    assert not caplog.text
+    warn_of_unknown_options([*right, "--save_entrpy", "True", "--zzz#a=1"])
+    assert "--save_entrpy is no entry of" in caplog.text
+    assert "did you mean save_entropy?" in caplog.text
+    assert "--zzz#a is no entry of" in caplog.text
+    caplog.clear()
+    warn_of_unknown_options(["--config_file", str(first), "--threshold", "0.4"])
+    assert "--threshold is no entry of" in caplog.text

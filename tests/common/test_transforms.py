@@ -80,6 +80,19 @@ def scan(tmp_path):
     return save(tmp_path / "scan.nii.gz", ramp((12, 14, 10), OBLIQUE))
 
 
+@pytest.fixture
+def stripped(tmp_path):
+    array = ramp((12, 14, 10), OBLIQUE)
+    array[0, 0, 0] = 0
+    return save(tmp_path / "scan.nii.gz", array)
+
+
+def uneven(mask):
+    """An image that is not constant where a mask is not 0, and 0 elsewhere."""
+    mask = torch.as_tensor(mask)
+    return mask * torch.linspace(1, 2, mask.numel()).reshape(mask.shape)
+
+
 # without metadata
 
 
@@ -247,7 +260,7 @@ def test_unknown_label_values_are_named():
 
 
 def test_voxels_that_are_not_zero_in_any_channel_are_the_brain():
-    image = meta(torch.tensor([[0.0, 5, -2, 0, 0], [0, 0, 1, 1, 0]]).reshape(2, 5, 1, 1))
+    image = meta(torch.tensor([[0.0, 5, 2, 0, 0], [0, 0, 1, 3, 0]]).reshape(2, 5, 1, 1))
     out = BrainMaskd()({"image": image})
     assert out["brain_mask"].flatten().tolist() == [0, 1, 1, 1, 0]
     assert out["image"].equal(image)
@@ -260,10 +273,11 @@ def test_one_sequence_with_its_skull_is_refused():
     image[0, 2:6, 2:6, 2:6] = 1
     image[1, 1:7, 1:7, 1:7] = 1
     sentence = r"scan\.nii\.gz: channel 1 is not 0 in 3\.4 times as many voxels as channel 0, expected all sequences"
+    mask = meta(image[:1].clone())
+    image = uneven(image)
     with pytest.raises(InputError, match=sentence):
         BrainMaskd()({"image": meta(image)})
-    mask = meta((image[:1] > 0).float())
-    assert BrainMaskd()({"image": meta(image), "brain_mask": mask})["image"][1].sum() == 4**3
+    assert BrainMaskd()({"image": meta(image), "brain_mask": mask})["image"][1].count_nonzero() == 4**3
 
 
 def test_fluid_that_is_zero_inside_the_brain_is_brain():
@@ -271,7 +285,7 @@ def test_fluid_that_is_zero_inside_the_brain_is_brain():
     image[0, :6, 1:6, 1:6] = 1  # one side lies at the margin of the image
     image[0, 2, 2, 2] = image[0, 3:5, 3, 3] = 0  # enclosed
     image[0, 0, 5, 5] = 0  # at the margin: outside
-    mask = BrainMaskd()({"image": meta(image)})["brain_mask"][0]
+    mask = BrainMaskd()({"image": meta(uneven(image))})["brain_mask"][0]
     assert mask[2, 2, 2] == 1
     assert mask[3:5, 3, 3].all()
     assert mask[0, 5, 5] == 0
@@ -289,11 +303,39 @@ def test_an_image_with_a_skull_is_warned_of(caplog):
     caplog.set_level(logging.WARNING)
     image = torch.ones(1, 10, 10, 10)
     image[0, 0, :5] = 0  # 5 % are 0: just the limit
-    BrainMaskd()({"image": meta(image)})
+    BrainMaskd()({"image": meta(uneven(image))})
     assert not caplog.text
     image[0, 0, 0] = 1
-    BrainMaskd()({"image": meta(image)})
+    BrainMaskd()({"image": meta(uneven(image))})
     assert "scan.nii.gz: 96 % of the voxels are not 0, expected a skull-stripped image" in caplog.text
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: no voxel is 0, expected a skull-stripped image"):
+        BrainMaskd()({"image": meta(uneven(torch.ones_like(image)))})
+
+
+def test_a_head_in_place_of_a_brain_is_warned_of(caplog):
+    caplog.set_level(logging.WARNING)
+    image = torch.zeros(1, 20, 20, 20)
+    image[0, 2:12, 2:12, 2:12] = 1
+    BrainMaskd()({"image": meta(uneven(image), spacing=(13.0, 13, 13))})  # 2.2 l
+    assert not caplog.text
+    BrainMaskd()({"image": meta(uneven(image), spacing=(14.0, 14, 14))})
+    assert "scan.nii.gz: 2.7 l are not 0, expected a brain of up to 2.4 l: strip the skull" in caplog.text
+
+
+def test_an_image_without_contrast_or_below_0_is_refused():
+    brain = torch.zeros(1, 8, 8, 8)
+    brain[0, 2:7, 2:7, 2:7] = 1
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: channel 0 is 7 everywhere in the brain, expected contrast"):
+        BrainMaskd()({"image": meta(7 * brain)})
+    with pytest.raises(InputError, match=r"channel 0 is 7 everywhere in the brain"):
+        BrainMaskd()({"image": meta(torch.full_like(brain, 7)), "brain_mask": meta(brain)})
+    scored = uneven(brain) - 1.5 * brain
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: channel 0 is below 0 in \d\d % of the brain, expected inten"):
+        BrainMaskd()({"image": meta(scored)})
+    assert BrainMaskd(largest_negative_share=None)({"image": meta(scored)})["brain_mask"].equal(brain)
+    interpolated = uneven(brain)
+    interpolated[0, 2, 2, 2] = -0.1  # one of 125
+    BrainMaskd()({"image": meta(interpolated)})
 
 
 def test_an_empty_mask_and_a_mask_of_another_grid_are_refused():
@@ -383,9 +425,11 @@ def test_a_resampled_scan_shows_every_point_where_it_was(scan):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_map_comes_back_to_the_grid_of_the_file_by_invertd(tmp_path, scan, preprocessing, batched):
-    item = preprocessing({"image": scan, "image_path": scan, "image_note": "kept", "model": "x", "name": "case"})
-    assert item["image_path"] == scan
+def test_a_map_comes_back_to_the_grid_of_the_file_by_invertd(tmp_path, stripped, preprocessing, batched):
+    item = preprocessing(
+        {"image": stripped, "image_path": stripped, "image_note": "kept", "model": "x", "name": "case"}
+    )
+    assert item["image_path"] == stripped
     assert item["image_note"] == "kept"
     world = ramp(item["image"].shape[1:], item["image"].affine.numpy())
     item["pred"] = MetaTensor(torch.as_tensor(world[None])).copy_meta_from(item["image"])
@@ -538,14 +582,14 @@ def test_connectivity_counts_neighbours():
         BrainMaskd("pred", mask_key="pred_mask"),
     ],
 )
-def test_every_transform_keeps_the_affine_and_the_history_that_invertd_needs(scan, preprocessing, transform):
-    item = preprocessing({"image": scan})
+def test_every_transform_keeps_the_affine_and_the_history_that_invertd_needs(stripped, preprocessing, transform):
+    item = preprocessing({"image": stripped})
     item["pred"] = item["image"] * torch.linspace(0.5, 1, item["image"].shape[1])[None, :, None, None]
     pred = transform(item)["pred"]
     assert isinstance(pred, MetaTensor)
     assert len(pred.applied_operations) == len(item["image"].applied_operations) == 3
     np.testing.assert_array_equal(pred.affine, item["image"].affine)
-    assert pred.meta["filename_or_obj"] == scan
+    assert pred.meta["filename_or_obj"] == stripped
 
 
 # writing
@@ -702,13 +746,14 @@ def test_a_missing_sequence_is_a_channel_of_zeros_in_its_place(scan):
 def test_the_brain_is_that_of_the_first_sequence_that_is_there():
     image = np.zeros((2, 4, 4, 4), dtype=np.float32)
     image[1, 1:3] = 5
+    image[1, 1, 1, 1] = 6
     mask = BrainMaskd("image")({"image": meta(image)})["brain_mask"]
     np.testing.assert_array_equal(np.asarray(mask)[0], image[1] > 0)
 
 
 def test_a_sequence_that_the_brain_mask_empties_does_not_pass_for_a_missing_one():
     image = np.zeros((2, 4, 4, 4), dtype=np.float32)
-    image[0] = 5
+    image[0] = uneven(np.ones((4, 4, 4)))
     image[1, 0] = 5
     mask = np.zeros((1, 4, 4, 4), dtype=np.float32)
     mask[:, 2:] = 1
