@@ -1,8 +1,9 @@
 """Small-scale check of methods' claims: ``python scripts/experiments.py uad_autoencoder``.
 
 Every arm is trained and applied through the bundle's own configs, on phantoms. Thresholds and checkpoints are chosen on
-validation subjects; test subjects are only scored. An arm that is done is not run again. Networks are this small that
-one core per training is quicker than two for one: arms and seeds run side by side.
+validation subjects; test subjects are only scored. Where a score is said to be of any threshold, it is of the one that
+suits them best. An arm that is done is not run again. Networks are this small that one core per training is quicker
+than two for one: arms and seeds run side by side.
 """
 
 from __future__ import annotations

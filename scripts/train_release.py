@@ -152,7 +152,7 @@ class Release:
 
     def implanted(self, section: str) -> list[dict]:
         """Real scans with implanted lesions; where they have lesions themselves, the shipped weights say."""
-        if not self.scans("scans", "training"):
+        if not self.scans("scans", section):
             return []
         datalist = self.folder / "implanted" / "datalist.json"
         if not datalist.is_file():

@@ -389,7 +389,7 @@ def test_pages_that_say_something_else_than_the_evidence_are_found_and_mended(tm
     render_evidence.main(root=str(tmp_path))
     render_evidence.main(check=True, root=str(tmp_path))
     assert "2 / 3 / 1" in (tmp_path / "README.md").read_text()
-    assert "| joint training helps registration, 1 labelled | +0.200 (+0.100 to +0.300) |" in card.read_text()
+    assert "| joint training helps registration, 1 labelled | +0.200 (+0.100 to +0.300) | 0 |" in card.read_text()
     page.write_text("edited")
     with pytest.raises(InputError, match=r"deepatlas_joint.md differs"):
         render_evidence.main(check=True, root=str(tmp_path))
@@ -413,6 +413,30 @@ def test_every_evidence_page_is_that_of_its_json():
     assert sorted(path.stem for path in EVIDENCE.glob("*.md")) == [path.stem for path in files]
     for path in files:
         assert path.with_suffix(".md").read_text(encoding="utf-8") == render(read(EVIDENCE, path.stem)), path.stem
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__.split(".")[-1])
+def test_the_evidence_is_of_the_arms_claims_and_settings_of_today(study):
+    found = read(EVIDENCE, study.__name__.split(".")[-1])["experiment"]
+    assert found["settings"] == json.loads(json.dumps(study.BUDGETS[found["budget"]]))
+    assert found["scores"] == study.SCORES
+    assert {name: arm["what"] for name, arm in found["arms"].items()} == {
+        name: study.ARMS[name] for name in found["arms"]
+    }
+    for name, claim in found["claims"].items():
+        assert (claim["claim"], claim["margin"]) == (study.CLAIMS[name].text, study.CLAIMS[name].margin)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_metadata_quotes_what_the_shipped_version_scores(bundle):
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    real = read(EVIDENCE, bundle.name)["real_scans"]
+    assert real["version"] == metadata["version"]
+    scores = [
+        score for table in real["sets"] for row in table["rows"] if row["shipped"] for score in row["scores"].values()
+    ]
+    known = {round(value, 3) for score in scores for value in (score["mean"], *score["values"].values())}
+    assert set(metadata["eval_metrics"].values()) <= known
 
 
 @pytest.mark.slow

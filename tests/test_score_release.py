@@ -12,7 +12,7 @@ import pytest
 import torch
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 from study.evidence import machine
-from study.real_scans import BEST_DICE, CALLED_LESION, METHODS, Scoring, pair_scores, score_files, summary_of
+from study.real_scans import BEST_DICE, CALLED_LESION, GAIN, METHODS, Scoring, pair_scores, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
 
 from common.errors import InputError
@@ -270,7 +270,7 @@ def test_undefined_score_of_a_pair_is_left_out():
     scores = pair_scores(rows)
     assert scores["correlation in the brain"] == {"b from a": 0.9}
     assert scores["Dice, mean of tissues"] == {"a from b": 0.5, "b from a": 0.7}
-    assert "correlation in the brain" not in pair_scores(rows[:1])
+    assert pair_scores(rows[:1])["correlation in the brain"] == {}
 
 
 @pytest.mark.slow
@@ -323,7 +323,12 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     assert paired["name"] == "healthy_pairs"
     assert methods_of(paired) == ["affine only", "a", "b", "joint training"]
     affine, control, other, joint = paired["rows"]
+    gains = [row["scores"].pop(GAIN)["values"] for row in (affine, control, other)]
     assert control["scores"] == joint["scores"] != other["scores"]  # the same weights, and others
+    assert set(gains[1].values()) == {0.0}
+    first = next(iter(gains[2]))
+    ours, others = (row["scores"]["Dice, mean of tissues"]["values"][first] for row in (joint, other))
+    assert gains[2][first] == pytest.approx(ours - others, abs=2e-5)
     assert set(affine["scores"]["Dice, mean of tissues"]["values"]) == {
         "healthy0 from healthy1",
         "healthy1 from healthy0",

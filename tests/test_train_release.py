@@ -113,6 +113,7 @@ def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
         "world_to_mni": [[1, 0, 0, 0]],
     }
     assert run.scans("scans", "validation") == []
+    assert run.implanted("validation") == []  # nothing is made for the other section
 
 
 @pytest.mark.parametrize("implanted", [False, True])

@@ -61,7 +61,7 @@ CLAIMS = {  # numbers are those of the specification
     "7": Claim(
         "ace", "ace_patch", "precision", 0.0, "sets of the data set find fewer false lesions than sets of the patch"
     ),
-    "8": Claim("ace_dice", "ace", "lesion", 0.0, "the Dice term helps small lesions"),
+    "8": Claim("ace_dice", "ace", "lesion", 0.0, "the Dice term helps lesions"),
 }
 LESS_IS_BETTER = ()
 # table 1, white-matter hyperintensities; tissue is the mean of CSF, GM and WM

@@ -170,6 +170,7 @@ def claims_of_card(evidence: Mapping[str, Any]) -> str:
         (
             claim["claim"],
             f"{claim['gap']:+.3f} ({claim['interval'][0]:+.3f} to {claim['interval'][1]:+.3f})",
+            f"{claim['margin']:g}",
             _paper_gap(claim["paper"]),
             f"**{claim['verdict']}**",
         )
@@ -178,7 +179,7 @@ def claims_of_card(evidence: Mapping[str, Any]) -> str:
     return "\n\n".join(
         (
             f"`{experiment['command']}`, version {experiment['version']} of the bundle:",
-            _table(("claim", "gap (95 % interval)", "gap of the paper", ""), rows),
+            _table(("claim", "gap (95 % interval)", "has to be above", "gap of the paper", ""), rows),
         )
     )
 

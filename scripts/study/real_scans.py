@@ -24,6 +24,8 @@ from .scan_sets import LESION, Case, RealScans, ScanSet, hash_of
 logger = logging.getLogger(__name__)
 
 BEST_DICE = "best Dice of any threshold, lesion"  # found with the reference: a bound, not what a user gets
+TISSUE_DICE = "Dice, mean of tissues"
+GAIN = "Dice of the shipped network minus this"  # pair by pair
 CALLED_LESION = "called lesion, without a reference, ml"
 Scores = dict[str, dict[str, float]]  # score -> subject, or pair of them -> value
 FEWEST = 5  # subjects for an interval
@@ -190,11 +192,18 @@ class Scoring:
         cases = [case | {"label_content": hash_of([case["label"]])} for case in cases]
         datalist = trial.write_cases({"test": cases})
         pairs = self._register(trial, "registration", datalist, {})
-        rows = [_row("affine only", True, False, pair_scores(pairs, "_affine"), _fixed_of)]
+        shipped = pair_scores(pairs)
+
+        def baseline(title: str, scores: Scores) -> dict[str, Any]:
+            ours, its = shipped[TISSUE_DICE], scores[TISSUE_DICE]
+            gain = {pair: ours[pair] - its[pair] for pair in ours if pair in its}
+            return _row(title, True, False, scores | {GAIN: gain}, _fixed_of)
+
+        rows = [baseline("affine only", pair_scores(pairs, "_affine"))]
         for number, (title, weights) in enumerate(self.data.controls.items(), start=1):
             control = self._register(trial, f"registration_control_{number}", datalist, {"weights": weights})
-            rows.append(_row(title, True, False, pair_scores(control), _fixed_of))
-        rows.append(_row("joint training", False, True, pair_scores(pairs), _fixed_of))
+            rows.append(baseline(title, pair_scores(control)))
+        rows.append(_row("joint training", False, True, shipped, _fixed_of))
         return {
             "name": f"{scans.name}_pairs",
             "title": f"{scans.title}: registration",
@@ -258,7 +267,7 @@ def score_files(cases: Sequence[Case], scans: ScanSet, folder: Path, channels: M
         sets = None if finds_lesions else tissues.reference_sets
         evaluation = Evaluation(with_reference("tissues"), folder, labels, reference_sets=sets)
         dice = {f"Dice, {name}": _values(evaluation, name, "dice") for name in tissues.labels.values()}
-        scores |= {"Dice, mean of tissues": _means(dice), **dice}
+        scores |= {TISSUE_DICE: _means(dice), **dice}
         if finds_lesions and "lesion" not in scans.items:
             scores[CALLED_LESION] = _values(evaluation, "lesion", "prediction_ml")
     return {name: values for name, values in scores.items() if values}
@@ -281,12 +290,11 @@ def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
     Pairs for which a score is undefined, such as the correlation with an image moved out of sight, are left out of it.
     """
     scores = {
-        "Dice, mean of tissues": {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
+        TISSUE_DICE: {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
         "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
         "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
     }
-    defined = {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
-    return {name: values for name, values in defined.items() if values}
+    return {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
 
 
 def _saves(step: Mapping[str, Any]) -> bool:
@@ -300,7 +308,7 @@ def _fixed_of(pair: str) -> str:
 def _row(
     title: str, baseline: bool, shipped: bool, scores: Scores, subject_of: Callable[[str], str] = str
 ) -> dict[str, Any]:
-    found = {name: summary_of(values, subject_of) for name, values in scores.items()}
+    found = {name: summary_of(values, subject_of) for name, values in scores.items() if values}
     logger.info("%s: %s", title, ", ".join(f"{name} {score['mean']:.3f}" for name, score in found.items()))
     return {"method": title, "baseline": baseline, "shipped": shipped, "scores": found}
 

@@ -40,9 +40,9 @@ ARMS = {
     "sae_poor": "SAE, poor atlas, no field",
     "sae_poor_mrf": "SAE, poor atlas",
     "sae_good": "SAE, good atlas, no field",
-    "sae_good_mrf": "SAE, good atlas (default)",
-    "t2_good_mrf": "default, learned and tested on T2w",
-    "t2_of_t1": "default of T1w, tested on T2w",
+    "sae_good_mrf": "SAE, good atlas",
+    "t2_good_mrf": "the same, learned and tested on T2w",
+    "t2_of_t1": "SAE, good atlas, learned on T1w, tested on T2w",
 }
 SCORES = {"dice": "Dice of the structures", "hd95": "HD95, mm"}
 CLAIMS = {  # numbers are those of the specification
