@@ -455,8 +455,9 @@ class TemplateSpaced(MapTransform, InvertibleTransform):
             d[key] = self.resample(moved, dst_affine=self.affine, spatial_size=self.shape, mode=mode)
             d[key].meta["to_template"] = torch.from_numpy(to_template)
         if not d[self.first_key(d)].any():
+            where = "after the affine alignment" if self.align else "with align False"
             raise InputError(
-                f"{file_of(scan)}: its brain lies outside of the template's space, expected it there with align False"
+                f"{file_of(scan)}: its brain lies outside of the template's space, expected it there {where}"
             )
         return d
 

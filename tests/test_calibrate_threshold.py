@@ -213,8 +213,10 @@ def test_kept_threshold_reaches_what_its_source_says(tmp_path):
     rng = np.random.default_rng(0)
     label = rng.random((3, 2, 4)) < 0.4
     scores = (0.3 * label + rng.random(label.shape)).astype(np.float32)
-    case = {"name": "a", "image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
-    for path, array in ((case["image"], scores + 1), (case["label"], label), (tmp_path / "a_prob.nii.gz", scores)):
+    case = {key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "label", "brain_mask")} | {"name": "a"}
+    brain = np.ones_like(scores)
+    files = ((case["image"], scores + 1), (case["label"], label), (case["brain_mask"], brain))
+    for path, array in (*files, (tmp_path / "a_prob.nii.gz", scores)):
         save_nifti(Path(path), array.astype(np.float32), AFFINE)
     found = script.calibrate([case], tmp_path, "best_dice")
     dice = voxel_overlap(scores >= found.threshold, label).dice

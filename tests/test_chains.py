@@ -76,9 +76,10 @@ def test_outside_the_brain_is_no_lesion():
 
 
 def scan_of(folder: Path, subject: str, sequence: str = "FLAIR", copy_of: str | None = None) -> str:
-    """An image of noise, or that of somebody else."""
+    """An image of noise with a corner outside of the brain, or that of somebody else."""
     noise = np.random.default_rng(crc32(f"{copy_of or subject} {sequence}".encode()))
     values = noise.uniform(1, 9, SHAPE).astype(np.float32)
+    values[-1, -1, -1] = 0
     return str(save_nifti(folder / f"{subject}_{sequence}.nii.gz", values, AFFINE))
 
 
@@ -166,7 +167,8 @@ def test_unsure_voxels_are_ignored_by_the_table(chain):
     assert sets.allowed[sets.code_of["lesion", 2]].all()
     assert sets.allowed[sets.code_of["lesion", 1]].sum() == 1
     (label, _) = [np.asarray(nib.load(case["label"]).dataobj) for case in list_cases(datalist_file=path)]
-    assert sorted(np.unique(label)) == [1, 2]
+    assert sorted(np.unique(label[label != 0])) == [1, 2]
+    assert (label == 0).sum() == 1  # outside of the brain
 
 
 def test_the_rest_of_a_datalist_can_stay_in_it(chain, tmp_path):
