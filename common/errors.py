@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import logging
@@ -91,7 +90,8 @@ def warn_of_unknown_options(arguments: Sequence[str]) -> None:
     Args:
         arguments: those of ``python -m monai.bundle run``, ``--config_file`` among them.
     """
-    from monai.bundle import ConfigParser, run  # not needed by who only raises an InputError
+    from fire.parser import DefaultParseValue  # not needed by who only raises an InputError
+    from monai.bundle import ConfigParser, run
 
     given: dict[str, str] = {}
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -101,7 +101,7 @@ def warn_of_unknown_options(arguments: Sequence[str]) -> None:
     files = given.get("config_file", "")
     if not files:
         return
-    known = {*ConfigParser.load_config_files(ast.literal_eval(files) if files.startswith("[") else files)}
+    known = {*ConfigParser.load_config_files(DefaultParseValue(files))}
     known |= {*inspect.signature(run).parameters} - {"override"}
     for name in given:
         entry = re.split("#|::", name.lstrip("+"))[0]

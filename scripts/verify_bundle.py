@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/verify_bundle.py packages/uad_autoencoder_v0.5.0.zip
-    python scripts/verify_bundle.py packages/uad_autoencoder_v0.5.0.zip --datalist_file cases.json
+    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip
+    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip --datalist_file cases.json
 
 Prints a line for each check, and ends with exit code 1 if one of them failed. The code of the bundle runs in a process
 of its own that does not know the repository: a package that only works beside it fails. That process may do whatever
