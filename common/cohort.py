@@ -171,6 +171,7 @@ def implant_cohort(
     scans: dict[str, list[dict]],
     copies: dict[str, int],
     lesions: dict[str, list[tuple]] | None = None,
+    sequence: str = "FLAIR",
     seed: int = 0,
     prefix: str = "",
     num_workers: int | None = None,
@@ -180,10 +181,11 @@ def implant_cohort(
     Args:
         output_dir: new or empty folder; it appears when the cohort is complete.
         scans: section -> items ``{"FLAIR": path, "T1w": path, "tissues": path, "suspected": path, "world_to_mni": 4 x
-            4, "subject": name}``, all on one grid; ``T1w``, ``suspected`` and ``world_to_mni`` where there are any (see
-            :func:`common.phantom.implant_lesions`).
+            4, "subject": name}``, all on one grid; one sequence is enough, and ``suspected`` and ``world_to_mni`` are
+            there where there are any (see :func:`common.phantom.implant_lesions`).
         copies: section -> number of copies of each scan.
         lesions: section -> lesion masks as :func:`read_extra_data` gives them, for every other copy.
+        sequence: that all scans have, the ``image`` of the datalist.
         seed: copy number ``i`` is made from ``(seed, i)``.
         prefix: as for :func:`make_cohort`.
         num_workers: processes; as many as cores by default.
@@ -207,14 +209,14 @@ def implant_cohort(
         raise InputError("no scan to implant lesions in; expected at least one")
     with _complete_folder(output_dir) as partial:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-        work = functools.partial(_implant_and_write, output_dir=partial, seed=seed, prefix=prefix)
+        work = functools.partial(_implant_and_write, output_dir=partial, sequence=sequence, seed=seed, prefix=prefix)
         cases = tqdm(
             _map(work, jobs, num_workers), total=len(jobs), desc="implanted lesions", unit="scan", disable=None
         )
         for (_, section, *_), case in zip(jobs, cases, strict=True):
             sections[section].append(case)
         name = f"Lesions implanted in real scans, seed {seed}"
-        _write_json(partial / "datalist.json", {"name": name, "sequences": ["FLAIR"], **sections})
+        _write_json(partial / "datalist.json", {"name": name, "sequences": [sequence], **sections})
     return output_dir / "datalist.json"
 
 
@@ -238,13 +240,13 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _implant_and_write(job: tuple, output_dir: Path, seed: int, prefix: str) -> dict:
+def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, prefix: str) -> dict:
     number, _, item, mask = job
     tissues = _open_label_map(item["tissues"])
     grid = Grid(tissues.shape, tissues.affine)
     voxels = np.asarray(tissues.dataobj).astype(np.uint8)
     images = {s: np.asarray(_open_label_map(item[s]).dataobj, dtype=np.float32) for s in SEQUENCES if s in item}
-    images = {sequence: np.where(voxels > 0, image.clip(0), 0) for sequence, image in images.items()}
+    images = {name: np.where(voxels > 0, image.clip(0), 0) for name, image in images.items()}
     suspected = item.get("suspected") and np.asarray(_open_label_map(item["suspected"]).dataobj) > 0
     to_template = np.asarray(item["world_to_mni"]) if "world_to_mni" in item else None
     try:
@@ -255,13 +257,13 @@ def _implant_and_write(job: tuple, output_dir: Path, seed: int, prefix: str) -> 
         raise InputError(f"{item['tissues']}: {e}") from e
     name = f"sub-{prefix}{number + 1:03d}"
     voxels[voxels == 4] = 3
-    arrays = {sequence: np.round(image * 1000).clip(0, 32767).astype(np.int16) for sequence, image in images.items()}
+    arrays = {key: np.round(image * 1000).clip(0, 32767).astype(np.int16) for key, image in images.items()}
     arrays |= {"lesion": lesion, "tissues": np.where(lesion, 4, voxels).astype(np.uint8)}
     arrays["brain_mask"] = (voxels > 0).astype(np.uint8)
     files = _write_arrays(output_dir, name, arrays, grid)
     volume = round(float(lesion.sum() * np.prod(grid.spacing) / 1000), 3)
     return {
-        "image": files["FLAIR"],
+        "image": files[sequence],
         "label": files["lesion"],
         **files,
         "subject": f"{prefix}-{item['subject']}",

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.cohort import implant_cohort, make_cohort, read_extra_data
-from common.data import list_cases, read_json, write_datalist
+from common.data import list_cases, read_json, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
 from common.phantom import Grid, suspected_lesions
 from common.transforms.io import on_grid_of, write_atomically
@@ -43,6 +43,7 @@ COHORTS = {
 PATIENTS = {"training": ("mixed", "plain", "further"), "validation": ("mixed", "plain")}
 # copies of every real scan with other implanted lesions, and how sure networks are of a lesion that it has itself
 COPIES = {"training": 12, "validation": 4}
+T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person without lesions
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
 MAX_WEIGHTS_BYTES = 16 * 2**20
@@ -66,10 +67,11 @@ def main(
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
             described at common.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
-            tissue maps, for ace_multitask; sae_segmentation and diffusion_recon_unet take the images without the maps,
-            deepatlas_joint one map. And ``"scans": {"training": [{"FLAIR": path, "T1w": path, "brain_mask": path,
-            "world_to_mni": 4 x 4, "subject": name}], "validation": [...]}``, real scans without labels, in which
-            uad_autoencoder and ace_multitask implant lesions; T1w, brain_mask and world_to_mni may be left out.
+            tissue maps, for ace_multitask; sae_segmentation takes the images without the maps, deepatlas_joint one map,
+            and diffusion_recon_unet implants lesions by the maps. And ``"scans": {"training": [{"FLAIR": path, "T1w":
+            path, "brain_mask": path, "world_to_mni": 4 x 4, "subject": name}], "validation": [...]}``, real scans
+            without labels, in which uad_autoencoder, ace_multitask and diffusion_recon_unet implant lesions; T1w,
+            brain_mask and world_to_mni may be left out.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
         minutes: for all trainings together, each has its share; phantoms and thresholds are not counted. A training
@@ -161,6 +163,24 @@ class Release:
             masks = read_extra_data(self.extra_data)["lesions"]
             implant_cohort(self.folder / "implanted", scans, COPIES, masks, seed=self.seed, prefix="i")
         return list_cases(datalist_file=datalist, section=section)
+
+    def implanted_t1w(self, section: str) -> list[dict]:
+        """T1 scans of people without lesions, by their tissue maps, with implanted lesions."""
+        if not self.scans("tissue_scans", section):
+            return []
+        datalist = self.folder / "implanted_t1w" / "datalist.json"
+        if not datalist.is_file():
+            logger.info("implanting lesions in T1 scans")
+            scans = {
+                part: [
+                    {"T1w": item["T1w"], "tissues": item["label"], "subject": subject_of({"image": item["T1w"]})}
+                    for item in self.scans("tissue_scans", part)
+                ]
+                for part in SECTIONS
+            }
+            masks, options = read_extra_data(self.extra_data)["lesions"], {"seed": self.seed + 1, "prefix": "t"}
+            implant_cohort(self.folder / "implanted_t1w", scans, T1W_COPIES, masks, sequence="T1w", **options)
+        return list_cases(datalist_file=datalist, sequences=("T1w",), section=section)
 
     def calibration(self) -> list[dict]:
         """Cases for thresholds of lesions: phantoms of the measured contrast, and real scans with implanted lesions."""
@@ -340,24 +360,30 @@ def _deepatlas_joint(release: Release) -> None:
 
 
 def _diffusion_recon_unet(release: Release) -> None:
-    """Stage 1 from healthy phantoms, and from real T1 scans if there are any; stage 2 from patients, and painted."""
+    """Stage 1 from healthy phantoms, and from real T1 scans if there are any; stage 2 from lesions, and painted."""
     real = {part: [{"image": item["T1w"]} for item in release.scans("tissue_scans", part)] for part in SECTIONS}
 
-    def t1w(cohorts: Sequence[str], section: str) -> list[dict]:
+    def t1w(cases: Sequence[dict]) -> list[dict]:
         keys = ("brain_mask", "subject")
         return [
             {"image": case["T1w"], "label": case["lesion"]} | {key: case[key] for key in keys}
-            for case in release.cases(cohorts, section)
+            for case in cases
+            if "T1w" in case
         ]
 
-    sections = {section: real[section] + t1w(("healthy",), section) for section in SECTIONS}
-    healthy = write_datalist(release.folder / "diffusion_healthy.json", sections)
-    sections = {section: t1w(cohorts, section) for section, cohorts in PATIENTS.items()}
-    patients = write_datalist(release.folder / "diffusion_patients.json", sections)
+    healthy = write_datalist(
+        release.folder / "diffusion_healthy.json",
+        {part: real[part] + t1w(release.cases(("healthy",), part)) for part in SECTIONS},
+    )
+    implanted = {part: t1w(release.implanted(part) + release.implanted_t1w(part)) for part in SECTIONS}
+    patients = write_datalist(
+        release.folder / "diffusion_patients.json",
+        {part: t1w(release.cases(cohorts, part)) + implanted[part] for part, cohorts in PATIENTS.items()},
+    )
     release.train(
         "stage1",
         "train_diffusion",
-        0.7,
+        0.6,
         datalist_file=healthy,
         max_epochs=24,
         val_interval=4,
@@ -368,22 +394,27 @@ def _diffusion_recon_unet(release: Release) -> None:
     release.train(
         "stage2",
         "train",
-        0.3,
+        0.4,
         datalist_file=patients,
         healthy_datalist_file=healthy,
         diffusion_weights=release.weights("stage1", "diffusion.pt"),
-        max_epochs=40,
+        max_epochs=80,
         after=["stage1"],
         learning_rate=2e-3,
     )
     release.ship("stage1", "statistics.json")
     release.ship("stage2", "model.pt")  # holds stage 1 too
-    # what is called anomaly in people who are healthy: patients of other pathologies than the synthetic ones may come
-    people = [case | {"healthy": True} for case in real["validation"] or t1w(("healthy",), "validation")]
+    cases = t1w(release.cases(("plain",), "validation")) + implanted["validation"]
+    datalist = write_datalist(release.folder / "diffusion_calibration.json", {"validation": cases})
+    release.calibrate(datalist, layers=(None, "inference_unet.json"))
+    # on all cases its best threshold is one that takes nearly the whole brain
+    release.calibrate(release.cohort("plain"), layers=("inference_threshold.json",))
+    # knows no label: what it calls anomaly in people who are healthy
+    people = [case | {"healthy": True} for case in real["validation"] or t1w(release.cases(("healthy",), "validation"))]
     release.calibrate(
-        write_datalist(release.folder / "diffusion_calibration.json", {"validation": people}),
+        write_datalist(release.folder / "diffusion_healthy_calibration.json", {"validation": people}),
         *("--criterion", "false_positive_rate", "--rate", 0.01),
-        layers=(None, "inference_reconstruction.json", "inference_unet.json"),
+        layers=("inference_reconstruction.json",),
     )
 
 

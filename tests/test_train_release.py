@@ -163,6 +163,64 @@ def test_the_lesion_network_learns_from_implanted_lesions_too(tmp_path, monkeypa
     assert {item["subject"] for item in calibration} == {"validationplain", *["real validation"] * implanted}
 
 
+@pytest.mark.parametrize("implanted", [False, True])
+def test_the_anomaly_network_learns_from_lesions_implanted_in_t1_scans(tmp_path, monkeypatch, implanted):
+    calls, shipped, calibrated = Calls(monkeypatch), [], []
+    run = release(tmp_path, "diffusion_recon_unet")
+    monkeypatch.setattr(run, "cohort", lambda name: tmp_path / f"{name}.json")
+    monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
+    monkeypatch.setattr(run, "calibrate", lambda *arguments, layers: calibrated.append((arguments, layers)))
+    files = {"T1w": "t.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"}
+    monkeypatch.setattr(run, "cases", lambda cohorts, part: [files | {"subject": part + name} for name in cohorts])
+    flair = {"FLAIR": "f.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz", "subject": "no T1w"}
+    for way in ("implanted", "implanted_t1w"):
+        real = [files | {"subject": way}, flair]
+        monkeypatch.setattr(run, way, lambda part, real=real: real if implanted else [])
+    train_release._diffusion_recon_unet(run)
+    assert calls.trained == ["diffusion_recon_unet_stage1", "diffusion_recon_unet_stage2"]
+    assert shipped == [("stage1", "statistics.json"), ("stage2", "model.pt")]
+    patients = json.loads((tmp_path / "diffusion_patients.json").read_text())
+    both = ["implanted", "implanted_t1w"] * implanted
+    for part, cohorts in train_release.PATIENTS.items():
+        assert [case["subject"] for case in patients[part]] == [part + name for name in cohorts] + both
+    healthy = json.loads((tmp_path / "diffusion_healthy.json").read_text())
+    assert [case["subject"] for case in healthy["training"]] == ["traininghealthy"]
+    ((with_labels, both_networks), (phantoms, baseline), (healthy, reconstruction)) = calibrated
+    cases = json.loads(with_labels[0].read_text())["validation"]
+    assert [case["subject"] for case in cases] == ["validationplain", *both]
+    assert both_networks == (None, "inference_unet.json")
+    assert (phantoms, baseline) == ((tmp_path / "plain.json",), ("inference_threshold.json",))
+    assert [case["healthy"] for case in json.loads(healthy[0].read_text())["validation"]] == [True]
+    assert "false_positive_rate" in healthy
+    assert reconstruction == ("inference_reconstruction.json",)
+
+
+def test_lesions_are_implanted_by_the_tissue_maps_of_people_without_lesions(tmp_path, monkeypatch):
+    part = {"T1w": "sub-01_T1w.nii.gz", "label": "sub-01_tissue.nii.gz"}
+    content = {"tissue_scans": {"training": [part]}, "lesions": {"training": [{"label": "lesion.nii.gz"}]}}
+    (tmp_path / "extra.json").write_text(json.dumps(content))
+    run = release(tmp_path / "release", "diffusion_recon_unet", extra_data=str(tmp_path / "extra.json"))
+    asked = []
+
+    def implant_cohort(folder, scans, copies, lesions, **options):
+        asked.append((scans, lesions, options))
+        folder.mkdir(parents=True)
+        case = {"image": "image.nii.gz", "label": "label.nii.gz", "subject": "t-sub-01"}
+        cases = {"sequences": ["T1w"], "training": [case] * copies["training"]}
+        (folder / "datalist.json").write_text(json.dumps(cases))
+
+    monkeypatch.setattr(train_release, "implant_cohort", implant_cohort)
+    monkeypatch.setattr(train_release, "list_cases", lambda **options: json.loads(options["datalist_file"].read_text()))
+    assert run.implanted_t1w("validation") == []
+    assert not asked
+    assert len(run.implanted_t1w("training")["training"]) == train_release.T1W_COPIES["training"]
+    ((scans, lesions, options),) = asked
+    item = {"T1w": str(tmp_path / part["T1w"]), "tissues": str(tmp_path / part["label"]), "subject": "sub-01"}
+    assert scans == {"training": [item], "validation": []}
+    assert lesions == {"training": [(str(tmp_path / "lesion.nii.gz"), None)]}
+    assert options["sequence"] == "T1w"
+
+
 def test_wrong_options_are_refused(tmp_path):
     with pytest.raises(InputError, match="bundle is 'other', expected one of uad_autoencoder"):
         train_release.main("other", output_dir=str(tmp_path))

@@ -96,6 +96,12 @@ def test_a_cohort_of_scans_keeps_people_apart_and_grids_as_they_are(healthy, tmp
     assert (first != second).any()
     tissues = np.asarray(nib.load(datalist.parent / content["training"][0]["tissues"]).dataobj)
     np.testing.assert_array_equal(tissues == 4, first)
+    (item,) = scans["training"]
+    del item["FLAIR"]
+    datalist = implant_cohort(tmp_path / "t1w", {"training": [item]}, {"training": 1}, sequence="T1w", num_workers=1)
+    content = json.loads(datalist.read_text())
+    assert content["sequences"] == ["T1w"]
+    assert content["training"][0]["image"] == content["training"][0]["T1w"]
     with pytest.raises(InputError, match="no scan to implant"):
         implant_cohort(tmp_path / "none", {"training": []}, counts)
     with pytest.raises(InputError, match="is not empty"):
