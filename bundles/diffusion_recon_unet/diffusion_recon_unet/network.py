@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import BasicUNet, DiffusionModelUNet, ResNet
 from monai.networks.schedulers import DDPMScheduler
 from torch import nn
-from torch.nn.functional import conv2d, logsigmoid
+from torch.nn.functional import conv2d, softplus
 
 
 class ConditionedDiffusion(nn.Module):
@@ -216,8 +216,9 @@ class AnomalyNetwork(nn.Module):
         with torch.no_grad():
             reconstructions = self.reconstruction(noisy, timesteps).to(noisy.dtype)
         logits = self.segmentation(noisy[:, :1], reconstructions).float()
-        # log(p / (1 - p)) of p = mean sigmoid; of one level it is the logit itself
-        logit = logsigmoid(logits).logsumexp(1, keepdim=True) - logsigmoid(-logits).logsumexp(1, keepdim=True)
+        # log(p / (1 - p)) of p = mean sigmoid; of one level it is the logit itself. -softplus(-x) is logsigmoid(x), but
+        # ONNX would have the latter as log(sigmoid(x)): -inf where the network is sure
+        logit = (-softplus(-logits)).logsumexp(1, keepdim=True) - (-softplus(logits)).logsumexp(1, keepdim=True)
         return torch.cat([reconstructions.mean(1, keepdim=True), logit], dim=1)
 
 
