@@ -60,7 +60,7 @@ def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 
         processes: of ``torchrun``; the cores of the machine are divided among them.
         spacing: of the scans, mm.
     """
-    from common.cohort import make_cohort
+    from phantom.cohort import make_cohort
 
     cores = len(os.sched_getaffinity(0))
     seconds = {}
@@ -98,10 +98,10 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
     """
     import nibabel as nib
 
-    from common.phantom import SEQUENCES, Grid, make_subject
-    from common.preparation import Settings, prepare_case, read_record
-    from common.preparation.registration import require_simpleitk, template, template_to_scan
-    from common.preparation.volume import Volume
+    from phantom import SEQUENCES, Grid, make_subject
+    from preparation import Settings, prepare_case, read_record
+    from preparation.registration import require_simpleitk, template, template_to_scan
+    from preparation.volume import Volume
 
     require_simpleitk()
     affine = np.diag([spacing] * 3 + [1.0])
@@ -135,8 +135,8 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
 
 def make_head(bundle: str, folder: str, shape: tuple) -> None:
     """One phantom patient on a 1 mm grid, skull-stripped, with the sequences of the bundle."""
-    from common.cohort import write_subject
-    from common.phantom import Grid, make_subject
+    from phantom import Grid, make_subject
+    from phantom.cohort import write_subject
 
     affine = np.eye(4)
     affine[:3, 3] = [-90, -126, -72]
@@ -162,7 +162,7 @@ def parts(bundle: str, folder: str, amp: bool = False) -> None:
 
     import torch
 
-    from common.workflow import open_configs
+    from running.workflow import open_configs
 
     lap("import")
     root = ROOT / "bundles" / bundle
@@ -210,10 +210,10 @@ def training(
         num_workers: of the data loader.
         overrides: further entries of train.json to replace.
     """
-    from common.cohort import make_cohort
-    from common.cost import peak_memory_gib, time_steps
     from common.data import list_cases, write_datalist
-    from common.workflow import open_configs
+    from phantom.cohort import make_cohort
+    from planning.cost import peak_memory_gib, time_steps
+    from running.workflow import open_configs
 
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
