@@ -18,8 +18,9 @@ import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
 from tqdm import tqdm
 
-from .errors import InputError, find_input_error
-from .transforms.io import grid_difference, open_scan, stem, write_atomically
+from .errors import InputError, find_input_error, is_out_of_memory
+from .scans import grid_difference, open_scan, stem
+from .transforms.io import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -360,7 +361,8 @@ class ScanDataset(Dataset):
         keep_going: a case that raises InputError becomes ``{"failure": sentence, "name": name}`` and stops nothing.
 
     Raises:
-        InputError: on access to a case that cannot be used, if ``keep_going`` is False.
+        InputError: on access to a case that cannot be used, or does not fit into the memory, if ``keep_going`` is
+            False.
     """
 
     def __init__(
@@ -373,11 +375,13 @@ class ScanDataset(Dataset):
         try:
             return super()._transform(index)
         except Exception as e:
+            case = self.data[index]
             error = find_input_error(e)
+            if error is None and is_out_of_memory(e):
+                error = InputError(f"{_images(case)[0]} does not fit into the memory, expected a smaller image")
             if error is None:
                 raise
             if self.keep_going:
-                case = self.data[index]
                 return {"failure": str(error), "name": case.get("name") or stem(_images(case)[0])}
             raise InputError(str(error)) from e
 

@@ -35,7 +35,8 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .transforms.io import LoadScand, grid_difference, open_scan, write_atomically
+from .scans import grid_difference, open_scan
+from .transforms.io import LoadScand, write_atomically
 
 logger = logging.getLogger(__name__)
 

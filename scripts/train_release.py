@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from common.data import list_cases, read_json, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.transforms.io import on_grid_of, write_atomically
+from common.scans import on_grid_of
+from common.transforms.io import write_atomically
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
 

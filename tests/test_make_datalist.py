@@ -131,12 +131,12 @@ def test_folds_keep_subjects_together_and_are_alike_in_size():
 
 
 def test_facts_of_a_file(scans):
-    facts = read_facts(scans / "p1" / "lesion.nii.gz", label=True)
+    facts = read_facts(scans / "p1" / "lesion.nii.gz", "label")
     assert (facts.shape, facts.spacing, facts.axes, facts.values) == ((6, 7, 8), (1, 1, 2), "RAS", (0, 1))
     image = read_facts(scans / "p1" / "T1w.nii.gz")
     assert image.values is None
     with pytest.raises(InputError, match="expected whole numbers in a label map"):
-        read_facts(scans / "p1" / "T1w.nii.gz", label=True)
+        read_facts(scans / "p1" / "T1w.nii.gz", "label")
     # the voxels count, not how they are stored
     array = np.arange(27).reshape(3, 3, 3)
     paths = [

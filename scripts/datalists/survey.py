@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common.data import subject_of
 from common.errors import InputError
-from common.transforms.io import open_scan
+from common.scans import as_mask, foreground, read_scan, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +197,7 @@ def parts_by_fold(cases: Sequence[dict[str, Any]], source: str | Path) -> list[t
 
 
 class FileFacts(NamedTuple):
-    """What a file is: its grid, a fingerprint of its voxels, the volume of those that are not 0, the values of a label.
+    """What a file is: its grid, a fingerprint of its voxels, the volume of its foreground, the values of a label.
 
     ``values`` is None for an image.
     """
@@ -211,35 +211,35 @@ class FileFacts(NamedTuple):
     values: tuple[int, ...] | None
 
 
-def read_facts(path: str, label: bool = False) -> FileFacts:
+def read_facts(path: str, kind: str = "image") -> FileFacts:
     """Read a file whole.
 
     Args:
         path: NIfTI.
-        label: also collect its values.
+        kind: ``image``, ``label`` to collect its values too, or ``mask``.
 
     Raises:
-        InputError: if it cannot be read, or a label has other than whole numbers or more than 1000 of them.
+        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask is
+            none.
     """
-    image = open_scan(path)
-    voxels = np.asarray(image.dataobj)
+    voxels, image = read_scan(path, dtype=None)
     values = None
-    if label:
-        found = np.unique(voxels)
-        if len(found) > 1000 or not np.array_equal(found, np.rint(found)):
-            raise InputError(
-                f"{path} has {len(found)} values up to {found[-1]:g}, expected whole numbers in a label map"
-            )
+    if kind == "mask":
+        as_mask(voxels, path)
+    if kind == "label":
+        found = np.unique(whole_numbers(voxels, path))
+        if len(found) > 1000:
+            raise InputError(f"{path} has {len(found)} values up to {found[-1]:g}, expected no more than 1000 labels")
         values = tuple(int(value) for value in found)
     fingerprint = hashlib.sha256(np.ascontiguousarray(voxels, dtype="<f4").tobytes()).hexdigest()
     spacing = tuple(round(float(size), 3) for size in image.header.get_zooms()[:3])
     axes = "".join(nib.aff2axcodes(image.affine))
-    foreground = np.count_nonzero(voxels) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground), values)
+    foreground_ml = np.count_nonzero(foreground(voxels)) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground_ml), values)
 
 
 def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -> dict[str, FileFacts]:
-    """Facts about every image and label of some cases, read in parallel.
+    """Facts about every image, label and brain mask of some cases, read in parallel.
 
     Args:
         cases: as of :func:`common.data.list_cases`.
@@ -251,10 +251,11 @@ def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -
     Raises:
         InputError: of the first file that cannot be used.
     """
-    jobs = {path: False for case in cases for path in ensure_tuple(case["image"]) if path is not None}
-    jobs |= {case["label"]: True for case in cases if "label" in case}
+    jobs = {path: "image" for case in cases for path in ensure_tuple(case["image"]) if path is not None}
+    jobs |= {case["brain_mask"]: "mask" for case in cases if "brain_mask" in case}
+    jobs |= {case["label"]: "label" for case in cases if "label" in case}
     with ProcessPoolExecutor(num_workers) as pool:
-        found = [pool.submit(partial(read_facts, path, label)) for path, label in jobs.items()]
+        found = [pool.submit(partial(read_facts, path, kind)) for path, kind in jobs.items()]
         try:
             bar = tqdm(found, desc="reading files", unit=" file", disable=None)
             return {path: future.result() for path, future in zip(jobs, bar, strict=True)}

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from common.data import list_cases, read_sections
 from common.errors import InputError
+from common.scans import grid_difference
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
-from common.transforms.io import file_of, grid_difference, write_atomically
+from common.transforms.io import file_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
