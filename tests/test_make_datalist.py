@@ -101,6 +101,14 @@ def test_a_table_gives_cases_with_all_its_columns(scans):
     assert "age" not in bert
 
 
+@pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ","), ("c.csv", ";"), ("c.tsv", "\t"), ("c.csv", "\t")])
+def test_tables_of_spreadsheets_and_of_bids_are_read(scans, name, delimiter):
+    lines = [["T1w", "label", "score", "healthy"], ["p0/T1w.nii.gz", "n/a", "3.5", "N/A"]]
+    table = scans / name
+    table.write_text("".join(delimiter.join(line) + "\r\n" for line in lines), encoding="utf-8-sig")
+    assert items_of_table(table, ["T1w"]) == [{"image": str(scans / "p0" / "T1w.nii.gz"), "score": "3.5"}]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

@@ -19,23 +19,23 @@ import numpy as np
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from common.data import subject_of
+from common.data import NOTHING, subject_of
 from common.errors import InputError
 from common.scans import as_mask, foreground, read_scan, whole_numbers
 
 logger = logging.getLogger(__name__)
 
 FIELDS = ("subject", "sequence", "session")  # what a pattern may name
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _PATHS = ("label", "brain_mask")
 
 
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
-    """Cases of a table with a heading, comma- or tab-separated.
+    """Cases of a table with a heading, separated by commas, semicolons or tabs, whichever its heading has most of.
 
     Columns: one per sequence, called like it (or ``image`` where there is one sequence); ``label``, ``brain_mask``,
     ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute or relative to
-    the table; an empty cell says that there is no such file.
+    the table; an empty cell and ``n/a`` say that there is no such file or value.
 
     Args:
         path: ``.csv``, or ``.tsv``.
@@ -49,9 +49,10 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max("\t,;" if path.suffix == ".tsv" else ",;\t", key=text.partition("\n")[0].count)
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path} cannot be read ({e}), expected a table as .csv or .tsv") from e
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
@@ -69,13 +70,13 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
 def _item_of_row(row: list[str], heading: list[str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
     if len(row) != len(heading):
         raise InputError(f"line {number} of {path} has {len(row)} cells, expected {len(heading)} as the heading")
-    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True)}
-    images = [str((path.parent / cells[name]).absolute()) if cells[name] else None for name in wanted]
+    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True) if cell.strip().lower() not in NOTHING}
+    images = [str((path.parent / cells[name]).absolute()) if name in cells else None for name in wanted]
     if not any(images):
         raise InputError(f"line {number} of {path} names no image, expected one under {' or '.join(wanted)}")
     item: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     for name, cell in cells.items():
-        if name in wanted or not cell:
+        if name in wanted:
             continue
         if name == "healthy":
             if cell.lower() not in _TRUE + _FALSE:
