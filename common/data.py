@@ -59,6 +59,7 @@ def list_cases(
     dataset: str | None = None,
     healthy: bool | None = None,
     one_grid: bool = True,
+    lesions: bool = False,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -87,6 +88,7 @@ def list_cases(
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
             of its sections says anything about health, and of a folder.
         one_grid: all files of a case have to lie on one grid; False for raw scans.
+        lesions: one label at least has to be other than empty; for this alone voxels are read.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -97,7 +99,8 @@ def list_cases(
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
             different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
-            neither true nor false, nobody is left though the JSON says who is healthy, or the JSON has another form.
+            neither true nor false, nobody is left though the JSON says who is healthy, no label has a lesion though
+            ``lesions`` are asked for, or the JSON has another form.
     """
     sequences = _checked_sequences(sequences, "sequences is")
     # a name such as 2025 comes from the command line as a number
@@ -121,7 +124,10 @@ def list_cases(
         cases = _of_dataset(cases, dataset, source)
     if "label" in require:
         cases = _without_healthy_unlabelled(cases, source)
-    return check_cases(cases, source, sequences, require, optional_sequences, one_grid)
+    cases = check_cases(cases, source, sequences, require, optional_sequences, one_grid)
+    if lesions:
+        check_lesions(cases, f"the {section} section of {source}" if section else f"{source}")
+    return cases
 
 
 def check_cases(
@@ -253,24 +259,19 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
                     )
 
 
-def check_lesions(cases: Sequence[Mapping[str, Any]], section: str = "validation", painted: bool = False) -> None:
-    """Refuse a section none of whose labels has a lesion: nothing could be measured on it, after all of an epoch.
+def check_lesions(cases: Sequence[Mapping[str, Any]], place: str) -> None:
+    """Refuse cases none of whose labels has a lesion: nothing can be measured on them, as an epoch later would show.
 
     Args:
-        cases: those of the section; their labels are read, up to the first that is not empty.
-        section: what it is called.
-        painted: cases without label get lesions on the way, so that one of them is enough.
+        cases: their labels are read, up to the first that is not empty.
+        place: what they are, for the message.
 
     Raises:
-        InputError: naming the section; and if a label cannot be read.
+        InputError: if there is no lesion, or a label cannot be read.
     """
     labels = [case["label"] for case in cases if "label" in case]
-    if painted and len(labels) < len(cases):
-        return
     if not any(read_scan(path)[0].any() for path in labels):
-        raise InputError(
-            f"none of the {len(labels)} labels of the {section} section has a lesion, expected one to measure by"
-        )
+        raise InputError(f"none of the {len(labels)} labels of {place} has a lesion, expected one to measure by")
 
 
 def refuse_pseudo_labels(cases: Sequence[Mapping[str, Any]], place: str) -> None:

@@ -232,7 +232,7 @@ def test_training_sets_that_make_no_sense_are_refused(cohort, pseudo, options, m
 
 
 def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_path):
-    items = [{k: v for k, v in case.items() if k != "score"} for case in list_cases(datalist_file=pseudo)]
+    items = [{k: v for k, v in case.items() if k != "predicted_map"} for case in list_cases(datalist_file=pseudo)]
     masks_only = write_datalist(tmp_path / "masks.json", {"training": items})
     assert len(training_cases([], masks_only)) == 2
     with pytest.raises(InputError, match="has no score"):
@@ -241,7 +241,7 @@ def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_p
 
 def test_a_soft_label_rises_from_zero_to_one_over_its_range():
     score = torch.tensor([[[0.0, 0.05, 0.075, 0.1, 0.15, 0.3]]])
-    item = {"label": torch.ones_like(score), "score": score, "soft": True}
+    item = {"label": torch.ones_like(score), "predicted_map": score, "soft": True}
     soften = SoftLabeld("label", soft_range=(0.05, 0.15))
     assert soften(item)["label"].flatten().tolist() == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
     assert soften({**item, "soft": False})["label"].min() == 1

@@ -16,7 +16,6 @@ from common.data import (
     BrainSlices,
     CachedScans,
     ScanDataset,
-    check_lesions,
     check_splits,
     collate_cases,
     list_cases,
@@ -827,9 +826,10 @@ def test_images_that_cannot_be_files_are_one_sentence(tmp_path, image):
 
 def test_a_section_without_a_lesion_is_refused_before_anything_is_learned(tmp_path):
     empty, full = str(save(tmp_path / "e.nii.gz", value=0)), str(save(tmp_path / "f.nii.gz"))
-    with pytest.raises(InputError, match="none of the 2 labels of the validation section has a lesion, expected one"):
-        check_lesions([{"label": empty}, {"label": empty}, {"image": full}])
-    check_lesions([{"label": empty}, {"label": full}])
-    check_lesions([{"label": empty}, {"image": full}], painted=True)
-    with pytest.raises(InputError, match="none of the 1 labels"):
-        check_lesions([{"label": empty}], painted=True)
+    items = [{"image": full, "label": empty}, {"image": str(save(tmp_path / "g.nii.gz"))}]
+    path = save_json(tmp_path / "c.json", {"validation": items})
+    with pytest.raises(InputError, match=r"none of the 1 labels of the validation section of .*c\.json has a lesion"):
+        list_cases(datalist_file=path, section="validation", lesions=True)
+    assert len(list_cases(datalist_file=path, section="validation")) == 2
+    items[1]["label"] = full
+    assert len(list_cases(datalist_file=save_json(path, {"validation": items}), lesions=True)) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -24,6 +23,7 @@ from common.engines.events import gather
 from common.errors import InputError
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
 from common.scans import grid_difference, on_grid_of, open_scan, read_scan, stem
+from common.tables import delimited
 from common.transforms.io import file_of, write_atomically
 
 from .validation import mean_dice
@@ -326,12 +326,6 @@ class MeasurePaird(MapTransform):
         if idist.get_rank() > 0:
             return path
         columns = list(dict.fromkeys(name for row in rows for name in row))
-
-        def save(part: Path) -> None:
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-
-        write_atomically(path, save)
+        table = delimited([columns, *([row.get(name) for name in columns] for row in rows)])
+        write_atomically(path, lambda part: part.write_text(table, encoding="utf-8", newline=""))
         return path
