@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -594,8 +595,7 @@ def test_labels_are_filled_in_colors_of_their_own_and_named():
 def test_one_case_that_cannot_be_scored_does_not_cost_the_report_of_the_others(cohort):
     cases, out, *_ = cohort
     label = cases[1]["label"]
-    with open(label, "r+b") as file:
-        file.truncate(200)
+    Path(label).write_bytes(Path(label).read_bytes()[:200])
     with pytest.raises(InputError, match=r"poor_lesion\.nii\.gz cannot be read"):
         Report(cases, out).write()
     assert not (out / "report.html").exists()
@@ -607,7 +607,7 @@ def test_one_case_that_cannot_be_scored_does_not_cost_the_report_of_the_others(c
     page = (out / "report.html").read_text()
     assert "poor_lesion.nii.gz cannot be read" in page
     assert "no image" in page
-    with pytest.raises(InputError, match="none of the 1 cases can be scored: .*poor_lesion"):
+    with pytest.raises(InputError, match=r"none of the 1 cases can be scored: .*poor_lesion"):
         Report([cases[1]], out, keep_going=True).write()
 
 
@@ -622,22 +622,7 @@ def test_a_reference_that_is_stored_by_a_slope_is_the_same_reference(cohort):
 
 
 def test_no_cell_of_a_table_is_a_formula():
-    values = [
-        "=1+1",
-        "@SUM(A1)",
-        "+1+cmd",
-        "-2+3",
-        "\t=1",
-        "\r=1",
-        "-2.5",
-        "+1e3",
-        -2.5,
-        3,
-        True,
-        None,
-        float("nan"),
-        "a",
-    ]
-    assert delimited([values]).endswith(",-2.5,+1e3,-2.5,3,true,,,a\n")
-    first = next(csv.reader(io.StringIO(delimited([values]), newline="")))[:6]
-    assert first == ["'=1+1", "'@SUM(A1)", "'+1+cmd", "'-2+3", "'\t=1", "'\r=1"]
+    values = ["=1+1", "@SUM(A1)", "+1+cmd", "-2+3", "\t=1", "\r=1"]
+    numbers = ["-2.5", "+1e3", -2.5, 3, True, None, float("nan"), "a"]
+    assert delimited([numbers]) == "-2.5,+1e3,-2.5,3,true,,,a\n"
+    assert delimited([values], "\t") == "'=1+1\t'@SUM(A1)\t'+1+cmd\t'-2+3\t'=1\t'=1\n"
