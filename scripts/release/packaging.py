@@ -20,8 +20,9 @@ from common.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
-# results and data of whoever works with the bundle; a large_files list would make a verification download
-LEFT_OUT_AT_TOP = re.compile(r"eval|runs|data|mlruns.*|large_files\..*")
+# results and data of whoever works with the bundle; what tools of the repository read; a large_files list would make a
+# verification download
+LEFT_OUT_AT_TOP = re.compile(r"eval|runs|data|mlruns.*|\w+\.py|large_files\..*")
 LEFT_OUT_ANYWHERE = re.compile(r"__pycache__|\..*|.*\.pyc")
 # names that another bundle or the zoo's tools also use: the first one imported would win
 TAKEN_NAMES = ("common", "lib", "scripts", "tests", "utils")
