@@ -22,6 +22,7 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         shape: voxels of the head.
         amp: network under autocast.
     """
+    sequences_of(bundle)  # refuses an unknown one before anything is started
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(COMMAND), "make_head", bundle, folder, json.dumps(shape)], check=True)
         command = [sys.executable, str(COMMAND), "parts", bundle, folder, str(amp)]
