@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -131,11 +132,13 @@ class RandZoomedSlicesd(Randomizable, MapTransform):
     def _cut(self, volume: torch.Tensor, center: Sequence[int], zoom: float, label: bool) -> torch.Tensor:
         """(1, X, Y, Z) -> (slices, *patch_size), of a label (1, *patch_size)."""
         sizes = (*self.patch_size, 1 if label else self.slices)
-        axes = []
+        axes, box = [], []
         for size, at, extent in zip(sizes, center, volume.shape[1:], strict=True):
             voxels = at + (torch.arange(size) - size // 2) / zoom
-            axes.append((2 * voxels + 1) / extent - 1)  # as grid_sample counts, from edge to edge
-        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1).float()[None]
-        mode = "nearest" if label else "bilinear"
-        cut = F.grid_sample(torch.as_tensor(volume)[None].float(), points, mode, "zeros", align_corners=False)
+            start, stop = max(0, math.floor(voxels[0])), min(extent, math.ceil(voxels[-1]) + 1)
+            axes.append((2 * (voxels - start) + 1) / (stop - start) - 1)  # as grid_sample counts, from edge to edge
+            box.append(slice(start, stop))
+        points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1)[None]
+        part = torch.as_tensor(volume)[(slice(None), *box)][None].float()
+        cut = F.grid_sample(part, points, "nearest" if label else "bilinear", "zeros", align_corners=False)
         return cut[0, 0].movedim(-1, 0).contiguous()
