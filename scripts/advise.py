@@ -26,11 +26,11 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.advice import Advice, Data, advise, read_data
-from common.cost import InferenceCost, TrainingCost
-from common.datalist import describe
 from common.errors import install_error_hook
 from common.transforms.io import write_atomically
+from datalists.survey import describe
+from planning.advice import Advice, Data, advise, read_data
+from planning.cost import InferenceCost, TrainingCost
 
 WIDTH = 110
 

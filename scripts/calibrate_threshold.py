@@ -27,11 +27,11 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.calibration import Calibration, calibrate, check_cases
 from common.data import subject_of
 from common.errors import InputError, install_error_hook
 from common.transforms.io import write_atomically
-from common.workflow import open_configs
+from labels.calibration import Calibration, calibrate, check_cases
+from running.workflow import open_configs
 
 ROOT = Path(__file__).resolve().parents[1]
 CRITERIA = ("best_dice", "false_positive_rate")

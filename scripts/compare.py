@@ -25,8 +25,8 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.comparison import Comparison, compare
 from common.errors import InputError, install_error_hook
+from comparison import Comparison, compare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +48,7 @@ def main(
         datalist: JSON of scripts/make_datalist.py, with labels.
         output_dir: of the page, the tables, and runs/, which holds trainings and masks.
         target: lesion, tissue, or both.
-        methods: some of those that common/comparison/methods.py lists; by default all that fit.
+        methods: some of those that scripts/comparison/methods.py lists; by default all that fit.
         weights: shipped, or train.
         seeds: of the trainings.
         options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
@@ -57,7 +57,7 @@ def main(
     """
     install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("common.comparison").setLevel(logging.INFO)
+    logging.getLogger("comparison").setLevel(logging.INFO)
     names = None if methods is None else list(ensure_tuple(methods))
     replaced = read_options(options)
     comparisons = [

@@ -24,10 +24,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from common.errors import InputError, install_error_hook
 from study.evidence import machine, update, version_of
 from study.verdicts import summarize
-
-from common.errors import InputError, install_error_hook
 
 logger = logging.getLogger("experiments")
 

@@ -29,9 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.data import read_json
 from common.errors import InputError, install_error_hook
-from common.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from common.transforms import BrainMaskd, LoadScand
 from common.transforms.io import write_atomically
+from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from sae_segmentation.loss import neighbor_table
 
 STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import read_sections, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
-from common.pseudo_labels import (
+from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
+from labels.pseudo_labels import (
     CleanUp,
     Predictor,
     joined,

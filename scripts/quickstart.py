@@ -22,14 +22,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.advice import advise
-from common.cohort import make_cohort
-from common.comparison import METHODS, Comparison, Result, compare, summary_text
 from common.errors import InputError, install_error_hook
 from common.evaluation import Evaluation, mean_dice
-from common.phantom import TISSUES
 from common.pictures import Picture, case_pictures
 from common.transforms.io import write_atomically
+from comparison import METHODS, Comparison, Result, compare, summary_text
+from phantom import TISSUES
+from phantom.cohort import make_cohort
+from planning.advice import advise
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 424242  # of no cohort that any weights were trained on
@@ -58,7 +58,7 @@ def main(
     """
     install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("common.comparison").setLevel(logging.INFO)
+    logging.getLogger("comparison").setLevel(logging.INFO)
     groups = {"ms": (0, 0, ms), "healthy": (0, 0, healthy)}
     run(Path(output_dir), ROOT / "bundles", groups, spacing, {}, device, num_workers)
 
@@ -77,9 +77,9 @@ def run(
     Args:
         output_dir: see :func:`main`; gets ``cohort/``, ``report.html`` and the tables, ``runs/`` and ``pictures/``.
         bundles: folder of the bundles.
-        groups: subjects, see :func:`common.cohort.make_cohort`.
+        groups: subjects, see :func:`phantom.cohort.make_cohort`.
         spacing: voxel size in mm.
-        options: entries of configs to replace, see :class:`common.comparison.Comparison`.
+        options: entries of configs to replace, see :class:`comparison.Comparison`.
         device: cpu, cuda:0, ...; None for what the bundles say.
         num_workers: processes that make the subjects.
 

@@ -14,10 +14,9 @@ import fire
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from study.evidence import claims_of_card, put_between, read, render, summary_table
-
 from common.errors import InputError, install_error_hook
 from common.transforms.io import write_atomically
+from study.evidence import claims_of_card, put_between, read, render, summary_table
 
 
 def main(check: bool = False, root: str = str(ROOT)) -> None:

@@ -26,11 +26,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.cohort import implant_cohort, make_cohort, read_extra_data
 from common.data import list_cases, read_json, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.phantom import Grid, suspected_lesions
 from common.transforms.io import on_grid_of, write_atomically
+from phantom import Grid, suspected_lesions
+from phantom.cohort import implant_cohort, make_cohort, read_extra_data
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def main(
         bundle: one of those in RECIPES, as uad_autoencoder.
         output_dir: phantoms (about 2 GB, the same for all bundles) and states of the trainings.
         extra_data: JSON with tissue maps and lesion masks of real people to make the phantoms from; its form is
-            described at common.cohort.make_cohort. Without it they are made from the template. It may also have
+            described at phantom.cohort.make_cohort. Without it they are made from the template. It may also have
             ``"tissue_scans": {"training": [{"T1w": path, "label": path}], "validation": [...]}``, real T1 images with
             tissue maps, for ace_multitask; sae_segmentation takes the images without the maps, deepatlas_joint one map,
             and diffusion_recon_unet implants lesions by the maps. And ``"scans": {"training": [{"FLAIR": path, "T1w":

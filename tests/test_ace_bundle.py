@@ -32,9 +32,9 @@ from ace_multitask.patches import CodeCentersd, RandDropChanneld, RandEachChanne
 from ace_multitask.pseudo_label import write_pseudo_datalist
 from ace_multitask.sequences import ListSequencesd
 from ace_multitask.views import TwoViewsInferer
-from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
+from phantom.cohort import make_cohort
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "ace_multitask"
 CLASSES = ["background", "CSF", "GM", "WM", "lesion"]

@@ -18,11 +18,11 @@ from monai.data import MetaTensor
 from test_several_processes import TRAININGS
 
 from ace_multitask.label_sets import load_label_sets
-from common.cohort import make_cohort
 from common.data import check_splits, list_cases
 from common.errors import InputError
 from common.evaluation import Evaluation
-from common.pseudo_labels import CleanUp, label_of_map
+from labels.pseudo_labels import CleanUp, label_of_map
+from phantom.cohort import make_cohort
 
 script, make_atlas, calibrate = (load_script(name) for name in ("pseudo_labels", "make_atlas", "calibrate_threshold"))
 UAD = ROOT / "bundles" / "uad_autoencoder"

@@ -14,14 +14,14 @@ import pytest
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 from scipy.stats import wilcoxon
 
-from common.cohort import make_cohort
-from common.comparison import METHODS, TARGETS, Comparison, compare, holm, paired_difference
-from common.comparison.comparison import read_splits, uncertain_ml
-from common.comparison.report import Digest, disagreement, to_latex, to_markdown
-from common.comparison.trial import Unfit
 from common.errors import InputError
 from common.evaluation import Scans
 from common.metrics import lesion_sizes
+from comparison import METHODS, TARGETS, Comparison, compare, holm, paired_difference
+from comparison.comparison import read_splits, uncertain_ml
+from comparison.report import Digest, disagreement, to_latex, to_markdown
+from comparison.trial import Unfit
+from phantom.cohort import make_cohort
 
 script = load_script("compare")
 
@@ -259,7 +259,7 @@ def test_tables_have_every_method_case_and_label(shipped):
 
 @pytest.mark.slow
 def test_second_run_does_nothing_again(shipped, monkeypatch):
-    monkeypatch.setattr("common.comparison.trial.open_configs", None)  # any step would fail
+    monkeypatch.setattr("comparison.trial.open_configs", None)  # any step would fail
     first = shipped[0]
     again = Comparison(
         first.datalist_file, first.output_dir, first.target, first.bundles, QUICK, options=OPTIONS, device="cpu"

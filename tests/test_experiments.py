@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import render_evidence
 from bundle_tools import BUNDLES, ROOT
+
+from common.errors import InputError
 from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.evidence import put_between, read, render, summary_table, update
 from study.seed import dice_parts, result_of
 from study.verdicts import Claim, interval_of_gap, judge, summarize, verdict
-
-from common.errors import InputError
 
 STUDIES = (uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint, diffusion_recon_unet)
 EVIDENCE = ROOT / "docs" / "evidence"

@@ -10,8 +10,8 @@ import pytest
 from bundle_tools import load_script, save_nifti
 
 from common.data import list_cases
-from common.datalist import assign_folds, describe, duplicates, items_of_pattern, items_of_table, read_facts, survey
 from common.errors import InputError
+from datalists.survey import assign_folds, describe, duplicates, items_of_pattern, items_of_table, read_facts, survey
 
 script = load_script("make_datalist")
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -18,12 +18,12 @@ from common import preparation
 from common.data import list_cases
 from common.errors import InputError
 from common.geometry import rotation_matrix
-from common.phantom import Grid, make_subject
-from common.preparation import Settings, read_record, restore
-from common.preparation.bias import bias_field
-from common.preparation.brain import extract_brain
-from common.preparation.registration import itk_affine, matrix_of, require_simpleitk, scan_to_scan, template_to_scan
-from common.preparation.volume import Volume
+from phantom import Grid, make_subject
+from preparation import Settings, read_record, restore
+from preparation.bias import bias_field
+from preparation.brain import extract_brain
+from preparation.registration import itk_affine, matrix_of, require_simpleitk, scan_to_scan, template_to_scan
+from preparation.volume import Volume
 
 main = load_script("prepare_data").main
 restore_main = load_script("restore_data").main

@@ -13,10 +13,10 @@ from monai.inferers import SliceInferer
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
-from common.workflow import open_configs, run_configs
+from phantom.cohort import make_cohort
+from running.workflow import open_configs, run_configs
 from uad_autoencoder.brightness import AddBrightnessd, GradedLabeld, white_matter_level
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder

@@ -16,10 +16,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
-from common.workflow import run_configs
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim

@@ -19,11 +19,11 @@ import nibabel as nib
 import numpy as np
 
 from common.atlas import template_grid
-from common.cohort import make_cohort
 from common.data import list_cases
 from common.metrics import dice
-from common.phantom import STRUCTURES, Grid
-from common.workflow import run_configs
+from phantom import STRUCTURES, Grid
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim

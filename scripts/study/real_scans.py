@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from common.comparison import TARGETS
-from common.comparison.trial import Split, Trial
 from common.data import list_cases
 from common.evaluation import Evaluation
 from common.metrics import best_dice, summarize
 from common.transforms.io import write_atomically
+from comparison import TARGETS
+from comparison.trial import Split, Trial
 
 from .scan_sets import LESION, Case, RealScans, ScanSet, hash_of
 

@@ -20,11 +20,11 @@ import torch
 from make_atlas import main as make_atlas
 
 from common.atlas import align_atlas, icbm_atlas
-from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.metrics import dice, hd95_mm
-from common.phantom import STRUCTURES
-from common.workflow import run_configs
+from phantom import STRUCTURES
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from common.data import check_cases, read_json
-from common.datalist import read_facts
 from common.errors import InputError
+from datalists.survey import read_facts
 
 Case = dict[str, Any]
 SEQUENCES = ("T1w", "FLAIR")
