@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .data import refuse_pseudo_labels, subject_of
 from .errors import InputError
+from .files import write_atomically, write_text
 from .metrics import (
     LesionDetection,
     PrecisionRecall,
@@ -35,7 +36,7 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .transforms.io import LoadScand, grid_difference, open_scan, write_atomically
+from .transforms.io import LoadScand, grid_difference, open_scan
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class Evaluation:
         """Write ``metrics.csv`` and ``metrics.json`` to ``output_dir``; InputError if that cannot be done."""
         text = json.dumps(_for_json(self.as_dict()), indent=2, allow_nan=False) + "\n"  # computed before any writing
         write_atomically(self.output_dir / "metrics.csv", lambda part: _write_csv(part, self.rows))
-        write_atomically(self.output_dir / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.output_dir / "metrics.json", text)
         for name, metrics in self.summary.items():
             dice = metrics["dice"]
             logger.info("Dice of %s: %.3f, mean of %d cases", name, dice.mean, dice.cases)

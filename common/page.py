@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .files import write_text
 from .pictures import PREDICTION_COLOR, REFERENCE_COLOR, Picture
-from .transforms.io import write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_html_report(path: str | Path, title: str, sections: Sequence[Section],
     text = environment.from_string(TEMPLATE).render(
         title=title, lead=lead, sections=list(sections), style=Markup(STYLE)
     )
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return Path(path)
 
 

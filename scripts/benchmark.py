@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.errors import InputError, install_error_hook
+from common.files import read_json
 
 
 def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), amp: bool = False) -> None:
@@ -146,7 +147,7 @@ def make_head(bundle: str, folder: str, shape: tuple) -> None:
 
 def _sequences(bundle: str) -> tuple[str, ...]:
     config = ROOT / "bundles" / bundle / "configs" / "inference.json"
-    return tuple(json.loads(config.read_text(encoding="utf-8"))["sequences"])
+    return tuple(read_json(config)["sequences"])
 
 
 def parts(bundle: str, folder: str, amp: bool = False) -> None:
@@ -220,8 +221,8 @@ def training(
         groups = {"ms": (subjects, 2, 0)}
         sequences = _sequences(bundle)
         cohort = make_cohort(Path(folder) / "cohort", groups, spacing=1.0, sequences=sequences)
-        config = (ROOT / "bundles" / bundle / "configs" / "train.json").read_text(encoding="utf-8")
-        labels = "tissues" if "label_sets" in json.loads(config) else "label"
+        config = read_json(ROOT / "bundles" / bundle / "configs" / "train.json")
+        labels = "tissues" if "label_sets" in config else "label"
         sections = {
             section: [
                 {"image": [case[sequence] for sequence in sequences], "label": case[labels], "dataset": "joint"}

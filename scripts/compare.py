@@ -12,7 +12,6 @@ sections training, validation and test. Started again, it goes on where it was s
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import sys
@@ -26,6 +25,7 @@ from monai.utils import ensure_tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError, install_error_hook
+from common.files import read_json
 from comparison import Comparison, compare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,10 +76,7 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
     """
     if path is None:
         return {}
-    try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read ({e}), expected options as JSON") from e
+    options = read_json(path, "options, by <bundle>/<config>", dict)
     for name in options:
         bundle, _, config = name.partition("/")
         if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():

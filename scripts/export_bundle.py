@@ -11,7 +11,7 @@ before and after it, and windows over a large image, are the caller's.
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +24,7 @@ from package_bundle import ROOT, package_bundle
 from verify_bundle import run_in_own_process, unpack
 
 from common.errors import InputError, install_error_hook
+from common.files import read_json, write_atomically
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx"}
 
@@ -48,10 +49,10 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
         failures = [f"{result.check}: {failure}" for result in results for failure in result.failures]
         if failures:
             raise InputError(f"bundle {name} cannot be exported: {'; '.join(failures)}")
-        version = json.loads((package / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+        version = read_json(package / "configs" / "metadata.json")["version"]
         paths = [output_dir / f"{name}_v{version}{Path(file).suffix}" for file in FILES.values()]
         for file, path in zip(FILES.values(), paths, strict=True):
-            (Path(folder) / file).replace(path)
+            write_atomically(path, lambda part, file=file: shutil.copyfile(Path(folder) / file, part))
     return paths
 
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.data import list_cases, read_json, subject_of, write_datalist
+from common.data import list_cases, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.transforms.io import on_grid_of, write_atomically
+from common.files import Alone, done_once, read_json, write_atomically
+from common.transforms.io import on_grid_of
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
 
@@ -87,7 +88,8 @@ def main(
         if number is not None and not number > 0:
             raise InputError(f"{name} is {number}, expected a number above 0")
     release = Release(bundle, Path(output_dir).resolve(), extra_data, seed, amp, minutes, effort, num_workers)
-    RECIPES[bundle](release)
+    with Alone(release.folder):
+        RECIPES[bundle](release)
 
 
 @dataclass
@@ -136,41 +138,50 @@ class Release:
 
     def cohort(self, name: str) -> Path:
         """Datalist of a cohort."""
-        datalist = self.folder / name / "datalist.json"
-        if not datalist.is_file():
+        scanner, pathology, training, validation = COHORTS[name]
+        options = {
+            "groups": {pathology: (training, validation, 0)},
+            "scanner": scanner,
+            "spacing": 1.0,
+            "sequences": ("FLAIR", "T1w"),
+            "seed": self.seed + list(COHORTS).index(name),
+            "prefix": name[0],
+            "extra_data": None if self.extra_data is None else Path(self.extra_data),
+        }
+        return self._cohort_of(name, options, lambda folder: make_cohort(folder, **options))
+
+    def _cohort_of(self, name: str, made_from: Mapping[str, Any], make: Callable[[Path], Path]) -> Path:
+        """Datalist of a cohort that is made once; of other settings than these it is made anew."""
+        folder, record = self.folder / name, self.folder / f"{name}.json"
+        if not (folder / "datalist.json").is_file():
+            record.unlink(missing_ok=True)
+
+        def work() -> str:
+            shutil.rmtree(folder, ignore_errors=True)
             logger.info("making the cohort %s", name)
-            scanner, pathology, training, validation = COHORTS[name]
-            make_cohort(
-                self.folder / name,
-                {pathology: (training, validation, 0)},
-                scanner=scanner,
-                spacing=1.0,
-                sequences=("FLAIR", "T1w"),
-                seed=self.seed + list(COHORTS).index(name),
-                prefix=name[0],
-                extra_data=self.extra_data,
-            )
-        return datalist
+            return make(folder).name
+
+        return folder / done_once(record, made_from, work)
 
     def implanted(self, section: str) -> list[dict]:
         """Real scans with implanted lesions; where they have lesions themselves, the shipped weights say."""
         if not self.scans("scans", section):
             return []
-        datalist = self.folder / "implanted" / "datalist.json"
-        if not datalist.is_file():
-            logger.info("implanting lesions in real scans")
+
+        def implant(folder: Path) -> Path:
             scans = self._with_tissues({part: self.scans("scans", part) for part in SECTIONS})
             masks = read_extra_data(self.extra_data)["lesions"]
-            implant_cohort(self.folder / "implanted", scans, COPIES, masks, seed=self.seed, prefix="i")
-        return list_cases(datalist_file=datalist, section=section)
+            return implant_cohort(folder, scans, COPIES, masks, seed=self.seed, prefix="i")
+
+        made_from = {"extra_data": Path(self.extra_data), "seed": self.seed, "copies": COPIES}
+        return list_cases(datalist_file=self._cohort_of("implanted", made_from, implant), section=section)
 
     def implanted_t1w(self, section: str) -> list[dict]:
         """T1 scans of people without lesions, by their tissue maps, with implanted lesions."""
         if not self.scans("tissue_scans", section):
             return []
-        datalist = self.folder / "implanted_t1w" / "datalist.json"
-        if not datalist.is_file():
-            logger.info("implanting lesions in T1 scans")
+
+        def implant(folder: Path) -> Path:
             scans = {
                 part: [
                     {"T1w": item["T1w"], "tissues": item["label"], "subject": subject_of({"image": item["T1w"]})}
@@ -179,7 +190,10 @@ class Release:
                 for part in SECTIONS
             }
             masks, options = read_extra_data(self.extra_data)["lesions"], {"seed": self.seed + 1, "prefix": "t"}
-            implant_cohort(self.folder / "implanted_t1w", scans, T1W_COPIES, masks, sequence="T1w", **options)
+            return implant_cohort(folder, scans, T1W_COPIES, masks, sequence="T1w", **options)
+
+        made_from = {"extra_data": Path(self.extra_data), "seed": self.seed, "copies": T1W_COPIES}
+        datalist = self._cohort_of("implanted_t1w", made_from, implant)
         return list_cases(datalist_file=datalist, sequences=("T1w",), section=section)
 
     def calibration(self) -> list[dict]:

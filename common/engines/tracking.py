@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -21,6 +20,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import optional_import
 
+from ..files import read_json
 from .checkpoints import BestWeights
 from .events import run_last
 
@@ -274,7 +274,7 @@ def settings_of(config: Path) -> dict[str, Any]:
             return all(map(is_plain, value))
         return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
 
-    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    content = read_json(config, "a config", dict) if config.is_file() else {}
     return {key: value for key, value in content.items() if is_plain(value) and key not in OF_TRACKING}
 
 

@@ -6,7 +6,7 @@ import gzip
 import logging
 import os
 import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from ..errors import InputError
+from ..files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -294,29 +295,6 @@ def on_grid_of(path: str | Path, array: np.ndarray) -> nib.Nifti1Image:
         header[field] = source.header[field]
     header["pixdim"][:4] = source.header["pixdim"][:4]  # element 0 is the handedness of the qform
     return type(source)(array, None, header)
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file under a temporary name beside ``path``, then give it its name.
-
-    Args:
-        path: file to make or to replace; its folder is made if need be.
-        write: called with the temporary path, which ends like ``path``.
-
-    Raises:
-        InputError: if the folder cannot be made or written, or is full; no partial file remains.
-    """
-    path = Path(path)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as e:
-        raise InputError(f"{path} cannot be written ({_first_line(e)}), expected a folder with space and access") from e
 
 
 def file_of(scan: Any) -> str:

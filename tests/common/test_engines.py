@@ -336,7 +336,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(InputError, match=r"state\.pt: cannot be written"):
+        with pytest.raises(InputError, match=r"state\.pt cannot be written"):
             save_tensors({"epoch": 2, "weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -22,8 +22,9 @@ from monai.utils import ensure_tuple
 from common.data import list_cases
 from common.engines.events import gather
 from common.errors import InputError
+from common.files import write_atomically
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
-from common.transforms.io import file_of, grid_difference, on_grid_of, open_scan, stem, write_atomically
+from common.transforms.io import file_of, grid_difference, on_grid_of, open_scan, stem
 
 from .validation import mean_dice
 
