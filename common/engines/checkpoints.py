@@ -122,8 +122,8 @@ class TrainingState:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
         run_last(engine, self.save)
+        run_last(engine, self.finish, Events.COMPLETED)  # behind a last validation
 
     def restore(self, engine: Engine) -> None:
         """Put engine and objects where the file says, unless there is none or it holds a finished training."""
@@ -132,6 +132,7 @@ class TrainingState:
             self._alone = [Alone(path, is_file=True) for path in (self.path, *written)]
             self._settings = settings_of_training(self._config, written)
         saved = self._read(engine) if self.resume and self.path.exists() else None
+        idist.barrier()  # nobody writes before all have read
         for keeper in self._keepers():
             keeper.kept = None
         if saved is None:

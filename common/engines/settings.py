@@ -56,7 +56,7 @@ def settings_of_training(config: ConfigParser | None, written: Collection[Path] 
         found[name] = value if not _is_file(value) or Path(value).resolve() in own else Path(value)
     known: list[dict[str, Any]] = []
     for name, cases in [*config.ref_resolver.resolved_content.items()]:
-        if isinstance(cases, list) and cases and all(isinstance(case, dict) and "image" in case for case in cases):
+        if isinstance(cases, list) and cases and all(map(_is_on_disk, cases)):
             facts = _facts(cases)
             if facts not in known:  # a list may go by several ids
                 known.append(facts)
@@ -78,6 +78,12 @@ def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{name}#{number}")
     elif not (isinstance(config, str) and config.startswith(("@", "$", "%"))):
         yield name, config
+
+
+def _is_on_disk(case: Any) -> bool:
+    """Whether something is a case whose images are files."""
+    images = case.get("image") if isinstance(case, dict) else None
+    return any(isinstance(image, (str, Path)) for image in (images if isinstance(images, (list, tuple)) else [images]))
 
 
 def _facts(cases: list[dict[str, Any]]) -> dict[str, Any]:
