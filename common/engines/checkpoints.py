@@ -19,7 +19,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import Alone, difference, write_atomically
 from .events import rank, run_last, words
-from .settings import config_at_work, settings_of_training
+from .settings import config_at_work, let_tracking_fail, settings_of_training
 
 logger = logging.getLogger(__name__)
 
@@ -269,6 +269,7 @@ class BestWeights:
         self.path = Path(path)
         self.network = network
         self.kept: dict[str, torch.Tensor] | None = None  # what is in the file
+        let_tracking_fail()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)

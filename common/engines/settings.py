@@ -1,4 +1,4 @@
-"""What a training is made from: the settings of its config, and what is in the files of its cases."""
+"""The config that a handler is part of: what a training is made from, and tracking that may fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser
 
 from ..data import subject_of
 from ..files import fingerprint_of
@@ -21,6 +21,7 @@ MAY_CHANGE = {
     *("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist_file", "handlers"),
     *("tracking_uri", "experiment_name", "run_name", "save_execute_config", "run", "finalize"),
 }
+_TOLERANT = f"{__package__}.tracking.TolerantMLFlowHandler"
 _OF_SEVERAL_PROCESSES = ("sampler", "shuffle")  # a training may go on in another number of them
 
 
@@ -36,6 +37,18 @@ def config_at_work() -> ConfigParser | None:
             return owner
         frame = frame.f_back
     return None
+
+
+def let_tracking_fail() -> None:
+    """Have every MLFlowHandler that the config at work still has to make be one that stops no run.
+
+    MONAI's ``--tracking`` puts them behind all others, and the one of a validator is made before the :class:`Tracker`
+    of the trainer is.
+    """
+    config = config_at_work()
+    for item in [] if config is None else config.ref_resolver.items.values():
+        if isinstance(item, ConfigComponent) and str(item.get_config()["_target_"]).endswith("MLFlowHandler"):
+            item.update_config({**item.get_config(), "_target_": _TOLERANT})
 
 
 def settings_of_training(config: ConfigParser | None, written: Collection[Path] = ()) -> dict[str, Any]:

@@ -134,8 +134,8 @@ def test_a_name_as_long_as_names_may_be_can_be_written(tmp_path):
 
 def test_what_a_killed_run_was_writing_is_removed_by_the_next_and_what_a_live_one_writes_is_not(tmp_path):
     killed_holding(
-        "def write(part):\n    part.write_text("'half'")\n    print("'there'", flush=True)\n    import time\n    time.sleep(60)\n"
-        "write_atomically(Path(sys.argv[1]), write)",
+        "import time\ndef write(part):\n    part.write_text('half')\n    print('there', flush=True)\n"
+        "    time.sleep(60)\nwrite_atomically(Path(sys.argv[1]), write)",
         tmp_path / "a.nii.gz",
     )
     (left,) = tmp_path.iterdir()
