@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import platform
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from .data import refuse_pseudo_labels, subject_of
 from .errors import InputError
-from .files import write_atomically, write_text
+from .files import without_folders, write_atomically, write_text
 from .metrics import (
     LesionDetection,
     PrecisionRecall,
@@ -200,7 +199,7 @@ class Evaluation:
         Args:
             failures: name of a case -> what is wrong with it, as ``ScanEvaluator.failures``.
         """
-        self.failures = {name: _without_folders(sentence) for name, sentence in failures.items()}
+        self.failures = {name: without_folders(sentence) for name, sentence in failures.items()}
         self.cases = [case for case in self.cases if case["name"] not in failures]
 
     def save(self) -> None:
@@ -581,13 +580,6 @@ def shown(value: Any) -> Any:
     if isinstance(value, PurePath) or (isinstance(value, str) and PurePath(value).is_absolute()):
         return PurePath(value).name
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _without_folders(sentence: str) -> str:
-    """A sentence with the names of files in it, but not their folders, for the same reason."""
-    # a folder may have spaces in its name: up to the name of a NIfTI file all of it goes, elsewhere up to a space
-    folders = r"(?:(?:(?!\.nii).)*[/\\](?=[^/\\]*\.nii)|\S*[/\\])"
-    return re.sub(rf"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]{folders}", "", sentence)
 
 
 def versions() -> dict[str, str]:

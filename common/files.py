@@ -1,4 +1,4 @@
-"""Files: read as JSON, written whole or not at all, hashed, made once, and used by one run at a time."""
+"""Files: read as JSON, written whole or not at all, hashed, made once, used by one run at a time, and named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -420,6 +421,17 @@ def _kept(file: Path) -> dict[str, Any]:
         if isinstance(content, dict) and isinstance(content.get("made_from"), dict):
             return content
     return {}
+
+
+# ---- tell
+
+
+def without_folders(sentence: str) -> str:
+    """A sentence with the names of files in it but not their folders, which tell of people and machines."""
+    # a folder may have spaces in its name: up to the name of a known kind of file all of it goes, elsewhere to a space
+    known = r"\.(?:nii|json|csv|tsv|pt|html|png|tfm)\b"
+    folders = rf"(?:(?:(?!{known}).)*[/\\](?=[^/\\]*{known})|\S*[/\\])"
+    return re.sub(rf"(?<![^\s'\"(=,\[])(?:[A-Za-z]:)?[/\\](?=\S){folders}", "", sentence)
 
 
 def _reason(error: Exception) -> str:

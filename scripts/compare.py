@@ -13,6 +13,7 @@ sections training, validation and test. Started again, it goes on where it was s
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -64,8 +65,14 @@ def main(
         Comparison(datalist, output_dir, t, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device)
         for t in ensure_tuple(target)
     ]
-    command = shlex.join(["python", "scripts/compare.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
     compare(comparisons, "Comparison of methods", "", command, max_pictures)
+
+
+def shown(argument: str) -> str:
+    """An argument of the command line for the page: files by their names, without the folders of this computer."""
+    folders = r"(^|[=,\[('\"])(?:[A-Za-z]:)?[/\\](?:[^,'\"\])]*[/\\])?"
+    return re.sub(folders, r"\1", argument.rstrip("/\\"))
 
 
 def read_options(path: str | None) -> dict[str, dict[str, Any]]:

@@ -292,8 +292,8 @@ def _listed_files(datalist: Path) -> dict[str, Path]:
     for section, cases in read_json(datalist, kind=dict).items():
         for number, case in enumerate(case for case in cases if isinstance(case, dict)):
             for key, value in case.items():
-                paths = {path: datalist.parent / path for path in ensure_tuple(value) if isinstance(path, str)}
-                found |= {f"{section} {number}, {key} {path}": file for path, file in paths.items() if file.is_file()}
+                paths = [datalist.parent / path for path in ensure_tuple(value) if isinstance(path, str)]
+                found |= {f"{section} {number}, {key} {f.name}": f for f in paths if f.is_file()}
     return found
 
 

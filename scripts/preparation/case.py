@@ -83,7 +83,7 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     name = case["name"]
     folder = Path(output_dir) / name
     files = _files(case, settings)
-    inputs = {role: {"file": path, "sha256": sha256_of(path)} for role, path in files.items()}
+    inputs = {role: {"file": Path(path).name, "sha256": sha256_of(path)} for role, path in files.items()}
     record_file = folder / f"{name}.json"
     wanted = fingerprint_of(asdict(settings))
     if _is_done(record_file, inputs, wanted):
@@ -181,10 +181,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """What was done to a case.
 
     Returns:
-        ``name``, ``settings``, ``inputs`` (file and hash), ``versions``, ``reference``, ``brain`` (how it was found),
-        ``brain_ml``, ``template_misfit`` (see :func:`common.atlas.align_atlas`), ``to_template`` (4 x 4, from the world
-        of the raw reference, RAS mm), ``raw`` (of each sequence shape and affine, and ``to_prepared`` from its world to
-        that of the prepared images), ``item`` for the datalist, paths relative to the folder.
+        ``name``, ``settings``, ``inputs`` (file names and hashes), ``versions``, ``reference``, ``brain`` (how it
+        was found), ``brain_ml``, ``template_misfit`` (see :func:`common.atlas.align_atlas`), ``to_template`` (4 x 4,
+        from the world of the raw reference, RAS mm), ``raw`` (of each sequence shape and affine, and ``to_prepared``
+        from its world to that of the prepared images), ``item`` for the datalist, paths relative to the folder.
 
     Raises:
         InputError: if the file is no such record.

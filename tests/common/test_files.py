@@ -23,6 +23,7 @@ from common.files import (
     read_json,
     sha256_of,
     whole_folder,
+    without_folders,
     write_atomically,
     write_json,
     write_text,
@@ -318,3 +319,17 @@ def test_a_signal_while_a_file_is_written_leaves_the_old_one(tmp_path):
         write_atomically(path, write)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "public"),
+    [
+        ("/home/my name/cases.json has no test", "cases.json has no test"),
+        ("weights=/data/me/model.pt", "weights=model.pt"),
+        ("C:\\Users\\me\\a.nii.gz and /b/c d/e.nii.gz differ", "a.nii.gz and e.nii.gz differ"),
+        ("Dice / HD95 of cases/a.nii.gz", "Dice / HD95 of cases/a.nii.gz"),
+        ("1/2 of the cases", "1/2 of the cases"),
+    ],
+)
+def test_a_sentence_for_others_names_files_without_the_folders_of_this_computer(sentence, public):
+    assert without_folders(sentence) == public
