@@ -43,7 +43,7 @@ from common.engines.checkpoints import save_tensors
 from common.engines.pictures import _contour, fullest_slice, spread_positions
 from common.engines.settings import settings_of_training
 from common.errors import InputError, find_input_error
-from common.files import difference
+from common.files import Alone, difference
 
 FORK = multiprocessing.get_context("fork")
 
@@ -660,6 +660,31 @@ def test_failures_can_wait_until_the_other_cases_were_used():
     assert evaluator.failures == {"b": "found no voxels"}
     with pytest.raises(InputError, match="1 of 2 cases failed: b: found no voxels"):
         evaluator.raise_failures()
+
+
+def test_while_another_process_writes_to_its_folder_an_inference_does_not_begin(tmp_path):
+    class Save:
+        output_dir = tmp_path / "out"
+
+        def __call__(self, item):
+            assert [path.name for path in tmp_path.iterdir()] == ["out"]
+            return item
+
+    evaluator = ScanEvaluator("cpu", [one_case()], Doubling(), postprocessing=Compose([Save()]))
+    reading, writing = os.pipe()
+    other = FORK.Process(target=lambda: (Alone(tmp_path / "out"), os.write(writing, b"x"), time.sleep(60)))
+    other.start()
+    os.read(reading, 1)
+    try:
+        with pytest.raises(InputError, match=f"out is in use by process {other.pid} on .* since "):
+            evaluator.run()
+        assert evaluator.state.iteration == 0
+    finally:
+        other.kill()
+        other.join()
+    evaluator.run()
+    assert evaluator.state.iteration == 1
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_nothing_waits_where_every_case_failed():

@@ -171,7 +171,7 @@ def test_page_names_worst_cases_first_and_needs_no_network(cohort):
 
 
 def test_the_same_evaluation_twice_gives_the_same_bytes_but_for_the_time(cohort):
-    cases, folder = cohort
+    cases, folder, *_ = cohort
     found = []
     for _ in range(2):
         Report(cases, folder).write()
@@ -182,7 +182,7 @@ def test_the_same_evaluation_twice_gives_the_same_bytes_but_for_the_time(cohort)
 
 
 def test_while_another_process_writes_into_the_folder_there_is_no_report(cohort):
-    cases, folder = cohort
+    cases, folder, *_ = cohort
     code = "import sys, time; from common.files import Alone; a = Alone(sys.argv[1]); print(1, flush=1); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, folder], cwd=ROOT, stdout=subprocess.PIPE)
     other.stdout.readline()
