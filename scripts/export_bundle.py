@@ -42,8 +42,7 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
             the network in PyTorch by more than the tolerance in ``bundle_process.py``.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         package = unpack(package_bundle(name, folder, root=root), Path(folder))
         results = run_in_own_process(package, {check: {} for check in FILES}, Path(folder))
         failures = [f"{result.check}: {failure}" for result in results for failure in result.failures]

@@ -214,6 +214,38 @@ def test_a_training_killed_in_its_first_epoch_goes_on_from_the_weights_that_it_h
     assert all(torch.equal(value, other["network"][key]) for key, value in one["network"].items())
 
 
+@pytest.mark.slow
+def test_a_training_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        save_tensors(make_network().state_dict(), folder / "model.pt")
+    began = time.monotonic()
+    begun_with_the_weights_that_it_writes(straight).trainer.run()
+    taken = time.monotonic() - began
+
+    def train():
+        training = begun_with_the_weights_that_it_writes(killed)
+        training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: time.sleep(0.02))
+        training.trainer.run()
+
+    rng = random.Random(0)
+    for number in range(12):
+        process = FORK.Process(target=train)
+        process.start()
+        process.join(rng.uniform(0, 0.3 if number < 6 else 0.3 + taken))  # half of them at the start
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # once at its end it would begin anew
+            break
+    else:
+        begun_with_the_weights_that_it_writes(killed).trainer.run()
+    for name in ("state.pt", "model.pt"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (straight, killed))
+        one, other = (found["objects"]["network"] if name == "state.pt" else found for found in (one, other))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert {path.name for path in killed.iterdir()} == {"state.pt", "model.pt"}
+
+
 def test_the_best_weights_go_where_the_resumed_training_writes_though_no_later_ones_are_better(tmp_path):
     killed_training(tmp_path, "workers 0", iteration=7)  # 0.7 of the second epoch stays the best
     best = (tmp_path / "model.pt").read_bytes()
