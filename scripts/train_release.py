@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.data import list_cases, subject_of, write_datalist
 from common.errors import InputError, install_error_hook
-from common.files import Alone, done_once, read_json, write_atomically, write_json
+from common.files import Alone, done_once, read_json, write_atomically
 from common.scans import on_grid_of
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
@@ -57,6 +57,7 @@ STYLES = (
 )
 VARIED_COPIES = {"training": 6, "validation": 3}
 T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person without lesions
+SUSPECTING = {"ace_multitask": ("T1w", "FLAIR"), "uad_autoencoder": ("FLAIR",)}  # bundles that say where lesions are
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
 MAX_WEIGHTS_BYTES = 16 * 2**20
@@ -228,12 +229,17 @@ class Release:
 
     def _with_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         """The scans with files of their tissues and of their suspected lesions."""
-        file = self.folder / "suspected" / "scans.json"
-        if file.is_file():
-            return read_json(file, "scans with their tissues")
+        made_from = {f"weights of {b}": ROOT / "bundles" / b / "models" / "model.pt" for b in SUSPECTING}
+        for part, items in scans.items():
+            for number, item in enumerate(items):
+                files = {key: Path(value) for key, value in item.items() if isinstance(value, str) and key != "subject"}
+                made_from |= {f"{key} of {part} {number}": file for key, file in files.items()}
+        return done_once(self.folder / "suspected" / "scans.json", made_from, lambda: self._find_tissues(scans))
+
+    def _find_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         items = [item for section in scans.values() for item in section]
         maps = {}
-        for bundle, sequences in (("ace_multitask", ("T1w", "FLAIR")), ("uad_autoencoder", ("FLAIR",))):
+        for bundle, sequences in SUSPECTING.items():
             folder = self.folder / "suspected" / bundle
             cases = [{"image": [item.get(s) for s in sequences]} for item in items]
             cases = [c | {k: i[k] for k in ("brain_mask",) if k in i} for c, i in zip(cases, items, strict=True)]
@@ -253,7 +259,6 @@ class Release:
             item["tissues"], item["suspected"] = f"{of_ace}_seg.nii.gz", f"{of_uad}_suspected.nii.gz"
             image = on_grid_of(item["FLAIR"], suspected.astype(np.uint8))
             write_atomically(item["suspected"], lambda part, image=image: nib.save(image, part))
-        write_json(file, scans)
         return scans
 
     def train(
