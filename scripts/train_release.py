@@ -178,12 +178,13 @@ class Release:
         if not (folder / "datalist.json").is_file():
             record.unlink(missing_ok=True)
 
-        def work() -> str:
+        def work() -> None:
             shutil.rmtree(folder, ignore_errors=True)
             logger.info("making the cohort %s", name)
-            return make(folder).name
+            make(folder)
 
-        return folder / done_once(record, made_from, work)
+        done_once(record, made_from, work)
+        return folder / "datalist.json"
 
     def implanted(self, section: str, varied: bool = False) -> list[dict]:
         """Real scans with implanted lesions, of STYLES if varied; shipped weights say where they have some already."""

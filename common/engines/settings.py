@@ -52,7 +52,7 @@ def let_tracking_fail() -> None:
 
 
 def settings_of_training(config: ConfigParser | None, written: Collection[Path] = ()) -> dict[str, Any]:
-    """Plain values of a config by their ids, and hashes of the files of all cases that its lists have.
+    """Version of the bundle, plain values of a config by their ids, and hashes of the files of all cases in its lists.
 
     All that is in a config counts but for :data:`MAY_CHANGE`, references and expressions. A file counts by its content,
     wherever it lies.
@@ -64,7 +64,7 @@ def settings_of_training(config: ConfigParser | None, written: Collection[Path] 
     if config is None:
         return {}
     own = {path.resolve() for path in written}
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"version": config.get("_meta_", {}).get("version")}
     for name, value in _leaves(config.get()):
         found[name] = value if not _is_file(value) or Path(value).resolve() in own else Path(value)
     known: list[dict[str, Any]] = []

@@ -359,7 +359,7 @@ def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, pati
     ("content", "match"),
     [
         (None, "cannot be read"),
-        ("[", "is not understood"),
+        ("[", "is no valid JSON"),
         ('{"tissues": {"training": [{"image": "x.nii.gz"}]}}', "is not understood"),
         ('{"tissues": {"training": [{"label": "none.nii.gz"}]}}', "none.nii.gz"),
     ],
