@@ -220,13 +220,13 @@ class Alone:
 
     def __init__(self, path: str | Path, is_file: bool = False) -> None:
         path = Path(path)
-        folder = path.parent if is_file else path
+        file = folder = path.parent if is_file else path
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder.resolve() / (f".{path.name}.lock" if is_file else ".lock")
             self._take(file, path)
         except OSError as e:
-            raise InputError(f"{folder} cannot be written ({_reason(e)}), expected a writable folder") from e
+            raise InputError(f"{file} cannot be written ({_reason(e)}), expected a writable folder") from e
         self.close = weakref.finalize(self, self._give_back, file)
 
     def __enter__(self) -> Alone:

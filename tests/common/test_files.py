@@ -208,7 +208,7 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("do not lose me")
     (tmp_path / ".lock").symlink_to(precious)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"\.lock cannot be written \(Too many levels of symbolic links\)"):
         Alone(tmp_path)
     assert precious.read_text() == "do not lose me"
 
