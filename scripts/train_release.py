@@ -355,7 +355,8 @@ def _uad_autoencoder(release: Release) -> None:
     release.train("varied", "train", 0.4, 60, ["unet"], learning_rate=5e-4, **options)
     release.ship("varied", "model.pt")
     datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": release.calibration()})
-    release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
+    layers = ("inference_scales.json", "inference_residual.json", "inference_threshold.json")
+    release.calibrate(datalist, layers=(None, *layers))
 
 
 def _uad_of_plain_lesions(release: Release) -> Path:

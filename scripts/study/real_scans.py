@@ -62,6 +62,7 @@ PROPAGATION = ("inference_propagation",)
 METHODS = {
     "uad_autoencoder": (
         Method("U-Net", "uad_autoencoder"),
+        Method("U-Net at two sizes, with brightness", "uad_autoencoder", ("inference_scales",)),
         Method("residual of the auto-encoder", "uad_autoencoder", ("inference_residual",)),
         FLAIR_THRESHOLD,
     ),
