@@ -798,6 +798,9 @@ def _checked_sequences(names: Any, where: str) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else names
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise InputError(f"{where} {str(names)[:80]}, expected a list of names such as T1w")
+    odd = [name for name in names if re.search(r"[^\w .+-]", name) or not name.isprintable()]
+    if odd:
+        raise InputError(f"{where} {str(odd)[:80]}, expected names of letters and digits such as T1w")
     twice = [name for name, count in Counter(map(_short, names)).items() if count > 1]
     if twice:
         named = next(name for name in names if _short(name) == twice[0])

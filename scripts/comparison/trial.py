@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.transforms.io import write_atomically
 from datalists.survey import read_facts
 from labels.calibration import calibrate, check_cases
-from running.workflow import open_configs
+from running.workflow import Entry, open_configs
 
 from .targets import TARGETS, Target
 
@@ -206,7 +206,9 @@ class Trial:
                 "names": {case["case"]: case["name"] for case in parser.get_parsed_content("datalist")},
                 "failures": parser.get_parsed_content("evaluator").failures,
                 "threshold": parser.get_parsed_content("threshold") if "threshold" in parser else None,
-                "threshold_source": parser.get("threshold_source"),
+                "threshold_source": (
+                    parser.get_parsed_content("threshold_source") if "threshold_source" in parser else None
+                ),
             }
             text = json.dumps(content, indent=2)
             write_atomically(folder / "cases.json", lambda part: part.write_text(text, encoding="utf-8"))
@@ -256,8 +258,9 @@ class Trial:
             keep: called with the workflow after its run.
         """
         extra = [self.options.get(f"{bundle}/{config}", {}) for config in configs]
-        options = options | self.device | {key: value for part in extra for key, value in part.items()}
-        key = self._key(bundle, configs, options)
+        given = {key: value for part in extra for key, value in part.items()}
+        key = self._key(bundle, configs, options | self.device | given)
+        options = options | self.device | {key: Entry(value) for key, value in given.items()}
         done = folder / "done.json"
         known = json.loads(done.read_text("utf-8")) if done.is_file() else {}
         if known.get("key") != key:

@@ -19,7 +19,7 @@ import numpy as np
 from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import Entry, run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -171,7 +171,7 @@ class Study(SeedStudy):
                 threshold=0.5,
                 mirror=False,  # every scan as it is, as in the paper
                 background_in_brain=True,  # what naive cross entropy makes of tissue
-                handlers=handlers,
+                handlers=Entry(handlers),
                 **self.settings["common"],
                 **network,
             )

@@ -140,7 +140,7 @@ class Study(SeedStudy):
             **self._options(sequence, atlas),
             **self.settings["training"],
             beta=self.settings["beta"] if field else 0.0,
-            neighbors=f"%{self.data / atlas}.json::neighbors",
+            neighbors_file=self.data / f"{atlas}.json",
             output_dir=self.folder / arm / "train",
             ckpt_dir=self.folder / arm / "models",
             seed=self.seed,

@@ -72,7 +72,7 @@ def test_a_label_map_becomes_probabilities(tmp_path):
 
 
 def test_what_is_no_atlas_is_named(tmp_path, maps):
-    with pytest.raises(InputError, match=r"none\.nii: no such file, expected an atlas"):
+    with pytest.raises(InputError, match=r"none\.nii does not exist, expected a NIfTI file"):
         open_atlas(str(tmp_path / "none.nii"))
     with pytest.raises(InputError, match=r"sum over 3 classes differs from 1 by up to 0\.1, expected at most"):
         open_atlas(save(tmp_path / "sum.nii", maps * 0.9))
