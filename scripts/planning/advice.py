@@ -380,13 +380,10 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
     remarks += _doubtful_scans(cases, data.facts)
     if not missing and route.values:
         remarks += _doubtful_labels(route, _label_cases(route, used, data), data)
+    learned = f" --sequences {shlex.quote(json.dumps(changed['sequences']))}" if changed else ""
     commands = tuple(
         text.format(configs=f"bundles/{route.bundle}/configs", datalist=_in_command(data.path))
-        + (
-            f" --sequences {shlex.quote(json.dumps(changed['sequences']))}"
-            if changed and "monai.bundle" in text
-            else ""
-        )
+        + (learned if "monai.bundle" in text else "")
         for text in route.commands
     )
     once = tuple(tuple(dict.fromkeys(texts)) for texts in (missing, remarks))
@@ -394,7 +391,7 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
 
 
 def _in_command(path: Path) -> str:
-    """A path for a shell and for MONAI's command line, which takes $, @ and % at the beginning of a word for its own."""
+    """A path for a shell and for MONAI's command line, where a word that begins with $, @ or % is followed."""
     return shlex.quote(f"./{path}" if str(path).startswith(("$", "@", "%", "-", "~")) else str(path))
 
 
