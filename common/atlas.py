@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
-from .scans import grid_difference, read_scan, whole_numbers
+from .scans import VOXEL_MM, grid_difference, read_scan, whole_numbers
 from .transforms.intensity import fill_holes
 from .transforms.io import file_of
 
@@ -97,7 +97,15 @@ def average_of_label_maps(
         classes: how many, background included.
         sigma_mm: sd of the Gaussian that smooths the classes.
         spacing_mm: voxel size.
+
+    Raises:
+        InputError: if a map is empty, or the numbers make no sense.
     """
+    if not sigma_mm >= 0 or not VOXEL_MM[0] <= spacing_mm <= VOXEL_MM[1]:
+        raise InputError(
+            f"sigma_mm is {sigma_mm:g} and spacing_mm {spacing_mm:g}, expected 0 or more and {VOXEL_MM[0]:g} to "
+            f"{VOXEL_MM[1]:g}"
+        )
     corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
     margin = 4 * sigma_mm + 2 * spacing_mm
     low = np.min([c.min(0) for c in corners], axis=0) - margin
@@ -119,7 +127,9 @@ def average_of_label_maps(
 
 def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
     """Corners of the box around what is not 0, (8, 3), voxels."""
-    box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    box = next(iter(ndimage.find_objects((labels > 0).astype(np.uint8))), None)
+    if box is None:
+        raise InputError("a label map is 0 everywhere, expected other labels in it")
     return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
 
 

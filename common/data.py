@@ -215,7 +215,7 @@ def split_by_subject(
         part -> cases, in the order given.
 
     Raises:
-        InputError: if there are fewer subjects than parts.
+        InputError: if there are fewer subjects than parts, or the seed is below 0.
         ValueError: if a fraction is not positive or their sum is not 1.
     """
     if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
@@ -225,6 +225,8 @@ def split_by_subject(
         raise InputError(
             f"{len(subjects)} subjects cannot fill {', '.join(fractions)}, expected {len(fractions)} or more"
         )
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
     np.random.default_rng(seed).shuffle(subjects)
     part_of: dict[str, str] = {}
     for part, count in _shares(len(subjects), fractions).items():

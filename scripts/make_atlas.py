@@ -115,10 +115,15 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
         return [Person(str(path), np.eye(4), {"label": str(path)}) for path in files]
     path = Path(datalist_file)
     content = read_json(path, "label maps")
+    items = content.get(section, []) if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise InputError(f"{path} has {section} {str(items)[:80]}, expected a list of label maps")
     found = []
-    for number, item in enumerate(content.get(section, []) if isinstance(content, dict) else content):
-        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
-        if "label" not in item or matrix.shape != (4, 4):
+    for number, item in enumerate(items):
+        files = [] if not isinstance(item, dict) else [item.get("label"), *ensure_tuple(item.get("image"))]
+        files += [item[key] for key in ("brain_mask",) if files and key in item]
+        matrix = _matrix_of(item) if files else None
+        if not files or files[0] is None or matrix is None or not all(isinstance(f, str | None) for f in files):
             raise InputError(f"item {number} of {path} is {str(item)[:80]}, expected a label, and a matrix of 4 x 4")
         images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
         masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
@@ -126,6 +131,16 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
     if not found:
         raise InputError(f"{path} has no label map under {section}, expected at least one")
     return found
+
+
+def _matrix_of(item: Mapping[str, Any]) -> np.ndarray | None:
+    """``world_to_mni`` of an item, 4 x 4, the identity without it; None if it is no matrix that can be inverted."""
+    try:
+        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
+    except (TypeError, ValueError):
+        return None
+    fits = matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix)) > 1e-9
+    return matrix if fits else None
 
 
 def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequence[str]) -> None:
@@ -170,7 +185,9 @@ def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | N
     content = read_json(Path(classes), "classes") if isinstance(classes, str) else classes
     if not isinstance(content, Mapping) or len(content) < 2:
         raise InputError(f"classes is {str(content)[:80]}, expected two names or more with their label values")
-    values = [value for group in content.values() for value in group]
+    values = [value for group in content.values() for value in (group if isinstance(group, list) else [None])]
+    if not all(type(value) is int and 0 <= value <= 255 for value in values):
+        raise InputError(f"classes is {str(content)[:80]}, expected a list of label values, 0 to 255, for each name")
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
