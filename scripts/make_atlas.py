@@ -27,10 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
-from common.data import read_json
 from common.errors import InputError, install_error_hook
+from common.files import read_json, write_atomically, write_text
 from common.transforms import BrainMaskd, LoadScand
-from common.transforms.io import write_atomically
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from sae_segmentation.loss import neighbor_table
 
@@ -115,15 +114,10 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
         return [Person(str(path), np.eye(4), {"label": str(path)}) for path in files]
     path = Path(datalist_file)
     content = read_json(path, "label maps")
-    items = content.get(section, []) if isinstance(content, dict) else content
-    if not isinstance(items, list):
-        raise InputError(f"{path} has {section} {str(items)[:80]}, expected a list of label maps")
     found = []
-    for number, item in enumerate(items):
-        files = [] if not isinstance(item, dict) else [item.get("label"), *ensure_tuple(item.get("image"))]
-        files += [item[key] for key in ("brain_mask",) if files and key in item]
-        matrix = _matrix_of(item) if files else None
-        if not files or files[0] is None or matrix is None or not all(isinstance(f, str | None) for f in files):
+    for number, item in enumerate(content.get(section, []) if isinstance(content, dict) else content):
+        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
+        if "label" not in item or matrix.shape != (4, 4):
             raise InputError(f"item {number} of {path} is {str(item)[:80]}, expected a label, and a matrix of 4 x 4")
         images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
         masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
@@ -131,16 +125,6 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
     if not found:
         raise InputError(f"{path} has no label map under {section}, expected at least one")
     return found
-
-
-def _matrix_of(item: Mapping[str, Any]) -> np.ndarray | None:
-    """``world_to_mni`` of an item, 4 x 4, the identity without it; None if it is no matrix that can be inverted."""
-    try:
-        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
-    except (TypeError, ValueError):
-        return None
-    fits = matrix.shape == (4, 4) and np.isfinite(matrix).all() and abs(np.linalg.det(matrix)) > 1e-9
-    return matrix if fits else None
 
 
 def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequence[str]) -> None:
@@ -185,9 +169,7 @@ def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | N
     content = read_json(Path(classes), "classes") if isinstance(classes, str) else classes
     if not isinstance(content, Mapping) or len(content) < 2:
         raise InputError(f"classes is {str(content)[:80]}, expected two names or more with their label values")
-    values = [value for group in content.values() for value in (group if isinstance(group, list) else [None])]
-    if not all(type(value) is int and 0 <= value <= 255 for value in values):
-        raise InputError(f"classes is {str(content)[:80]}, expected a list of label values, 0 to 255, for each name")
+    values = [value for group in content.values() for value in group]
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
@@ -216,7 +198,6 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
     image = nib.Nifti1Image(np.moveaxis(counts, 0, 3), atlas.affine)
     image.header.set_slope_inter(1 / STEPS, 0)
     image.header.set_xyzt_units("mm")
-    output_file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output_file, lambda part: nib.save(image, part))
     rows = ",\n".join(f"        {json.dumps([round(value, 3) for value in row])}" for row in table.tolist())
     sources = [Path(source).name for source in sources]
@@ -225,7 +206,7 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
         f'    "neighbors": [\n{rows}\n    ]\n}}\n'
     )
     side = output_file.with_name(output_file.name.removesuffix(".nii.gz") + ".json")
-    write_atomically(side, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(side, text)
 
 
 if __name__ == "__main__":

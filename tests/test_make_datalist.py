@@ -68,8 +68,6 @@ def test_a_missing_sequence_is_refused_or_left_empty(scans):
         ("{patient}/T1w.nii.gz", "no field but subject, sequence, session"),
         ("T1w.nii.gz", "expected {subject} in it"),
         ("{subject}/T9.nii.gz", "no file is called like"),
-        ("{subject", "pattern is .* expected {subject} in it"),
-        ("{subject:d}/T1w.nii.gz", "no field but subject, sequence, session"),
     ],
 )
 def test_patterns_that_fit_nothing_are_refused(scans, pattern, message):

@@ -111,12 +111,8 @@ def items_of_pattern(
     """
     patterns = {"pattern": pattern, "label": label, "brain_mask": brain_mask}
     for name, text in patterns.items():
-        try:
-            parts = [part for part in Formatter().parse(str(text or "")) if part[1] is not None]
-        except ValueError as e:
-            raise InputError(f"{name} is {text} ({e}), expected {{subject}} in it") from e
-        fields = [field for _, field, *_ in parts]
-        if text and (set(fields) - set(FIELDS) or "subject" not in fields or any(p[2] or p[3] for p in parts)):
+        fields = [field for _, field, _, _ in Formatter().parse(text or "") if field is not None]
+        if text and (set(fields) - set(FIELDS) or "subject" not in fields):
             raise InputError(f"{name} is {text}, expected {{subject}} in it, and no field but {', '.join(FIELDS)}")
     if "{sequence}" not in pattern and len(sequences) > 1:
         raise InputError(f"pattern is {pattern}, expected {{sequence}} in it: there are {len(sequences)} sequences")
@@ -254,10 +250,8 @@ def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -
         path -> facts.
 
     Raises:
-        InputError: of the first file that cannot be used, or if there are no processes.
+        InputError: of the first file that cannot be used.
     """
-    if num_workers is not None and num_workers < 1:
-        raise InputError(f"num_workers is {num_workers}, expected 1 or more")
     jobs = {path: "image" for case in cases for path in ensure_tuple(case["image"]) if path is not None}
     jobs |= {case["brain_mask"]: "mask" for case in cases if "brain_mask" in case}
     jobs |= {case["label"]: "label" for case in cases if "label" in case}

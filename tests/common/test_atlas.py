@@ -78,7 +78,7 @@ def test_what_is_no_atlas_is_named(tmp_path, maps):
         open_atlas(save(tmp_path / "sum.nii", maps * 0.9))
     with pytest.raises(InputError, match=r"probabilities down to -0\.5, expected 0 or above"):
         open_atlas(save(tmp_path / "negative.nii", maps - 0.5))
-    with pytest.raises(InputError, match=r"nan\.nii has NaN or infinite voxels, expected probabilities"):
+    with pytest.raises(InputError, match=r"nan\.nii has 32 NaN or infinite voxels of 192, expected finite values"):
         open_atlas(save(tmp_path / "nan.nii", np.where(maps > 0.7, np.nan, maps)))
     with pytest.raises(InputError, match="has 3 classes with background, expected 4 as the network"):
         open_atlas(save(tmp_path / "three.nii", maps), 4)
