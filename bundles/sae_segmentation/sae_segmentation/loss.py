@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.data import read_json
 from common.errors import InputError
+from common.files import read_json
 
 from .network import PRIOR_FLOOR
 
