@@ -215,7 +215,7 @@ def split_by_subject(
         part -> cases, in the order given.
 
     Raises:
-        InputError: if there are fewer subjects than parts.
+        InputError: if there are fewer subjects than parts, or the seed is below 0.
         ValueError: if a fraction is not positive or their sum is not 1.
     """
     if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
@@ -225,6 +225,8 @@ def split_by_subject(
         raise InputError(
             f"{len(subjects)} subjects cannot fill {', '.join(fractions)}, expected {len(fractions)} or more"
         )
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
     np.random.default_rng(seed).shuffle(subjects)
     part_of: dict[str, str] = {}
     for part, count in _shares(len(subjects), fractions).items():
@@ -783,6 +785,9 @@ def _checked_sequences(names: Any, where: str) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else names
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise InputError(f"{where} {str(names)[:80]}, expected a list of names such as T1w")
+    odd = [name for name in names if re.search(r"[^\w .+-]", name) or not name.isprintable()]
+    if odd:
+        raise InputError(f"{where} {str(odd)[:80]}, expected names of letters and digits such as T1w")
     twice = [name for name, count in Counter(map(_short, names)).items() if count > 1]
     if twice:
         named = next(name for name in names if _short(name) == twice[0])

@@ -2,7 +2,7 @@
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
 stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by
-``--atlas_files atlas.nii.gz --classes N --neighbors "%atlas.json::neighbors"``.
+``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
 """

@@ -234,11 +234,5 @@ def file_of(scan: Any) -> str:
     return str(ensure_tuple(path)[0]) if path else "image"
 
 
-def _first_line(error: Exception) -> str:
-    """First line of an error, without the path that the sentence around it names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _listed(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values[:10]) + (", ..." if len(values) > 10 else "")

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import done_once, read_json, write_json
 from datalists.survey import read_facts
 from labels.calibration import calibrate, check_cases
-from running.workflow import open_configs
+from running.workflow import Entry, open_configs
 
 from .targets import TARGETS, Target
 
@@ -208,7 +208,9 @@ class Trial:
                 "names": {case["case"]: case["name"] for case in parser.get_parsed_content("datalist")},
                 "failures": parser.get_parsed_content("evaluator").failures,
                 "threshold": parser.get_parsed_content("threshold") if "threshold" in parser else None,
-                "threshold_source": parser.get("threshold_source"),
+                "threshold_source": (
+                    parser.get_parsed_content("threshold_source") if "threshold_source" in parser else None
+                ),
             }
             write_json(folder / "cases.json", content)
 
@@ -260,20 +262,20 @@ class Trial:
             keep: called with the workflow after its run.
         """
         extra = [self.options.get(f"{bundle}/{config}", {}) for config in configs]
-        options = options | self.device | {key: value for part in extra for key, value in part.items()}
+        given = {key: value for part in extra for key, value in part.items()}
+        entries = options | self.device | {key: Entry(value) for key, value in given.items()}
 
         def run() -> dict[str, float]:
             logger.info("%s: %s", bundle, ", ".join(configs))
             start = time.monotonic()
-            workflow = open_configs(self.bundles / bundle, list(configs), logging_file=False, **options)
+            workflow = open_configs(self.bundles / bundle, list(configs), logging_file=False, **entries)
             workflow.run()
             workflow.finalize()
             keep(workflow)
             return {"seconds": round(time.monotonic() - start, 1)}
 
-        done = done_once(
-            folder / "done.json", self._made_from(bundle, configs, options), run, lambda: shutil.rmtree(folder)
-        )
+        made_from = self._made_from(bundle, configs, options | self.device | given)
+        done = done_once(folder / "done.json", made_from, run, lambda: shutil.rmtree(folder))
         self.seconds[str(folder)] = done["seconds"]
 
     def _made_from(self, bundle: str, configs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

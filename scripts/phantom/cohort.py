@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import read_json, refuse_filled, whole_folder, write_json
+from common.scans import read_scan, whole_numbers
 
 from . import (
     PATHOLOGIES,
@@ -223,12 +224,12 @@ def implant_cohort(
 
 def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, prefix: str) -> dict:
     number, _, item, mask, style = job
-    tissues = _open_label_map(item["tissues"])
-    grid = Grid(tissues.shape, tissues.affine)
-    voxels = np.asarray(tissues.dataobj).astype(np.uint8)
-    images = {s: np.asarray(_open_label_map(item[s]).dataobj, dtype=np.float32) for s in SEQUENCES if s in item}
+    voxels, tissues = read_scan(item["tissues"], dtype=None)
+    voxels = whole_numbers(voxels, item["tissues"]).astype(np.uint8)
+    grid = Grid(voxels.shape, tissues.affine)
+    images = {s: read_scan(item[s])[0] for s in SEQUENCES if s in item}
     images = {name: np.where(voxels > 0, image.clip(0), 0) for name, image in images.items()}
-    suspected = item.get("suspected") and np.asarray(_open_label_map(item["suspected"]).dataobj) > 0
+    suspected = item.get("suspected") and read_scan(item["suspected"])[0] > 0
     to_template = np.asarray(item["world_to_mni"]) if "world_to_mni" in item else None
     try:
         images, lesion = implant_lesions(
@@ -299,22 +300,16 @@ def _flat(matrix: list[list[float]]) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=2)
 def _anatomy(file: str, to_template: tuple[float, ...] | None) -> Anatomy:
-    scan = _open_label_map(file)
+    labels, scan = read_scan(file, dtype=None)
     try:
-        return anatomy_of_labels(np.asarray(scan.dataobj), scan.affine, _square(to_template))
+        return anatomy_of_labels(whole_numbers(labels, file), scan.affine, _square(to_template))
     except ValueError as e:
         raise InputError(f"{file}: {e}") from e
 
 
 def _lesion_map(item: tuple) -> torch.Tensor:
-    scan = _open_label_map(item[0])
-    return lesion_map_of_mask(np.asarray(scan.dataobj) > 0, scan.affine, _square(item[1]))
-
-
-def _open_label_map(file: str) -> nib.Nifti1Image:
-    from common.transforms.io import open_scan  # imports MONAI, which cohorts without extra data need not wait for
-
-    return open_scan(file)
+    mask, scan = read_scan(item[0])
+    return lesion_map_of_mask(mask > 0, scan.affine, _square(item[1]))
 
 
 def _square(flat: tuple[float, ...] | None) -> np.ndarray | None:

@@ -19,8 +19,9 @@ from common.atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, mis
 from common.errors import InputError
 from common.files import fingerprint_of, read_json, sha256_of, write_atomically, write_json
 from common.pictures import Picture, case_pictures
+from common.scans import grid_difference
 from common.transforms.intensity import fill_holes
-from common.transforms.io import LoadScand, grid_difference
+from common.transforms.io import LoadScand
 
 from .bias import bias_field
 from .brain import extract_brain
