@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from bundle_tools import load_script, save_nifti
 from scipy import ndimage
 
-from common import preparation
+import preparation
 from common.data import list_cases
 from common.errors import InputError
 from common.geometry import rotation_matrix
@@ -22,7 +22,8 @@ from phantom import Grid, make_subject
 from preparation import Settings, read_record, restore
 from preparation.bias import bias_field
 from preparation.brain import extract_brain
-from preparation.registration import itk_affine, matrix_of, require_simpleitk, scan_to_scan, template_to_scan
+from preparation.coregistration import coregister
+from preparation.registration import itk_affine, matrix_of, require_simpleitk, template_to_scan
 from preparation.volume import Volume
 
 main = load_script("prepare_data").main
@@ -123,7 +124,7 @@ def test_the_way_between_two_scans_is_found_to_a_millimetre(head, moved):
     t1w, flair = (Volume(100 * head.images[s], RAW) for s in ("T1w", "FLAIR"))
     other = flair.on_grid(SHAPE, RAW, moved)  # what lies at p in it lies at moved(p) in the T1w
     points = nib.affines.apply_affine(RAW, np.argwhere(head.brain_mask))
-    found = nib.affines.apply_affine(moved @ scan_to_scan(t1w, other), points)
+    found = nib.affines.apply_affine(moved @ coregister(t1w, other).way, points)
     assert np.linalg.norm(found - points, axis=1).mean() < 1.0
 
 
