@@ -66,14 +66,14 @@ def main(
     install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(
-        sequences=tuple(map(sequence_name, ensure_tuple(sequences))),
+        sequences=tuple(map(sequence_name, _names(sequences))),
         space=space,
         spacing=spacing,
         skull_stripped=skull_stripped,
         brain_extraction=brain_extraction,
         coregister=coregister,
         bias_correction=bias_correction,
-        label_keys=ensure_tuple(label_keys),
+        label_keys=_names(label_keys),
     )
     content = None if datalist_file is None else read_json(Path(datalist_file))
     parts = [*sections_of(content)] if isinstance(content, dict) else [None]
@@ -84,12 +84,17 @@ def main(
             settings.sequences,
             part,
             mask_key=mask_key,
-            optional_sequences=tuple(map(sequence_name, ensure_tuple(optional_sequences))),
+            optional_sequences=tuple(map(sequence_name, _names(optional_sequences))),
             one_grid=False,
         )
         for part in parts
     }
     logger.info("wrote %s", prepare_cases(sections, output_dir, settings, num_workers))
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names that come as one text with commas, or as several."""
+    return tuple(name.strip() for item in ensure_tuple(given) for name in str(item).split(","))
 
 
 if __name__ == "__main__":
