@@ -15,6 +15,8 @@ import monai.bundle
 import pytest
 from bundle_tools import BUNDLES, ROOT, SMALL, load_script, read_json, save_case, save_datalist
 
+from release.packaging import package_bundle
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # of monai.bundle run itself, and of its tracking
@@ -87,7 +89,6 @@ def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path)
         folder = tmp_path / bundle.name
         image = save_case(bundle, folder / "scan.nii.gz", shape=SMALL)
         datalist = save_datalist(folder, [image]).relative_to(tmp_path)
-        package_bundle = load_script("package_bundle").package_bundle
         shutil.unpack_archive(package_bundle(bundle.name, tmp_path / "zips"), tmp_path / "packages")
         for text in blocks:
             text = text.replace("uad_autoencoder", bundle.name).replace("results", f"{bundle.name}/results")
