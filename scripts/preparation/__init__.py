@@ -179,14 +179,16 @@ def _is_sound(record: dict[str, Any]) -> bool:
 
 
 def _rows(record: dict[str, Any]) -> list[list[str]]:
-    """A row of the table for each sequence of a case."""
+    """A row of the table for each sequence of a case; what is said of none of them stands at the reference."""
+    doubts = [f"{sequence} {found['doubt']}" for sequence, found in record["coregistration"].items()]
+    others = [sentence for sentence in record["warnings"] if sentence not in doubts]
     rows = []
     for sequence, raw in record["raw"].items():
         sizes = nib.affines.voxel_sizes(np.array(raw["affine"]))
         voxels = f"{' x '.join(map(str, raw['shape']))} of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
         found = record["coregistration"].get(sequence)
         cells = ["reference" if sequence == record["reference"] else "as the headers say"] + [""] * 4
-        warning = "; ".join(record["warnings"]) if sequence == record["reference"] else ""
+        warning = "; ".join(others) if sequence == record["reference"] else ""
         if found is not None:
             cells = [f"{found['information']:.2f}", f"{found['information_of_headers']:.2f}", f"{found['overlap']:.3f}"]
             cells += [f"{found['shift_mm']:.1f}", f"{found['turn_deg']:.1f}"]
