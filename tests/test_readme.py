@@ -79,10 +79,11 @@ def test_options_of_a_script_are_parameters_of_its_main(words):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path):
+def test_the_python_of_the_pages_runs_for_every_bundle_in_one_process(tmp_path):
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     (tmp_path / "common").symlink_to(ROOT / "common")
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     script = []
     for bundle in BUNDLES:
@@ -92,7 +93,7 @@ def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path)
         shutil.unpack_archive(package_bundle(bundle.name, tmp_path / "zips"), tmp_path / "packages")
         for text in blocks:
             text = text.replace("uad_autoencoder", bundle.name).replace("results", f"{bundle.name}/results")
-            script.append(text.replace("phantom/unlabelled/datalist.json", datalist.as_posix()))
+            script.append(text.replace("phantom/unlabeled/datalist.json", datalist.as_posix()))
         script.append(f"assert type(network).forward and not network.training, {bundle.name!r}\n")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False

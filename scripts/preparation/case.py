@@ -22,8 +22,9 @@ from common.atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, mis
 from common.data import sequence_name
 from common.errors import InputError
 from common.pictures import Picture, case_pictures
+from common.scans import grid_difference, stem
 from common.transforms.intensity import fill_holes
-from common.transforms.io import LoadScand, grid_difference, stem, write_atomically
+from common.transforms.io import LoadScand, write_atomically
 
 from .bias import bias_field
 from .brain import Brain, bright_outside, deepbet_brain, deepbet_is_installed, extract_brain
