@@ -167,15 +167,8 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
         "name": name,
         "settings": wanted,
         "inputs": inputs,
-        "versions": {package: version(package) for package in ("simpleitk", "nibabel", "numpy", "scipy", "nilearn")}
-        | ({"deepbet": version("deepbet")} if brain.how == "deepbet" else {}),
-        "reference": next(iter(scans.images)),
-        "brain": brain.how,
-        "brain_source": brain.source,
-        "brain_ml": round(brain.volume_ml, 1),
+        **_findings(scans, brain),
         "template_misfit": round(misfit, 4),
-        "coregistration": {role: match.numbers() for role, match in scans.matches.items()},
-        "warnings": scans.warnings,
         "to_template": to_template.tolist(),
         "raw": {
             role: _raw_grid(files[role]) | {"to_prepared": np.linalg.inv(scans.way(role) @ to_reference).tolist()}
@@ -188,6 +181,20 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     write_atomically(record_file, lambda part: part.write_text(text, encoding="utf-8"))
     logger.info("%s: prepared", name)
     return record_file
+
+
+def _findings(scans: _Scans, brain: Brain) -> dict[str, Any]:
+    """What a record says of the scans and of the brain in them."""
+    packages = ["simpleitk", "nibabel", "numpy", "scipy", "nilearn", *(["deepbet"] if brain.how == "deepbet" else [])]
+    return {
+        "versions": {package: version(package) for package in packages},
+        "reference": next(iter(scans.images)),
+        "brain": brain.how,
+        "brain_source": brain.source,
+        "brain_ml": round(brain.volume_ml, 1),
+        "coregistration": {role: match.numbers() for role, match in scans.matches.items()},
+        "warnings": scans.warnings,
+    }
 
 
 def _read_scans(files: dict[str, str], settings: Settings) -> _Scans:
@@ -204,7 +211,12 @@ def _read_scans(files: dict[str, str], settings: Settings) -> _Scans:
         companions["brain_mask"], doubt = _two_values(companions["brain_mask"])
         warnings += [f"the brain mask {doubt}"] if doubt else []
     reference, *others = images if settings.coregister else [*images][:1]
-    matches = {role: coregister(images[reference], images[role]) for role in others}
+    matches = {}
+    for role in others:
+        try:
+            matches[role] = coregister(images[reference], images[role])
+        except InputError as e:
+            raise InputError(f"{files[role]} does not come onto {files[reference]}: {e}") from e
     warnings += [f"{role} {match.doubt}" for role, match in matches.items() if match.doubt]
     return _Scans(files, images, companions, matches, warnings)
 
