@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import sequence_name
 from common.errors import InputError, install_error_hook
-from common.transforms.io import write_atomically
+from common.files import write_atomically
 from preparation import read_record, restore, sequence_of
 
 logger = logging.getLogger("restore_data")

@@ -7,13 +7,15 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bundle_tools import load_script, save_nifti
+from bundle_tools import ROOT, load_script, save_nifti
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -22,7 +24,7 @@ from common.data import list_cases, prefix_of, sequence_name
 from common.errors import InputError
 from common.geometry import rotation_matrix
 from phantom import Grid, make_subject
-from preparation import Settings, read_record, restore
+from preparation import Settings, prepare_cases, read_record, restore
 from preparation.bias import bias_field
 from preparation.brain import bright_outside, deepbet_brain, extract_brain
 from preparation.coregistration import Match, coregister
@@ -294,7 +296,7 @@ def test_a_result_returns_to_the_grid_of_the_sequence_in_its_name(prepared, raw,
         back, scan = nib.load(tmp_path / "back" / name), nib.load(raw / f"sub-1_{sequence}.nii.gz")
         assert back.shape == scan.shape
         assert np.allclose(back.affine, scan.affine)
-    assert re.search(r"sub-1_FLAIR_seg.nii.gz, on the grid of \S+/sub-1_FLAIR.nii.gz", caplog.text)
+    assert re.search(r"sub-1_FLAIR_seg.nii.gz, on the grid of sub-1_FLAIR.nii.gz", caplog.text)
 
 
 def test_of_labels_the_one_with_the_largest_share_wins_and_none_is_invented():
@@ -315,8 +317,8 @@ def test_no_name_of_a_scan_leads_out_of_the_output_folder(head, tmp_path, name):
     output = tmp_path / "place" / "out"
     options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
     main(str(output), datalist_file=str(tmp_path / "raw" / "cases.json"), sequences="T1w", **options)
-    files = [path for path in (tmp_path / "place").rglob("*") if path.is_file()]
-    assert len(files) == 7  # three images and tables of the case, its transform and picture, the list and the page
+    files = [path for path in (tmp_path / "place").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) == 7  # scan, mask, record, transform and picture of the case, the list and the page
     assert all(output in path.parents for path in files)
     with pytest.raises(InputError, match=r"makes a case called '\.\.', expected a name for a folder"):
         preparation.prepare_case({"image": str(file), "name": ".."}, output, Settings(("T1w",)))
@@ -437,6 +439,19 @@ def test_a_scan_cut_short_is_named_in_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"a_T1w.nii.gz cannot be read to its end"):
         main(str(tmp_path / "out"), dataset_dir=str(file.parent), sequences="T1w", skull_stripped=True, num_workers=1)
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
+
+
+def test_while_another_process_prepares_into_a_folder_nothing_is_done_there(tmp_path):
+    code = "import sys, time; from common.files import Alone; a = Alone(sys.argv[1]); print(1, flush=1); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    try:
+        with pytest.raises(InputError, match=f"is in use by process {other.pid} on "):
+            prepare_cases({"cases": []}, tmp_path, Settings(("FLAIR",)))
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.wait()
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from common.data import check_splits, list_cases, read_json, sections_of, subject_of, write_datalist
+from common.data import check_splits, list_cases, sections_of, subject_of, write_datalist
 from common.errors import InputError, find_input_error
+from common.files import read_json
 from datalists.survey import FileFacts, survey
 from running.workflow import open_configs
 
@@ -392,7 +393,7 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
 def _config(bundle: str, configs: Sequence[str]) -> dict[str, Any]:
     """The entries at the top of a config and the layers on it."""
     files = [ROOT / "bundles" / bundle / "configs" / f"{name}.json" for name in configs]
-    return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    return {key: value for file in files for key, value in read_json(file).items()}
 
 
 def _has(sequences: Sequence[str], name: str) -> bool:

@@ -7,7 +7,6 @@ paper. Every training has the same scans, network, patches and number of steps.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -21,6 +20,7 @@ from make_atlas import main as make_atlas
 
 from common.atlas import align_atlas, icbm_atlas
 from common.data import list_cases, write_datalist
+from common.files import write_json
 from common.metrics import dice, hd95_mm
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
@@ -198,7 +198,7 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     people = list_cases(datalist_file=folder / "people" / "datalist.json", sequences=["T1w"])
     for name, recipe in settings["atlases"].items():
         items = [{"label": p["label"], "world_to_mni": _to_template(p["image"])} for p in people[: recipe["people"]]]
-        (folder / f"{name}_people.json").write_text(json.dumps({"training": items}))
+        write_json(folder / f"{name}_people.json", {"training": items})
         make_atlas(
             str(folder / f"{name}.nii.gz"),
             datalist_file=str(folder / f"{name}_people.json"),
