@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools import read_json
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from common.atlas import atlas_on_grid, icbm_atlas
 from common.cohort import make_cohort
@@ -27,7 +27,7 @@ from sae_segmentation.loss import (
     neighbor_table,
 )
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
-from sae_segmentation.start import StartAtClassMeans
+from sae_segmentation.start import KeepBetter, StartAtClassMeans
 from sae_segmentation.validation import MeanEvidence, SplitOutputd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sae_segmentation"
@@ -169,6 +169,25 @@ def test_every_class_has_its_own_variance_or_all_have_one(class_variance, expect
     assert found == pytest.approx(sum(terms) / 3, abs=1e-4)  # q is the prior
 
 
+def test_the_loss_of_a_segmentation_is_that_with_the_best_decoder():
+    """Two classes of two voxels each, one wrong: means and variances by hand; nothing of a decoder, nothing outside."""
+    loss = EvidenceLowerBound(3, variance_floor=1e-6)
+    image = torch.tensor([0.1, 0.3, 0.6, 0.8, 9.0]).view(1, 1, 5, 1, 1)
+    prior = torch.tensor([[0.0, 0.5, 0.5]] * 4 + [[1.0, 0.0, 0.0]]).T.view(1, 3, 5, 1, 1)
+    scan = torch.cat([image, prior], 1)
+
+    def found(*labels):
+        q = torch.nn.functional.one_hot(torch.tensor(labels), 3).T.view(1, 3, 5, 1, 1).float()
+        return loss.of_segmentation(100 * q, scan).item()
+
+    # sure of one class of two: log 2; then half of 1 + the mean logarithm of both variances
+    right = log(2) + 0.5 + 0.5 * log(0.01)
+    assert found(1, 1, 2, 2, 0) == pytest.approx(right, abs=1e-4)
+    assert found(2, 2, 1, 1, 2) == pytest.approx(right, abs=1e-4)  # intensities have no names
+    assert found(1, 2, 1, 2, 0) == pytest.approx(log(2) + 0.5 + 0.5 * log(0.0625), abs=1e-4)
+    assert found(1, 1, 1, 1, 0) == pytest.approx(log(2) + 0.5 + 0.5 * log(0.0725), abs=1e-4)  # a class is lost
+
+
 def test_validation_reports_the_mean_evidence_and_changes_nothing():
     loss = EvidenceLowerBound(2).train()
     metric = MeanEvidence(loss)
@@ -266,6 +285,40 @@ def test_the_start_is_the_expectation_step_of_a_mixture(tmp_path):
     StartAtClassMeans(network, [{"image": scan + 0.1}], encoder_too=False)(Engine(lambda engine, batch: None))
     assert torch.equal(network.encoder.intensity, before)
     assert (network.decoder(uniform)[:, 0, 2, 2, 2] > mean + 0.05).all()
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_weights_that_a_training_has_spoiled_are_replaced_by_those_of_before(tmp_path, spoiled):
+    scan = scan_with_prior()
+    scan[:, 0] = scan[:, 1:].argmax(1) * 0.25
+    network = SegmentationAutoencoder(SegmentationEncoder(), ImageDecoder())
+    paths = tmp_path / "model.pt", tmp_path / "decoder.pt"
+    guard = KeepBetter(network, EvidenceLowerBound(4), [{"image": scan}], *paths)
+    trainer = Engine(lambda engine, batch: None)
+    StartAtClassMeans(network, [{"image": scan}]).attach(trainer)
+    guard.attach(trainer)
+    states = []
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def train(engine):
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+        with torch.no_grad():
+            if spoiled:
+                network.encoder.output.bias[3] = -40  # the class vanishes
+            else:
+                StartAtClassMeans(network, [{"image": scan}])(engine)  # one more step of the mixture
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+        for path, part in zip(paths, (network.encoder, network.decoder), strict=True):
+            torch.save(part.state_dict(), path)
+
+    trainer.run([0])
+    expected = states[0] if spoiled else states[1]
+    found = {f"encoder.{key}": value for key, value in torch.load(paths[0]).items()}
+    found |= {f"decoder.{key}": value for key, value in torch.load(paths[1]).items()}
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
+        assert torch.equal(network.state_dict()[key], value)
 
 
 # --- mixture of Gaussians --------------------------------------------------------------------------------------------
