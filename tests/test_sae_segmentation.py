@@ -460,3 +460,27 @@ def test_scans_of_any_contrast_teach_more_than_the_atlas_knows(cohort, tmp_path,
     )
     assert sae > atlas + 0.02
     assert em > atlas
+
+
+@pytest.mark.slow
+def test_white_matter_stays_where_grey_values_are_others_before_and_after_a_fit(cohort, tmp_path):
+    """A head with the grey values of no scanner: the shipped weights know its tissues, and adapt.json leaves them."""
+    (case,) = list_cases(datalist_file=cohort, section="test", sequences=["T1w"], require=["label"])
+    scan = nib.load(case["image"])
+    values = np.asarray(scan.dataobj, dtype=np.float32)
+    changed = tmp_path / "changed.nii.gz"
+    nib.save(nib.Nifti1Image(values.max() * (values / values.max()) ** 0.4, scan.affine), changed)
+    files = {"image": str(changed), "label": case["label"], "brain_mask": case["brain_mask"]}
+    datalist = tmp_path / "cases.json"
+    datalist.write_text(json.dumps({"test": [files]}))
+    options = {"datalist_file": datalist, **TINY}
+    adapted = tmp_path / "adapted"
+    training = {"patch_size": [32, 32, 32], "patches_per_volume": 1, "max_epochs": 10, "val_interval": 10}
+    shipped = BUNDLE / "models" / "model.pt"
+    run_configs(BUNDLE, ["train", "adapt"], output_dir=adapted, initial_weights=shipped, **training, **options)
+    scores = {}
+    for name, weights in (("shipped", shipped), ("adapted", adapted / "model.pt")):
+        run_configs(BUNDLE, "inference", output_dir=tmp_path / name, weights=weights, **options)
+        scores[name] = dice_of(datalist, tmp_path / name, "T1w")
+    assert min(scores["shipped"]) > 0.7
+    assert min(scores["adapted"]) > min(scores["shipped"]) - 0.03
