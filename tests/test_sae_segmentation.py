@@ -19,6 +19,7 @@ from common.cohort import make_cohort
 from common.data import list_cases
 from common.errors import InputError
 from common.workflow import run_configs
+from sae_segmentation.augmentation import RandGreyValuesd
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (
     EvidenceLowerBound,
@@ -212,6 +213,30 @@ def test_the_output_is_split_for_the_pictures():
     assert parts["segmentation"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert parts["reconstruction"][:, 0, 0, 0].tolist() == [8]
     assert parts["pred"] is output
+
+
+# --- other scanners --------------------------------------------------------------------------------------------------
+
+
+def test_drawn_grey_values_rise_with_those_of_the_scan_and_leave_the_prior_alone():
+    scan = torch.rand(5, 12, 10, 8, generator=torch.manual_seed(0))
+    scan[0, :3] = 0  # outside of the brain
+    vary = RandGreyValuesd("image", bias=0.0).set_random_state(seed=1)
+    for _ in range(5):
+        found = vary({"image": scan})["image"]
+        assert torch.equal(found[1:], scan[1:])
+        assert torch.equal(found[0] == 0, scan[0] == 0)
+        order = scan[0].flatten().argsort()
+        assert (found[0].flatten()[order].diff() >= 0).all()
+        assert 0.01 < (found[0] - scan[0]).abs().max() < 0.25
+        assert found.max() <= 1
+    smooth = RandGreyValuesd("image", curve=0.0, gain=0.0, bias=0.1).set_random_state(seed=1)
+    flat = torch.full((1, 9, 9, 9), 0.5)
+    field = smooth({"image": flat})["image"][0] / 0.5
+    assert field[4, 4, 4].item() == pytest.approx(1, abs=1e-5)  # of the middle of the patch
+    assert field.std() > 0.02
+    assert (field.log().diff(n=3, dim=0).abs() < 1e-4).all()  # a parabola
+    assert RandGreyValuesd("image", prob=0.0)({"image": scan})["image"] is scan
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
