@@ -476,7 +476,7 @@ class MatchClassMeansd(MapTransform):
             raise InputError(
                 f"{file_of(scan)}: the atlas finds the mean intensities {', '.join(f'{m:.3g}' for m in found)} in its "
                 f"classes as {self.sequences[index]}, expected {len(reference)} that rise, as in {list(reference)}; is "
-                "it of another sequence? Name that one, or switch the references off"
+                "it another sequence? Name it (--sequences), or leave grey values as they are (--class_means '{}')"
             )
         matched[index][brain] = piecewise_linear(matched[index][brain], found, reference).clamp(0, 1)
 
