@@ -12,8 +12,8 @@ sections training, validation and test. Started again, it goes on where it was s
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -25,8 +25,9 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.comparison import Comparison, compare
 from common.errors import InputError, install_error_hook
+from common.files import read_json
+from comparison import Comparison, compare
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,7 +49,7 @@ def main(
         datalist: JSON of scripts/make_datalist.py, with labels.
         output_dir: of the page, the tables, and runs/, which holds trainings and masks.
         target: lesion, tissue, or both.
-        methods: some of those that common/comparison/methods.py lists; by default all that fit.
+        methods: some of those that scripts/comparison/methods.py lists; by default all that fit.
         weights: shipped, or train.
         seeds: of the trainings.
         options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
@@ -57,15 +58,21 @@ def main(
     """
     install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("common.comparison").setLevel(logging.INFO)
+    logging.getLogger("comparison").setLevel(logging.INFO)
     names = None if methods is None else list(ensure_tuple(methods))
     replaced = read_options(options)
     comparisons = [
         Comparison(datalist, output_dir, t, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device)
         for t in ensure_tuple(target)
     ]
-    command = shlex.join(["python", "scripts/compare.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
     compare(comparisons, "Comparison of methods", "", command, max_pictures)
+
+
+def shown(argument: str) -> str:
+    """An argument of the command line for the page: files by their names, without the folders of this computer."""
+    folders = r"(^|[=,\[('\"])(?:[A-Za-z]:)?[/\\](?:[^,'\"\])]*[/\\])?"
+    return re.sub(folders, r"\1", argument.rstrip("/\\"))
 
 
 def read_options(path: str | None) -> dict[str, dict[str, Any]]:
@@ -76,10 +83,7 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
     """
     if path is None:
         return {}
-    try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read ({e}), expected options as JSON") from e
+    options = read_json(path, "options, by <bundle>/<config>", dict)
     for name in options:
         bundle, _, config = name.partition("/")
         if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():

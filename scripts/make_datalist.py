@@ -24,8 +24,8 @@ from monai.utils import ensure_tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import check_cases, list_cases, split_by_subject, subject_of, write_datalist
-from common.datalist import assign_folds, describe, duplicates, items_of_pattern, items_of_table, survey
 from common.errors import InputError, install_error_hook
+from datalists.survey import assign_folds, describe, duplicates, items_of_pattern, items_of_table, survey
 
 logger = logging.getLogger("make_datalist")
 

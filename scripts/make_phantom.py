@@ -8,9 +8,9 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.cohort import make_cohort
 from common.errors import install_error_hook
-from common.phantom import SEQUENCES
+from phantom import SEQUENCES
+from phantom.cohort import make_cohort
 
 
 def main(
@@ -38,7 +38,8 @@ def main(
         ms: likewise with white-matter lesions.
         tumour: likewise with a tumour-like mass.
         infarct: likewise with an old infarct.
-        scanner: A, B (another site) or mixed (every subject its own contrast, noise and blur).
+        scanner: A, B (another site), mixed (every subject its own contrast, noise and blur), or varied (mixed, with
+            lesions that T1w shows or does not, whatever FLAIR says, and thicker slices).
         spacing: voxel size in mm, one number or three.
         sequences: some of T1w,T2w,FLAIR.
         seed: makes the cohort again, bit by bit.
@@ -47,7 +48,7 @@ def main(
         scalp: leave skull and scalp on.
         displacement: write each subject's displacement to the template as well.
         extra_data: JSON with tissue maps and lesion masks of real people to make the subjects from, as described
-            at common.cohort.make_cohort.
+            at phantom.cohort.make_cohort.
         num_workers: processes; all cores by default.
     """
     install_error_hook()

@@ -22,14 +22,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.advice import advise
-from common.cohort import make_cohort
-from common.comparison import METHODS, Comparison, Result, compare, summary_text
 from common.errors import InputError, install_error_hook
 from common.evaluation import Evaluation, mean_dice
-from common.phantom import TISSUES
+from common.files import Alone, write_atomically, write_text
 from common.pictures import Picture, case_pictures
-from common.transforms.io import write_atomically
+from comparison import METHODS, Comparison, Result, compare, summary_text
+from phantom import TISSUES
+from phantom.cohort import make_cohort
+from planning.advice import advise
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 424242  # of no cohort that any weights were trained on
@@ -58,7 +58,7 @@ def main(
     """
     install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("common.comparison").setLevel(logging.INFO)
+    logging.getLogger("comparison").setLevel(logging.INFO)
     groups = {"ms": (0, 0, ms), "healthy": (0, 0, healthy)}
     run(Path(output_dir), ROOT / "bundles", groups, spacing, {}, device, num_workers)
 
@@ -77,15 +77,28 @@ def run(
     Args:
         output_dir: see :func:`main`; gets ``cohort/``, ``report.html`` and the tables, ``runs/`` and ``pictures/``.
         bundles: folder of the bundles.
-        groups: subjects, see :func:`common.cohort.make_cohort`.
+        groups: subjects, see :func:`phantom.cohort.make_cohort`.
         spacing: voxel size in mm.
-        options: entries of configs to replace, see :class:`common.comparison.Comparison`.
+        options: entries of configs to replace, see :class:`comparison.Comparison`.
         device: cpu, cuda:0, ...; None for what the bundles say.
         num_workers: processes that make the subjects.
 
     Raises:
-        InputError: if the folder holds anything else.
+        InputError: if the folder holds anything else, or another process works in it.
     """
+    with Alone(output_dir, is_file=True):
+        return _run(output_dir, bundles, groups, spacing, options, device, num_workers)
+
+
+def _run(
+    output_dir: Path,
+    bundles: Path,
+    groups: dict[str, tuple[int, int, int]],
+    spacing: float,
+    options: Mapping[str, Mapping[str, Any]],
+    device: str | None,
+    num_workers: int | None,
+) -> list[Comparison]:
     start = time.monotonic()
     clear(output_dir)
     print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
@@ -118,7 +131,7 @@ def clear(output_dir: Path) -> None:
         raise InputError(f"{output_dir} is a file, expected a new folder for the results")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not marker.is_file():
         raise InputError(f"{output_dir} holds files of something else, expected a new folder or one of an earlier run")
-    write_atomically(marker, lambda part: part.write_text("made by scripts/quickstart.py\n", encoding="utf-8"))
+    write_text(marker, "made by scripts/quickstart.py\n")
     tables = [path.name for target in TARGETS for path in output_dir.glob(f"{target}_*")]
     for path in (output_dir / name for name in ("cohort", "runs", "pictures", "report.html", *tables)):
         if path.is_dir() and not path.is_symlink():

@@ -19,11 +19,10 @@ import fire
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from common.errors import InputError, install_error_hook
 from study import evidence
 from study.real_scans import METHODS, Scoring
 from study.scan_sets import read_real_scans
-
-from common.errors import InputError, install_error_hook
 
 logger = logging.getLogger("score_release")
 

@@ -103,8 +103,8 @@ def random_bundles(tmp_path_factory) -> Path:
     """The bundles with weights at random: what is tested with them does not hang on what they learned."""
     import torch
 
-    from common.comparison import METHODS
     from common.engines import LoadWeights
+    from comparison import METHODS
 
     folder = tmp_path_factory.mktemp("bundles")
     for bundle in BUNDLES:

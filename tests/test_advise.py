@@ -14,8 +14,10 @@ from bundle_tools import ROOT, load_script, make_head, save_nifti
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
-from common.advice import ROUTES, Advice, advise, read_data
-from common.cost import (
+from common.data import BrainSlices, CachedScans
+from common.errors import InputError
+from planning.advice import ROUTES, Advice, advise, read_data
+from planning.cost import (
     WARMUP,
     InferenceCost,
     TrainingCost,
@@ -25,8 +27,6 @@ from common.cost import (
     peak_memory_gib,
     time_steps,
 )
-from common.data import BrainSlices, CachedScans
-from common.errors import InputError
 
 script = load_script("advise")
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])

@@ -21,9 +21,9 @@ from bundle_tools import BUNDLES, ROOT, config_files, parsed
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from common.cohort import make_cohort
 from common.data import write_datalist
-from common.workflow import run_configs
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 SETTINGS = ROOT / "docs" / "tracking_server.json"
 COARSE = {"spacing": [4.0, 4.0, 4.0]}

@@ -18,11 +18,11 @@ from monai.data import MetaTensor
 from test_several_processes import TRAININGS
 
 from ace_multitask.label_sets import load_label_sets
-from common.cohort import make_cohort
 from common.data import check_splits, list_cases
 from common.errors import InputError
 from common.evaluation import Evaluation
-from common.pseudo_labels import CleanUp, label_of_map
+from labels.pseudo_labels import CleanUp, label_of_map
+from phantom.cohort import make_cohort
 
 script, make_atlas, calibrate = (load_script(name) for name in ("pseudo_labels", "make_atlas", "calibrate_threshold"))
 UAD = ROOT / "bundles" / "uad_autoencoder"
@@ -123,7 +123,7 @@ def chain(tmp_path) -> Callable[..., Path]:
 
 
 def test_predictions_become_labels_that_say_where_they_are_from(chain, tmp_path):
-    cases = list_cases(datalist_file=chain(), section="training", require=["label", "score"])
+    cases = list_cases(datalist_file=chain(), section="training", require=["label", "predicted_map"])
     assert [case["subject"] for case in cases] == ["u1", "u2"]
     assert cases[0]["label_source"].startswith("uad_autoencoder ")
     label = nib.load(cases[0]["label"])
@@ -437,8 +437,8 @@ def test_predicted_tissues_become_an_atlas_that_teaches_sae(run, people, tmp_pat
 
     given = {"datalist_file": lesions, "atlas_files": atlas, "spacing": [4.0, 4.0, 4.0]}
     training = {"max_epochs": 3, "val_interval": 1, "ckpt_dir": tmp_path / "sae", "output_dir": tmp_path / "sae"}
-    neighbors = f"%{tmp_path / 'atlas.json'}::neighbors"
-    done = run("sae_segmentation", "train", neighbors=neighbors, patch_size=[32, 32, 32], **given, **training)
+    training |= {"neighbors_file": tmp_path / "atlas.json", "patch_size": [32, 32, 32]}
+    done = run("sae_segmentation", "train", **given, **training)
     assert len(losses(done)) == 3
     run("sae_segmentation", "inference", weights=tmp_path / "sae" / "model.pt", output_dir=tmp_path / "seg", **given)
     cohort = {

@@ -19,11 +19,9 @@ from monai.transforms import Compose
 from scipy.ndimage import map_coordinates
 from torch.nn.functional import one_hot
 
-from common.cohort import make_cohort
 from common.errors import InputError, find_input_error
 from common.geometry import fold_share, rotation_matrix, sampling_grid, voxel_grid, warp
-from common.transforms.io import stem
-from common.workflow import run_configs
+from common.scans import stem
 from deepatlas_joint.classical import ClassicalRegistration
 from deepatlas_joint.joint import JointLoss, JointTrainer
 from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss
@@ -33,6 +31,8 @@ from deepatlas_joint.pictures import draw_pair
 from deepatlas_joint.propagation import LabelPropagation
 from deepatlas_joint.registration import PreparePair, SaveFieldd, displacement_of_file, list_pairs
 from deepatlas_joint.validation import PairDice, PairObjective, mean_dice, warped_label
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deepatlas_joint"
 SIZE = (8, 16, 8)

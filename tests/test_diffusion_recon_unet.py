@@ -17,7 +17,6 @@ from monai.networks.schedulers import DDPMScheduler
 from common.data import BrainSlices
 from common.engines import LoadWeights
 from common.errors import InputError, find_input_error
-from common.workflow import run_configs
 from diffusion_recon_unet.anomalies import (
     OPERATIONS,
     AnomalyPainter,
@@ -38,6 +37,7 @@ from diffusion_recon_unet.statistics import (
     brain_quantiles,
     depth_contrast,
 )
+from running.workflow import run_configs
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "diffusion_recon_unet"
 SMALL_DIFFUSION = {"channels": (8, 8), "norm_num_groups": 4, "num_head_channels": 8, "encoder_channels": (4, 4, 8, 8)}

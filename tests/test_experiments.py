@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import render_evidence
 from bundle_tools import BUNDLES, ROOT
+
+from common.errors import InputError
 from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.evidence import put_between, read, render, summary_table, update
 from study.seed import dice_parts, result_of
 from study.verdicts import Claim, interval_of_gap, judge, summarize, verdict
-
-from common.errors import InputError
 
 STUDIES = (uad_autoencoder, ace_multitask, sae_segmentation, deepatlas_joint, diffusion_recon_unet)
 EVIDENCE = ROOT / "docs" / "evidence"
@@ -149,9 +149,9 @@ def test_scores_of_other_settings_are_not_taken_for_new_ones(tmp_path):
 
     study().keep_settings("0.1.0")
     study().keep_settings("0.1.0")
-    with pytest.raises(InputError, match=r"settings\.json has other settings than this experiment \(few\)"):
+    with pytest.raises(InputError, match=r"settings\.json: few is 5, the folder has nothing; expected the same"):
         study(few=5).keep_settings("0.1.0")
-    with pytest.raises(InputError, match=r"\(version\)"):
+    with pytest.raises(InputError, match=r"version is 0\.2\.0, the folder has 0\.1\.0"):
         study().keep_settings("0.2.0")
 
 

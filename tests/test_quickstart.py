@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from bundle_tools import BUNDLES, load_script
 
-from common.comparison import METHODS
 from common.errors import InputError
+from comparison import METHODS
 
 script = load_script("quickstart")
 

@@ -15,10 +15,10 @@ from bundle_tools import read_json
 from ignite.engine import Engine, Events
 
 from common.atlas import atlas_on_grid, icbm_atlas
-from common.cohort import make_cohort
 from common.data import list_cases
 from common.errors import InputError
-from common.workflow import run_configs
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 from sae_segmentation.augmentation import RandGreyValuesd
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
+
+from common.errors import InputError
 from study.evidence import machine
 from study.real_scans import BEST_DICE, CALLED_LESION, GAIN, METHODS, Scoring, pair_scores, score_files, summary_of
 from study.scan_sets import NEEDS, read_real_scans
-
-from common.errors import InputError
 
 script = load_script("score_release")
 
@@ -91,7 +91,7 @@ def test_scans_are_read_with_what_they_have(listed):
     assert (patients.shows_lesions, healthy.shows_lesions) == (True, False)
     assert Path(healthy.references["healthy1"]["tissues"]) == listed.parent / "healthy" / "1_tissues.nii.gz"
     # nothing that a prediction could learn the truth from
-    assert set(patients.cases[0]) == {"subject", "image", "brain_mask", "content"}
+    assert set(patients.cases[0]) == {"subject", "image", "brain_mask"}
     fitting = {bundle: [scans.name for scans in read_real_scans(listed).sets_of(bundle)] for bundle in NEEDS}
     assert fitting == {
         "uad_autoencoder": ["patients"],
@@ -150,7 +150,7 @@ def test_wrong_list_is_refused_by_one_sentence(rewrite, change, message):
 
 
 def test_nothing_is_run_if_no_set_fits_one_of_the_bundles(rewrite, tmp_path, monkeypatch):
-    monkeypatch.setattr("common.comparison.trial.open_configs", None)
+    monkeypatch.setattr("comparison.trial.open_configs", None)
     data = read_real_scans(rewrite(lambda content: content["sets"].pop(0)))
     with pytest.raises(InputError, match=r"fits diffusion_recon_unet, expected one whose cases have T1w, lesion"):
         script.write(
@@ -246,7 +246,7 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg.nii.gz")}
     assert len(done) == 2 * 3
     with monkeypatch.context() as context:
-        context.setattr("common.comparison.trial.open_configs", None)  # any step would fail
+        context.setattr("comparison.trial.open_configs", None)  # any step would fail
         context.setattr("study.real_scans.score_files", None)
         assert run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"]) == first
     # another layer

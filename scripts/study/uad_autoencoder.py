@@ -11,13 +11,13 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
-from common.cohort import make_cohort
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice, lesion_detection
-from common.workflow import run_configs
+from common.scans import read_scan
+from phantom.cohort import make_cohort
+from running.workflow import run_configs
 
 from .seed import Result, SeedStudy, dice_parts, result_of
 from .verdicts import Claim
@@ -269,4 +269,4 @@ class Study(SeedStudy):
 
 
 def _read(path: str | Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    return read_scan(path)[0]

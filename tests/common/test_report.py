@@ -6,10 +6,14 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from bundle_tools import ROOT
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -19,6 +23,7 @@ from common.metrics import average_precision, best_dice, dice, hd95_mm, lesion_d
 from common.page import CaseView, Section, Table, Tile
 from common.pictures import PREDICTION_COLOR, REFERENCE_COLOR, case_pictures
 from common.report import Report, write_html_report
+from common.tables import delimited
 
 SHAPE = (20, 24, 18)
 # 2 x 1.5 x 3 mm, stored as LPS: 9 mm^3 a voxel
@@ -165,6 +170,31 @@ def test_page_names_worst_cases_first_and_needs_no_network(cohort):
     assert page.count('<img loading="lazy" src="data:image/png;base64,') >= 4 * 5
     assert page.count('src="data:image/svg+xml;base64,') == 4
     assert "the threshold in use, 0.5" in page
+
+
+def test_the_same_evaluation_twice_gives_the_same_bytes_but_for_the_time(cohort):
+    cases, folder, *_ = cohort
+    found = []
+    for _ in range(2):
+        Report(cases, folder).write()
+        numbers = json.loads((folder / "metrics.json").read_text())
+        numbers.pop("created")
+        found.append([numbers, *((folder / name).read_bytes() for name in ("report.html", "metrics.csv"))])
+    assert found[0] == found[1]
+
+
+def test_while_another_process_writes_into_the_folder_there_is_no_report(cohort):
+    cases, folder, *_ = cohort
+    code = "import sys, time; from common.files import Alone; a = Alone(sys.argv[1]); print(1, flush=1); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, folder], cwd=ROOT, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    try:
+        with pytest.raises(InputError, match=f"is in use by process {other.pid} on "):
+            Report(cases, folder).write()
+        assert not (folder / "report.html").exists()
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_user_text_is_escaped(tmp_path):
@@ -588,3 +618,39 @@ def test_labels_are_filled_in_colors_of_their_own_and_named():
     blue, green = (colored[:, c] == colored.max(axis=1) for c in (2, 1))
     assert blue.sum() > 1000
     assert green.sum() > 500
+
+
+def test_one_case_that_cannot_be_scored_does_not_cost_the_report_of_the_others(cohort):
+    cases, out, *_ = cohort
+    label = cases[1]["label"]
+    Path(label).write_bytes(Path(label).read_bytes()[:200])
+    with pytest.raises(InputError, match=r"poor_lesion\.nii\.gz cannot be read"):
+        Report(cases, out).write()
+    assert not (out / "report.html").exists()
+    failures = {"missed": "no image"}
+    report = Report(cases, out, keep_going=True)
+    report.write(failures)
+    assert list(failures) == ["missed", "poor"]  # so that the run ends by an error
+    assert {row["name"] for row in report.rows} == {"good", "healthy"}
+    page = (out / "report.html").read_text()
+    assert "poor_lesion.nii.gz cannot be read" in page
+    assert "no image" in page
+    with pytest.raises(InputError, match=r"none of the 1 cases can be scored: .*poor_lesion"):
+        Report([cases[1]], out, keep_going=True).write()
+
+
+def test_a_reference_that_is_stored_by_a_slope_is_the_same_reference(cohort):
+    cases, out, masks, _ = cohort
+    image = nib.Nifti1Image(masks["good"][1] * 255, AFFINE)
+    image.header.set_slope_inter(1 / 255, 0)
+    expected = Evaluation(cases[:1], out).rows
+    nib.save(image, cases[0]["label"])
+    assert Evaluation(cases[:1], out).rows == expected
+    assert Evaluation(cases[:1], out).pooled["lesion"]["best_dice_any_threshold"] > 0
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    values = ["=1+1", "@SUM(A1)", "+1+cmd", "-2+3", "\t=1", "\r=1"]
+    numbers = ["-2.5", "+1e3", -2.5, 3, True, None, float("nan"), "a"]
+    assert delimited([numbers]) == "-2.5,+1e3,-2.5,3,true,,,a\n"
+    assert delimited([values], "\t") == "'=1+1\t'@SUM(A1)\t'+1+cmd\t'-2+3\t'=1\t'=1\n"

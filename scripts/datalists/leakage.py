@@ -1,0 +1,145 @@
+"""Nobody by whom a result is judged may have taught it, however long the chain of trainings is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from common.data import read_sections, refuse_pseudo_labels, subject_of
+from common.errors import InputError
+
+from .survey import survey
+
+logger = logging.getLogger(__name__)
+
+HELD_OUT = ("validation", "test")  # sections by which a training is judged
+SEEN = "seen_by_predictor"  # in a datalist with pseudo-labels: the subjects behind those
+
+Parts = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def held_out(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+    """Cases that trainings with these datalists will be judged by, their validation and test sections.
+
+    Returns:
+        Words for the section -> its cases; empty if no datalist has such a section.
+
+    Raises:
+        InputError: if a datalist cannot be read, or such a case has a pseudo-label.
+    """
+    parts = {}
+    for path in datalist_files:
+        sections = read_sections(path)[1]
+        for section in HELD_OUT:
+            if section in sections:
+                place = f"the {section} section of {path}"
+                refuse_pseudo_labels(sections[section], place)
+                parts[place] = sections[section]
+    return parts
+
+
+def taught_by(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+    """Cases that a network has learned from, was chosen by or calibrated on: all but those of test sections.
+
+    Where a datalist holds pseudo-labels, :func:`behind_labels` is among the parts.
+
+    Args:
+        datalist_files: those of the trainings and of the calibration.
+
+    Returns:
+        Words for the part -> its cases.
+
+    Raises:
+        InputError: if a datalist cannot be read.
+    """
+    parts = {}
+    for path in datalist_files:
+        header, sections = read_sections(path)
+        cases = [case for section, cases in sections.items() if section != "test" for case in cases]
+        parts[f"the training of the predictor ({path})"] = cases
+        parts |= behind_labels(header, path)
+    return parts
+
+
+def behind_labels(header: Mapping[str, Any], path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Who taught the networks that made the pseudo-labels of a datalist, by their subject alone.
+
+    Args:
+        header: of the datalist.
+        path: where it is, for messages.
+
+    Returns:
+        Words for the part -> ``{"subject": ...}``; empty where there are none.
+    """
+    seen = [{"subject": subject} for subject in header.get(SEEN, [])]
+    return {f"the training of the network behind the labels of {path}": seen} if seen else {}
+
+
+def learned_from(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+    """Cases that a training with these datalists learns from, and those behind their labels; as :func:`held_out`."""
+    parts = {}
+    for path in datalist_files:
+        header, sections = read_sections(path)
+        places = {section: f"the {section} section of {path}" for section in sections if section not in HELD_OUT}
+        parts |= {place: sections[section] for section, place in places.items()} | behind_labels(header, path)
+    return parts
+
+
+def refuse_leaks(used: Parts, judges: Parts, num_workers: int | None = None) -> None:
+    """Refuse a person on both sides: one subject, or one image under two names.
+
+    ``sub-01`` and ``01`` are one subject. Images that are not there are compared by subject alone, with a warning.
+
+    Args:
+        used: words for a part -> its cases, whom something learns from or has learned from.
+        judges: likewise, those that it will be judged by, as of :func:`held_out`.
+        num_workers: processes that read images; as many as cores by default.
+
+    Raises:
+        InputError: naming the subject and the two parts, or the two files with the same voxels.
+    """
+    place_of = {_person(case): place for place, cases in judges.items() for case in cases}
+    for part, cases in used.items():
+        for case in cases:
+            place = place_of.get(_person(case))
+            if place is not None:
+                raise InputError(
+                    f"subject {subject_of(case)} is in {part} and in {place}, expected in one of them (or under "
+                    "another name, if it is somebody else)"
+                )
+    images_used, images_held = _images(used), _images(judges)
+    if not images_used or not images_held:
+        return
+    facts = survey([{"image": path} for path in {**images_used, **images_held}], num_workers)
+    held = {facts[path].fingerprint: path for path in images_held}
+    for path, part in images_used.items():
+        other = held.get(facts[path].fingerprint)
+        if other is not None:
+            raise InputError(
+                f"{path} in {part} and {other} in {images_held[other]} hold the same voxels, expected one of them: it "
+                "is one person under two names"
+            )
+
+
+def _person(case: Mapping[str, Any]) -> str:
+    return subject_of(case).removeprefix("sub-")
+
+
+def _images(parts: Parts) -> dict[str, str]:
+    """Image file -> words for the part that it is in."""
+    found = {
+        path: part
+        for part, cases in parts.items()
+        for case in cases
+        for path in ensure_tuple(case.get("image"))
+        if path is not None
+    }
+    there = {path: part for path, part in found.items() if Path(path).is_file()}
+    if len(there) < len(found):
+        missing = next(path for path in found if path not in there)
+        logger.warning("%d images are not there and compared by subject only: %s", len(found) - len(there), missing)
+    return there

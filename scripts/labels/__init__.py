@@ -1,0 +1,1 @@
+"""Thresholds from labels, and labels from predictions."""

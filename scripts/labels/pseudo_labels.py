@@ -1,0 +1,387 @@
+"""From the results of one bundle to the training data of another: labels, where they are from, and the datalist."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.utils import ensure_tuple
+from tqdm import tqdm
+
+from common.data import list_cases, read_sections
+from common.errors import InputError
+from common.files import read_json, sha256_of, write_json
+from common.scans import grid_difference
+from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
+from common.transforms.io import file_of
+
+logger = logging.getLogger(__name__)
+
+UNCERTAIN = 2  # label value of voxels that are neither surely lesion nor surely none
+
+Case = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What made some predictions, as its configs say.
+
+    Attributes:
+        bundle, version: name of its folder, and the version in its metadata.
+        configs: file names.
+        weights: file -> SHA-256; empty for a method without a network.
+        sequences: what it looks at.
+        threshold: where it cuts its map; None if it has none.
+        threshold_source: how that was found.
+        min_volume_mm3: the smallest lesion that it leaves.
+    """
+
+    bundle: str
+    version: str
+    configs: tuple[str, ...]
+    weights: dict[str, str]
+    sequences: tuple[str, ...]
+    threshold: float | None
+    threshold_source: str | None
+    min_volume_mm3: float
+
+
+@dataclass(frozen=True)
+class CleanUp:
+    """How a map becomes a label.
+
+    Attributes:
+        threshold: lesion is what reaches it.
+        min_volume_mm3: smaller lesions are left out. Baur et al., Medical Image Analysis 2021, drop those of up to 7
+            voxels, which at 1 mm leaves 8 mm3 and more; Baur et al., MIDL 2019, and Behrendt et al., MIDL 2024, keep
+            them all.
+        erosion_mm: nothing is lesion this near to the surface of the brain, where a reconstruction is least to be
+            trusted. The code of the same 2021 study erodes, by voxels of 2-D slices.
+        uncertain: low and high in the unit of the map. Lesion is then what reaches high, and voxels from low on that
+            are no lesion are :data:`UNCERTAIN`; takes the place of the threshold.
+    """
+
+    threshold: float
+    min_volume_mm3: float = 0.0
+    erosion_mm: float = 0.0
+    uncertain: tuple[float, float] | None = None
+
+
+def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path | None = None) -> Predictor:
+    """Read who made predictions from the configs that they were made with.
+
+    Args:
+        bundle: its folder.
+        configs: ``inference.json`` and the layers on it.
+        weights: file that took the place of the configs' weights.
+
+    Raises:
+        InputError: if a config or the weights do not exist.
+    """
+    root = Path(bundle).resolve()
+    files = [root / "configs" / name for name in (*configs, "metadata.json")]
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing:
+        raise InputError(f"{missing} does not exist, expected a file of the bundle {root.name}")
+    parser = ConfigParser()
+    parser.read_config([str(path) for path in files[:-1]])
+    parser["bundle_root"] = str(root)
+    found = [weights] if weights is not None else _weights_of(parser)
+    steps = parser.get("postprocessing", {}).get("transforms", [])
+    volumes = [
+        parser.get_parsed_content(f"postprocessing::transforms::{i}::min_volume_mm3")
+        for i, step in enumerate(steps)
+        if isinstance(step, dict) and str(step.get("_target_")).endswith("RemoveSmallComponentsd")
+    ]
+    metadata = read_json(files[-1], "metadata of a bundle", dict)
+    return Predictor(
+        bundle=root.name,
+        version=metadata["version"],
+        configs=tuple(configs),
+        weights={Path(path).name: sha256_of(path) for path in found},
+        sequences=tuple(parser.get_parsed_content("sequences")),
+        threshold=parser.get_parsed_content("threshold") if "threshold" in parser.get() else None,
+        threshold_source=parser.get("threshold_source"),
+        min_volume_mm3=float(volumes[-1]) if volumes else 0.0,
+    )
+
+
+def _weights_of(parser: ConfigParser) -> list[str]:
+    handlers = enumerate(parser.get("handlers", []))
+    loading = [i for i, h in handlers if isinstance(h, dict) and str(h.get("_target_")).endswith("LoadWeights")]
+    paths = [parser.get_parsed_content(f"handlers::{i}::path") for i in loading]
+    return [path for path in paths if path is not None]
+
+
+def predicted_cases(
+    datalist_file: str | Path, section: str | None, results: str | Path, sequences: Sequence[str], postfix: str
+) -> list[Case]:
+    """Cases of a datalist with the file that an inference wrote for each.
+
+    Args:
+        datalist_file: what was predicted.
+        section: of the datalist; None if it is a list without sections.
+        results: folder of the inference.
+        sequences: what it looked at.
+        postfix: ``prob`` or ``seg``.
+
+    Returns:
+        Cases as of :func:`common.data.list_cases`, with ``prediction``, and with all images of the datalist under
+        ``listed``.
+
+    Raises:
+        InputError: if a result is missing, the section is one to be judged by, or is not named though there are some.
+    """
+    sections = read_sections(datalist_file)[1]
+    if section is None and list(sections) != ["training"]:
+        raise InputError(f"{datalist_file} has sections and none is given, expected section as training")
+    if section in ("validation", "test"):
+        raise InputError(f"section is {section!r}, expected another one: its people are to be judged by drawn labels")
+    section = section or "training"
+    listed = {path: item["image"] for item in sections.get(section, []) for path in ensure_tuple(item["image"])}
+    everyone = list_cases(datalist_file=datalist_file, sequences=sequences)  # as inference.json names its outputs
+    name_of_all = {str(case["image"]): case["name"] for case in everyone}
+    only = section if list(sections) != ["training"] else None
+    cases = list_cases(datalist_file=datalist_file, sequences=sequences, section=only)
+    for case in cases:
+        names = (name_of_all[str(case["image"])], case["name"])
+        files = [Path(results) / f"{name}_{postfix}.nii.gz" for name in names]
+        found = next((path for path in files if path.is_file()), None)
+        if found is None:
+            raise InputError(f"{files[0]}: no such file, expected the prediction for {names[0]}")
+        first = next(path for path in ensure_tuple(case["image"]) if path is not None)
+        case |= {"prediction": str(found), "listed": listed[first]}
+    return cases
+
+
+def label_of_map(values: MetaTensor, brain: MetaTensor, clean_up: CleanUp) -> MetaTensor:
+    """A lesion label from a map.
+
+    Args:
+        values: (1, X, Y, Z), higher where a lesion is more likely.
+        brain: (1, X, Y, Z), not 0 inside, on the same grid.
+        clean_up: how.
+
+    Returns:
+        (1, X, Y, Z), uint8: 1 for lesion, :data:`UNCERTAIN` where the map does not say, 0 elsewhere.
+    """
+    item = {"map": values, "brain": brain}
+    item = ErodeMaskd("brain", clean_up.erosion_mm)(item)
+    values = MaskOutsided("map", mask_key="brain")(item)["map"]
+    low, high = clean_up.uncertain or (clean_up.threshold, clean_up.threshold)
+    label = (values >= high).to(torch.uint8)
+    label = RemoveSmallComponentsd("label", clean_up.min_volume_mm3)({"label": label})["label"]
+    if clean_up.uncertain:
+        label[(values >= low) & (label == 0)] = UNCERTAIN
+    return label
+
+
+def write_labels(
+    cases: Sequence[Case],
+    output_dir: str | Path,
+    predictor: Predictor,
+    clean_up: CleanUp | None,
+    dataset: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> list[Case]:
+    """Write ``<name>_label.nii.gz`` for every case, and beside it ``<name>_label.json``, which says where it is from.
+
+    Labels that the cases may have had are not carried over.
+
+    Args:
+        cases: of :func:`predicted_cases`.
+        output_dir: folder.
+        predictor: who made the predictions.
+        clean_up: how a map becomes a label; None if the predictions are label maps, which are kept as they are.
+        dataset: name that every case gets.
+        notes: what else the JSON beside a label says.
+
+    Returns:
+        Items of a datalist, with ``label_source``, and the map as ``predicted_map`` if there was one.
+
+    Raises:
+        InputError: if a prediction lies on another grid than its image, or is not what the configs would have made, or
+            if nothing is in any label.
+    """
+    items = []
+    empty = 0
+    for case in tqdm(cases, desc="pseudo-labels", unit=" case", disable=None):
+        scan = _load(case)
+        if clean_up is None:
+            label = MaskOutsided("prediction")(scan)["prediction"]
+        else:
+            _check_configs(case, scan["prediction"], predictor, clean_up)
+            label = label_of_map(scan["prediction"], scan["brain_mask"], clean_up)
+        scan |= {"label": label, "name": case["name"]}
+        path = SaveScand("label", output_dir, "label", dtype="uint8")(scan)["label_path"]
+        voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3]))) / 1000
+        volumes = {int(v): round(int((label == v).sum()) * voxel_ml, 3) for v in label.unique() if v != 0}
+        empty += not volumes
+        _write_sidecar(Path(path), case, predictor, clean_up, {"volumes_ml": volumes, **(notes or {})})
+        item = {"image": case["listed"], "subject": case["subject"], "label": path}
+        item |= {key: case[key] for key in ("brain_mask",) if key in case}
+        item |= {"dataset": dataset} if dataset is not None else {}
+        item["label_source"] = f"{predictor.bundle} {predictor.version}" + _words(clean_up)
+        items.append(item | ({"predicted_map": case["prediction"]} if clean_up is not None else {}))
+    if empty == len(items):
+        raise InputError(
+            f"all {empty} labels in {output_dir} are empty{_words(clean_up)}, expected something to learn in one of "
+            "them: perhaps a lower threshold, see scripts/calibrate_threshold.py"
+        )
+    logger.info("%d pseudo-labels in %s, %d of them empty", len(items), output_dir, empty)
+    return items
+
+
+def _words(clean_up: CleanUp | None) -> str:
+    if clean_up is None:
+        return ", label map"
+    if clean_up.uncertain:
+        return f", map >= {clean_up.uncertain[1]:g}, unsure from {clean_up.uncertain[0]:g} on"
+    return f", map >= {clean_up.threshold:g}"
+
+
+def _load(case: Case) -> Case:
+    scan = {key: case[key] for key in ("image", "brain_mask", "prediction") if key in case}
+    scan = LoadScand("image")(scan)
+    scan = LoadScand(["brain_mask", "prediction"], may_be_empty="prediction", allow_missing_keys=True)(scan)
+    image, prediction = scan["image"], scan["prediction"]
+    difference = grid_difference(prediction.shape[1:], prediction.affine, image.shape[1:], image.affine)
+    if difference:
+        raise InputError(f"{case['prediction']} and {file_of(image)} have {difference}, expected one grid")
+    return BrainMaskd("image", largest_negative_share=None)(scan)
+
+
+def _check_configs(case: Case, values: MetaTensor, predictor: Predictor, clean_up: CleanUp) -> None:
+    """Refuse a map whose mask, written beside it, was cut otherwise than the configs or the command say."""
+    path = Path(case["prediction"].replace("_prob.nii.gz", "_seg.nii.gz"))
+    if not path.is_file():
+        return
+    mask = LoadScand("mask", may_be_empty="mask")({"mask": str(path)})["mask"]
+    if mask.max() > 1:  # a label map of several classes, of which the map is one
+        return
+    everywhere = torch.ones_like(values)
+    cuts = [(predictor.threshold, predictor.min_volume_mm3), (clean_up.threshold, clean_up.min_volume_mm3)]
+    for threshold, volume in cuts:
+        if threshold is not None and torch.equal(label_of_map(values, everywhere, CleanUp(threshold, volume)), mask):
+            return
+    raise InputError(
+        f"{path} is not what {predictor.bundle} makes of {Path(case['prediction']).name} by "
+        f"{', '.join(predictor.configs)} (threshold {predictor.threshold}, lesions of {predictor.min_volume_mm3:g} mm3 "
+        "or more), expected the configs of that inference, and its threshold and min_volume_mm3 if it was given some"
+    )
+
+
+def _write_sidecar(
+    label: Path, case: Case, predictor: Predictor, clean_up: CleanUp | None, notes: Mapping[str, Any]
+) -> None:
+    made = {
+        "subject": case["subject"],
+        "image": [Path(path).name for path in ensure_tuple(case["image"]) if path is not None],
+        "prediction": Path(case["prediction"]).name,
+        "predictor": asdict(predictor),
+        "clean_up": None if clean_up is None else asdict(clean_up),
+        **notes,
+    }
+    path = label.with_name(label.name.removesuffix(".nii.gz") + ".json")
+    write_json(path, made)
+
+
+def joined(
+    items: Sequence[Case], datalist_file: str | Path, merge: Sequence[str | Path]
+) -> tuple[dict[str, Any], dict[str, list[Case]]]:
+    """One datalist of pseudo-labelled cases, for training, and of all sections of others.
+
+    Args:
+        items: of :func:`write_labels`.
+        datalist_file: where they are from.
+        merge: datalists with other labels, each of which says the ``sequences`` of its images. ``datalist_file`` may be
+            one of them: its other cases then stay in it.
+
+    Returns:
+        Header and sections for :func:`common.data.write_datalist`. The images are of all sequences of all datalists,
+        null where a case lacks one.
+
+    Raises:
+        InputError: if an image has two labels, or a datalist does not say its sequences.
+    """
+    predicted = {str(item["image"]) for item in items}
+    parts = [(datalist_file, read_sections(datalist_file)[0], {"training": list(items)})]
+    parts += [(path, *read_sections(path)) for path in merge]
+    for path, header, _ in parts:
+        if len(parts) > 1 and "sequences" not in header:
+            raise InputError(f'{path} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge')
+    every = list(dict.fromkeys(name for _, header, _ in parts for name in header.get("sequences", ())))
+    sections: dict[str, list[Case]] = {}
+    labelled: dict[str, str | Path] = {}
+    for number, (path, header, content) in enumerate(parts):
+        for section, cases in content.items():
+            for case in cases:
+                if number > 0 and path == datalist_file and str(case["image"]) in predicted:
+                    continue
+                images = [image for image in ensure_tuple(case["image"]) if image is not None]
+                twice = next((image for image in images if image in labelled), None)
+                if twice is not None:
+                    raise InputError(f"{twice} is in {labelled[twice]} and in {path}, expected one label for it")
+                labelled |= dict.fromkeys(images, path)
+                if every:
+                    case = case | {"image": _of_every(case["image"], header["sequences"], every, path)}
+                sections.setdefault(section, []).append(case)
+    return ({"sequences": every} if every else {}), sections
+
+
+def _of_every(images: Any, names: Sequence[str], every: Sequence[str], path: str | Path) -> Any:
+    """Images of the sequences ``names`` in the places of ``every``, None for those that there are not."""
+    images = ensure_tuple(images)
+    if len(images) != len(names):
+        raise InputError(f"{path} has a case of {', '.join(map(str, images))}, expected {', '.join(names)}")
+    of_name = dict(zip(names, images, strict=True))
+    found = [of_name.get(name) for name in every]
+    return found if len(found) > 1 else found[0]
+
+
+def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertain: bool) -> dict[str, Any]:
+    """What the label values of all data sets mean, from the ``label_sets`` of datalists and configs.
+
+    Args:
+        files: JSON files, which may have ``label_sets`` with ``classes`` and ``datasets``, as ``ace_multitask`` has.
+        dataset: of the pseudo-labels.
+        uncertain: they have the value :data:`UNCERTAIN`, which is added to the table of their data set as ``ignore``.
+
+    Returns:
+        ``label_sets``; empty if no file has any.
+
+    Raises:
+        InputError: if two files contradict each other, or the data set has no table where one is needed.
+    """
+    result: dict[str, Any] = {}
+    for path in files:
+        content = read_json(path)
+        own = content.get("label_sets", {}) if isinstance(content, dict) else {}
+        if own.get("classes", result.get("classes")) != result.get("classes", own.get("classes")):
+            raise InputError(f"{path} has the classes {own['classes']}, expected {result['classes']} as the others")
+        for name, table in own.get("datasets", {}).items():
+            if result.get("datasets", {}).get(name, table) != table:
+                raise InputError(f"{path} has another table for the data set {name} than the others, expected one")
+        result |= {key: value for key, value in own.items() if key != "datasets"}
+        if "datasets" in own:
+            result["datasets"] = {**result.get("datasets", {}), **own["datasets"]}
+    known = result.get("datasets", {})
+    if (uncertain or known) and dataset not in known:
+        raise InputError(
+            f"the data set {dataset} has no table in label_sets, expected a file with one (bundles/ace_multitask/"
+            "configs/train.json, for instance), and dataset to name it"
+        )
+    if uncertain:
+        labels = known[dataset]["labels"]
+        if labels.get(str(UNCERTAIN), "ignore") != "ignore":
+            raise InputError(
+                f"the value {UNCERTAIN} of the data set {dataset} has a meaning, expected it free for unsure"
+            )
+        known[dataset] = {**known[dataset], "labels": {**labels, str(UNCERTAIN): "ignore"}}
+    return result

@@ -1,0 +1,1 @@
+"""Before a training: what fits the data, and what it costs."""

@@ -1,0 +1,1 @@
+"""Configs of bundles, run from Python."""
