@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from common.errors import InputError, install_error_hook
+from common.files import Alone
 from study import evidence
 from study.real_scans import METHODS, Scoring
 from study.scan_sets import read_real_scans
@@ -59,7 +60,8 @@ def main(
         registration_subjects,
         device=device,
     )
-    write(scoring, chosen, Path(evidence_dir))
+    with Alone(output_dir):
+        write(scoring, chosen, Path(evidence_dir))
 
 
 def choose(bundle: str) -> list[str]:
