@@ -16,13 +16,12 @@ from ..files import fingerprint_of
 # what a training that goes on may have otherwise: how long and where it runs, and where it writes; cases are known by
 # what is in their files
 MAY_CHANGE = {
-    *("max_epochs", "max_minutes", "resume"),
-    *("device", "device_ids", "num_workers", "cache_rate", "pin_memory", "copy_cache", "is_not_rank0"),
+    *("max_epochs", "max_minutes", "resume", "progress"),
+    *("device", "device_ids", "shuffle", "num_workers", "cache_rate", "pin_memory", "copy_cache", "is_not_rank0"),
     *("bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist_file", "handlers"),
     *("tracking_uri", "experiment_name", "run_name", "save_execute_config", "run", "finalize"),
 }
 _TOLERANT = f"{__package__}.tracking.TolerantMLFlowHandler"
-_OF_SEVERAL_PROCESSES = ("sampler", "shuffle")  # a training may go on in another number of them
 
 
 def config_at_work() -> ConfigParser | None:
@@ -80,11 +79,11 @@ def settings_of_training(config: ConfigParser | None, written: Collection[Path] 
 def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Ids and values of all that is neither a dict, a reference nor an expression."""
     if isinstance(config, Mapping):
-        if "Distributed" in str(config.get("_target_")):
+        if "Distributed" in str(config.get("_target_")):  # a training may go on in another number of processes
             return
         for key, value in config.items():
             is_note = str(key).startswith("_") and key != "_target_"
-            if not is_note and key not in MAY_CHANGE and key not in _OF_SEVERAL_PROCESSES:
+            if not is_note and key not in MAY_CHANGE:
                 yield from _leaves(value, f"{name}#{key}" if name else str(key))
     elif isinstance(config, (list, tuple)) and any(isinstance(item, (Mapping, str)) for item in config):
         for number, item in enumerate(config):

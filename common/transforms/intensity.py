@@ -313,6 +313,24 @@ class NormalizeBrainIntensityd(MapTransform):
         return d
 
 
+def piecewise_linear(values: torch.Tensor, knots: Sequence[float], targets: Sequence[float]) -> torch.Tensor:
+    """Values on the lines through (knot, target); the first and the last line go on beyond them.
+
+    Args:
+        values: any shape, floating point.
+        knots: two or more, rising.
+        targets: what they become.
+
+    Raises:
+        ValueError: if there are fewer than two knots, not as many targets, or the knots do not rise.
+    """
+    x, y = (torch.as_tensor(list(numbers), dtype=values.dtype, device=values.device) for numbers in (knots, targets))
+    if len(x) < 2 or len(x) != len(y) or (x.diff() <= 0).any():
+        raise ValueError(f"knots are {list(knots)} and targets {list(targets)}, expected as many, two or more, rising")
+    line = torch.bucketize(values, x[1:-1])
+    return y[line] + (values - x[line]) * (y.diff() / x.diff())[line]
+
+
 def _inside(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Where a mask (1, *spatial) that has to fit an image (C, *spatial) is not 0: (*spatial), bool."""
     if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:

@@ -39,6 +39,7 @@ from common.transforms import (
     keep_bright,
     median_filter,
     normalize_brain_intensity,
+    piecewise_linear,
     remove_small_components,
     residual_map,
     scale_brain_intensity,
@@ -803,6 +804,16 @@ def test_brain_intensities_get_mean_0_and_deviation_1_and_the_rest_stays_0():
     assert not out[1].any()  # missing
     outside = normalize_brain_intensity(image[:1] + 1, (image[:1] > 0).float())
     torch.testing.assert_close(outside[0], out[0].as_tensor())
+
+
+def test_lines_go_through_the_knots_and_on_beyond_them():
+    values = torch.tensor([[0.0, 1.0, 2.0], [3.0, 5.0, 7.0]])
+    expected = torch.tensor([[-2.0, 0.0, 2.0], [2.5, 3.5, 4.5]])  # through (1, 0), (2, 2), (4, 3)
+    assert torch.equal(piecewise_linear(values, [1, 2, 4], [0, 2, 3]), expected)
+    assert torch.equal(piecewise_linear(values, [0, 1], [1, 0]), 1 - values)
+    for knots, targets in (([1, 1], [0, 1]), ([1], [1]), ([1, 2], [1, 2, 3])):
+        with pytest.raises(ValueError, match="expected as many, two or more, rising"):
+            piecewise_linear(values, knots, targets)
 
 
 def test_a_constant_brain_is_no_image():

@@ -67,7 +67,7 @@ class AddBrightnessd(MapTransform):
 
     ``limit * tanh(logit / limit) + weight * (b - 0.65)``, where ``b`` is 0 at white matter and 1, its largest value, at
     the median of what the network is sure of in the same scan (a logit above 2), at ``usual`` times white matter if
-    that is nothing; -1 is its lowest. What is brighter than lesions, as vessels and remains of skull are, gains nothing.
+    that is nothing; -1 is its lowest. What is brighter than lesions, as vessels and rests of skull are, gains nothing.
 
     Args:
         keys: logits, (1, *spatial).
