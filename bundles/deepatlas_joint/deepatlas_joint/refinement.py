@@ -116,9 +116,9 @@ def _moved(half: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
     """The field of half of the way after a step s of the moving image and its opposite of the fixed one.
 
     The images are now shown at ``p + s + d(p + s)`` and ``p - s - d(p - s)``: halfway between the two is no longer p
-    but ``p + D s``, with the derivative D of d, and there half of the way is ``d + s``. So at p it is ``d + s - D D s``,
-    to first order in s. Where ``d + s`` alone would fold, this does not: in one dimension the slope a, which has to be
-    below 1, grows by ``(1 - aa) b`` and not by b.
+    but ``p + D s``, with the derivative D of d, and there half of the way is ``d + s``. So at p it is
+    ``d + s - D D s``, to first order in s. Where ``d + s`` alone would fold, this does not: in one dimension the slope
+    a, which has to be below 1, grows by ``(1 - aa) b`` and not by b.
     """
     slopes = torch.gradient(half, dim=(2, 3, 4))
     change = step
