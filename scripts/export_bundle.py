@@ -2,11 +2,11 @@
 
 Usage, from the root of the repository:
 
-    python scripts/export_bundle.py uad_autoencoder --output_dir exports
+    python scripts/export_bundle.py NAME --output_dir exports
 
-TorchScript is made by script, or by trace where the model card says so; ONNX by the tracing exporter of torch, for any
-batch and any size that the network takes. The network of ``inference.json`` is exported, one tensor to one: what comes
-before and after it, and windows over a large image, are the caller's.
+TorchScript is made by script, or by trace where the bundle's description says so; ONNX by the tracing exporter of
+torch, for any batch and any size that the network takes. The network of ``inference.json`` is exported, one tensor to
+one: what comes before and after it, and windows over a large image, are the caller's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import fire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from catalog import describe
+from common.errors import InputError, install_error_hook
 from package_bundle import ROOT, package_bundle
 from verify_bundle import run_in_own_process, unpack
-
-from common.errors import InputError, install_error_hook
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx"}
 
@@ -44,7 +44,8 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
     output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir) as folder:
         package = unpack(package_bundle(name, folder, root=root), Path(folder))
-        results = run_in_own_process(package, {check: {} for check in FILES}, Path(folder))
+        use_trace = describe(name, root / "bundles").exporter == "trace"
+        results = run_in_own_process(package, {"torchscript": {"use_trace": use_trace}, "onnx": {}}, Path(folder))
         failures = [f"{result.check}: {failure}" for result in results for failure in result.failures]
         if failures:
             raise InputError(f"bundle {name} cannot be exported: {'; '.join(failures)}")

@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/package_bundle.py uad_autoencoder --output_dir packages
-    python scripts/package_bundle.py uad_autoencoder --output_dir packages --large_files https://example.org/uad_autoencoder
+    python scripts/package_bundle.py NAME --output_dir packages
+    python scripts/package_bundle.py NAME --output_dir packages --large_files https://example.org/NAME
 
 The second is the form for a pull request to the model zoo: without the weights, which lie below the given address.
 
@@ -32,8 +32,9 @@ from common.errors import InputError, install_error_hook
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
-# results and data of whoever works with the bundle; a large_files list would make a verification download
-LEFT_OUT_AT_TOP = re.compile(r"eval|runs|data|mlruns.*|large_files\..*")
+# results and data of whoever works with the bundle, and what only the tools here read; a large_files list would make a
+# verification download
+LEFT_OUT_AT_TOP = re.compile(r"eval|runs|data|mlruns.*|large_files\..*|(description|release|benchmark)\.py")
 LEFT_OUT_ANYWHERE = re.compile(r"__pycache__|\..*|.*\.pyc")
 # names that another bundle or the zoo's tools also use: the first one imported would win
 TAKEN_NAMES = ("common", "lib", "scripts", "tests", "utils")

@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip --datalist_file cases.json
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip --datalist_file cases.json
 
 Prints a line for each check, and ends with exit code 1 if one of them failed. The code of the bundle runs in a process
 of its own that does not know the repository: a package that only works beside it fails. That process may do whatever
@@ -32,9 +32,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from package_bundle import LARGE, PERSONAL_PATH, REQUIRED_FILES
-
+from catalog import bundle_names, describe
 from common.errors import InputError, install_error_hook
+from package_bundle import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = json.loads(Path(__file__).with_name("metadata_schema.json").read_text(encoding="utf-8"))
@@ -64,7 +64,10 @@ class Result(NamedTuple):
 
 
 def verify_bundle(
-    path: str | Path, datalist_file: str | Path | None = None, model_info: str | Path | None = None
+    path: str | Path,
+    datalist_file: str | Path | None = None,
+    model_info: str | Path | None = None,
+    use_trace: bool | None = None,
 ) -> list[Result]:
     """Results of all checks, in the order in which they are made; a failure stops none of the others.
 
@@ -73,13 +76,19 @@ def verify_bundle(
         datalist_file: cases for the sections ``training`` and ``validation``, which the properties of ``train.json``
             cannot be checked without.
         model_info: ``models/model_info.json`` of the zoo, which lists what was released.
+        use_trace: TorchScript is made by trace and not by script; by default as the description of the bundle of this
+            name says, and by script if there is none.
 
     Raises:
         InputError: if there is nothing at ``path`` that could be a package, or the zip is not safe to unpack.
     """
     with opened(path) as package:
         release = _checked(check_release, package, model_info) if model_info else _left_out("release", "model_info")
-        return [*(_checked(check, package) for check in CHECKS), release, *_code_results(package, datalist_file)]
+        return [
+            *(_checked(check, package) for check in CHECKS),
+            release,
+            *_code_results(package, datalist_file, use_trace),
+        ]
 
 
 @contextmanager
@@ -250,7 +259,9 @@ def _large_files(package: Path) -> list[dict]:
     return [entry for file in files if file.is_file() for entry in yaml.safe_load(file.read_text())["large_files"]]
 
 
-def _code_results(package: Path, datalist_file: str | Path | None) -> list[Result]:
+def _code_results(package: Path, datalist_file: str | Path | None, use_trace: bool | None) -> list[Result]:
+    if use_trace is None:
+        use_trace = package.name in bundle_names() and describe(package.name).exporter == "trace"
     checks = {"inference_properties": {}, "shapes": {}}
     left_out = []
     if datalist_file:
@@ -258,7 +269,7 @@ def _code_results(package: Path, datalist_file: str | Path | None) -> list[Resul
     else:
         left_out.append(_left_out("train_properties", "datalist_file"))
     if (package / "models" / "model.pt").is_file():
-        checks |= {"weights": {}, "torchscript": {}}
+        checks |= {"weights": {}, "torchscript": {"use_trace": use_trace}}
     else:
         left_out += [Result(name, [], "there is no models/model.pt") for name in ("weights", "torchscript")]
     with tempfile.TemporaryDirectory() as folder:
@@ -284,10 +295,12 @@ def run_in_own_process(package: Path, checks: dict[str, dict], output_dir: Path)
     return results + [Result(name, [ended]) for name in list(checks)[len(results) :]]
 
 
-def main(path: str, datalist_file: str | None = None, model_info: str | None = None) -> None:
+def main(
+    path: str, datalist_file: str | None = None, model_info: str | None = None, use_trace: bool | None = None
+) -> None:
     """Verify the package at ``path``; prints a line for each check, ends with exit code 1 if one failed."""
     install_error_hook()
-    results = verify_bundle(path, datalist_file, model_info)
+    results = verify_bundle(path, datalist_file, model_info, use_trace)
     for result in results:
         print(result)
     if any(result.failures for result in results):

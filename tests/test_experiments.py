@@ -4,12 +4,12 @@ import json
 from concurrent.futures import Future
 from pathlib import Path
 
-import experiments
 import numpy as np
 import pytest
-import render_evidence
 from bundle_tools import BUNDLES, ROOT
 
+import experiments
+import render_evidence
 from common.errors import InputError
 from study import ace_multitask, deepatlas_joint, diffusion_recon_unet, sae_segmentation, uad_autoencoder
 from study.evidence import put_between, read, render, summary_table, update

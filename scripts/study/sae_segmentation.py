@@ -17,11 +17,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from make_atlas import main as make_atlas
 
 from common.atlas import align_atlas, icbm_atlas
 from common.data import list_cases, write_datalist
 from common.metrics import dice, hd95_mm
+from make_atlas import main as make_atlas
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
