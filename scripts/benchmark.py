@@ -1,16 +1,14 @@
-"""Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
+"""Where the time goes: ``python scripts/benchmark.py inference NAME`` or ``training NAME``.
 
-``ace_loss`` compares the losses of ``ace_multitask`` with plain cross entropy + Dice, ``sae_field`` the training step
-of ``sae_segmentation`` with its Markov random field and without, ``anatomy`` the loss of ``deepatlas_joint`` that warps
-every class with the plain way to write it. ``cohort uad_autoencoder`` compares one process with several that share the
-scans. ``preparation`` says how good the brain extraction and the registration of ``prepare_data.py`` are, on phantoms.
+``cohort NAME`` compares one process with several that share the scans. ``preparation`` says how good the brain
+extraction and the registration of ``prepare_data.py`` are, on phantoms. Bundles add what they compare in their
+``benchmark.py``; without arguments all of it is listed.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -28,10 +26,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.errors import InputError, install_error_hook
+from catalog import BUNDLES, bundle_names, load, refuse_unknown
+from common.errors import install_error_hook
 
 
-def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), amp: bool = False) -> None:
+def inference(bundle: str, shape: tuple = (182, 218, 182), amp: bool = False) -> None:
     """Seconds and peak memory from NIfTI to NIfTI for one 1 mm head, in a process of its own.
 
     Args:
@@ -51,7 +50,7 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         print(f"whole command   {time.perf_counter() - start:6.2f} s")
 
 
-def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
+def cohort(bundle: str, subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
 
     Args:
@@ -190,7 +189,7 @@ def parts(bundle: str, folder: str, amp: bool = False) -> None:
 
 
 def training(
-    bundle: str = "uad_autoencoder",
+    bundle: str,
     steps: int = 40,
     subjects: int = 6,
     amp: bool = False,
@@ -199,8 +198,7 @@ def training(
 ) -> None:
     """Time of a training step, the share of it that the data loader makes the network wait, and peak memory.
 
-    On 1 mm phantoms, cached. The first steps of an epoch are measured: those of registration in ``deepatlas_joint``,
-    with ``--registration_steps 0`` those of segmentation.
+    On 1 mm phantoms, cached. The first steps of an epoch are measured.
 
     Args:
         bundle: name of the bundle; its train.json as it is.
@@ -247,272 +245,21 @@ def training(
     print(f"peak memory {peak_memory_gib():.2f} GiB")
 
 
-def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, device: str = "cpu") -> None:
-    """Time and memory, forward and backward, of the losses of ace_multitask beside MONAI's DiceCELoss.
-
-    The losses take turns, so that other work on the machine hits all of them. Peak memory is that of a process of its
-    own, above what it holds with logits and labels.
-
-    Args:
-        shape: voxels of a patch; five classes.
-        batch: patches.
-        repeats: of each loss, after one to warm up.
-        device: ``cpu`` or ``cuda``.
-    """
-
-    losses = _losses()
-    peak = {}
-    for name in losses:  # before this process grows: a child counts from its parent's size
-        command = [sys.executable, __file__, "loss_peak", name, json.dumps(shape), str(batch), device]
-        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    arguments = {name: _loss_arguments(name, shape, batch, device) for name in losses}
-
-    def forward_and_backward(name: str) -> None:
-        logits, labels = arguments[name]
-        logits.grad = None
-        losses[name].to(device)(logits, labels).backward()
-
-    seconds = _take_turns({name: functools.partial(forward_and_backward, name) for name in losses}, repeats, device)
-    kept = {name: _kept_for_backward(loss, *arguments[name]) for name, loss in losses.items()}
-    plain = next(iter(losses))
-    print(f"{'':12s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'kept':>10s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
-    for name, values in seconds.items():
-        ratio = np.median(np.divide(values, seconds[plain]))
-        print(
-            f"{name:12s}{np.median(values) * 1000:6.0f} ms{min(values) * 1000:6.0f} ms{ratio:7.2f}"
-            f"{kept[name]:6.0f} MiB{kept[name] / kept[plain]:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak[plain]:7.2f}"
-        )
-
-
-def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
-    """Print the MiB that one forward and backward of a loss takes above its arguments."""
-
-    loss = _losses()[name].to(device)
-    loss(*_loss_arguments(name, (8, 8, 8), batch, device)).backward()  # what is loaded at first use
-    logits, labels = _loss_arguments(name, shape, batch, device)
-    _print_peak(lambda: loss(logits, labels).backward(), device)
-
-
-def sae_field(
-    shape: tuple = (64, 64, 64), batch: int = 2, classes: int = 4, repeats: int = 9, device: str = "cpu"
-) -> None:
-    """Time and memory of a training step of sae_segmentation with the Markov random field and without.
-
-    The two take turns, so that other work on the machine hits both. Peak memory is that of a process of its own, above
-    what it holds before the step.
-
-    Args:
-        shape: voxels of a patch.
-        batch: patches.
-        classes: background included.
-        repeats: of each, after one to warm up.
-        device: ``cpu`` or ``cuda``.
-    """
-
-    betas = {"without field": 0.0, "with field": 0.005}
-    peak = {}
-    for name, beta in betas.items():
-        command = [sys.executable, __file__, "sae_peak", json.dumps(shape), str(batch), str(classes), str(beta), device]
-        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    steps = {name: _sae_step(shape, batch, classes, beta, device) for name, beta in betas.items()}
-    seconds = _take_turns(steps, repeats, device)
-    plain = next(iter(betas))
-    print(f"{'':14s}{'median':>9s}{'least':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
-    for name, values in seconds.items():
-        ratio = np.median(np.divide(values, seconds[plain]))
-        print(
-            f"{name:14s}{np.median(values) * 1000:6.0f} ms{min(values) * 1000:6.0f} ms{ratio:7.2f}"
-            f"{peak[name]:6.0f} MiB{peak[name] / peak[plain]:7.2f}"
-        )
-
-
-def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -> None:
-    """Print the MiB that two training steps take above their network and input."""
-
-    _sae_step((16, 16, 16), batch, classes, beta, device)()  # what is loaded at first use
-    step = _sae_step(shape, batch, classes, beta, device)
-    _print_peak(lambda: [step(), step()], device)
-
-
-def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) -> Callable[[], None]:
-    """One step of sae_segmentation on random scans, past the warm-up, as a function without arguments."""
-    sys.path.insert(0, str(ROOT / "bundles" / "sae_segmentation"))
-    import torch
-
-    from sae_segmentation.loss import EvidenceLowerBound
-    from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
-
-    torch.manual_seed(0)
-    prior = torch.rand(batch, classes, *shape).softmax(1)
-    scan = torch.cat([torch.rand(batch, 1, *shape), prior], 1).to(device)
-    network = SegmentationAutoencoder(SegmentationEncoder(classes), ImageDecoder(classes)).to(device)
-    table = torch.randn(classes, classes).tolist() if beta > 0 else None
-    loss = EvidenceLowerBound(classes, table, beta, warmup=0).to(device)  # as in train.json
-    optimizer = torch.optim.Adam(network.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(network(scan), scan).backward()
-        optimizer.step()
-
-    return step
-
-
-def anatomy(
-    shape: tuple = (96, 96, 96), classes: int = 32, known: bool = False, repeats: int = 5, device: str = "cpu"
-) -> None:
-    """Time and memory of forward and backward of the anatomy loss of deepatlas_joint, and of the plain way.
-
-    The plain way warps all classes at once and gives autograd the rest. Peak memory is that of a process of its own,
-    above the arguments.
-
-    Args:
-        shape: voxels of the volume.
-        classes: background included.
-        known: label maps for both images; else the moving one is predicted, as probabilities in float16.
-        repeats: of each, after one to warm up.
-        device: ``cpu`` or ``cuda``.
-    """
-    names = ("plain", "ours")
-    peak = {}
-    for name in names:
-        command = [sys.executable, __file__, "anatomy_peak", name, json.dumps(shape), str(classes), str(known), device]
-        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    seconds = _take_turns({name: _anatomy_step(name, shape, classes, known, device) for name in names}, repeats, device)
-    print(f"{'':8s}{'median':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
-    for name, values in seconds.items():
-        ratio = np.median(np.divide(values, seconds["plain"]))
-        median = 1000 * np.median(values)
-        print(f"{name:8s}{median:6.0f} ms{ratio:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak['plain']:7.2f}")
-
-
-def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str) -> None:
-    """Print the MiB that one forward and backward takes above its arguments."""
-
-    _anatomy_step(name, (8, 8, 8), classes, known, device)()  # what is loaded at first use
-    step = _anatomy_step(name, shape, classes, known, device)
-    _print_peak(step, device)
-
-
-def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: str) -> Callable[[], None]:
-    """Forward and backward to the displacement, on random anatomies, as a function without arguments."""
-    sys.path.insert(0, str(ROOT / "bundles" / "deepatlas_joint"))
-    import torch
-    from torch.nn.functional import one_hot
-
-    from common.geometry import warp
-    from deepatlas_joint.loss import anatomy_loss, dice_loss
-
-    torch.manual_seed(0)
-    labels = [torch.randint(0, classes, (1, 1, *shape), dtype=torch.uint8, device=device) for _ in range(2)]
-    if not known:
-        labels[0] = torch.cat([torch.rand(1, 1, *shape, device=device).half() for _ in range(classes)], dim=1)
-    field = torch.rand(1, 3, *shape, device=device).requires_grad_()
-
-    def plain() -> torch.Tensor:
-        moving, fixed = (
-            x.float() if x.is_floating_point() else one_hot(x[:, 0].long(), classes).movedim(-1, 1).float()
-            for x in labels
-        )
-        warped, axes = warp(moving, field, padding="zeros"), (2, 3, 4)
-        return dice_loss((warped * fixed).sum(axes), warped.sum(axes), fixed.sum(axes))
-
-    def step() -> None:
-        field.grad = None
-        (plain() if name == "plain" else anatomy_loss(labels[0], field, labels[1], classes)).backward()
-
-    return step
-
-
-def _print_peak(work: Callable[[], object], device: str) -> None:
-    """Print the MiB that some work takes above what is held before it."""
-    import torch
-
-    if device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
-    else:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        print((torch.cuda.max_memory_allocated() - before) / 2**20)
-
-
-def _take_turns(work: dict[str, Callable[[], None]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each repeat of each work, one after the other in turn, after one to warm up."""
-    import torch
-
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _losses() -> dict:
-    """The plain loss and those of ace_multitask, for five classes of two data sets."""
-    sys.path.insert(0, str(ROOT / "bundles" / "ace_multitask"))
-    from monai.losses import DiceCELoss
-
-    from ace_multitask.label_sets import LabelSets
-    from ace_multitask.loss import OBJECTIVES, make_loss
-
-    tissue = {"labels": {"1": "CSF", "2": "GM", "3": "WM"}, "background_is_complete": True}
-    datasets = {"tissue": tissue, "lesion": {"labels": {"1": "lesion"}}}
-    table = LabelSets(["background", "CSF", "GM", "WM", "lesion"], datasets)
-    plain = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False, batch=True)
-    return {"DiceCELoss": plain, **{objective: make_loss(objective, table) for objective in OBJECTIVES}}
-
-
-def _loss_arguments(name: str, shape: tuple, batch: int, device: str) -> tuple:
-    """Random logits; random labels, of full tables for the plain loss, else in turn of the two data sets."""
-    import torch
-
-    torch.manual_seed(0)
-    logits = torch.randn(batch, 5, *shape, device=device, requires_grad=True)
-    if name == "DiceCELoss":
-        return logits, torch.randint(0, 5, (batch, 1, *shape), device=device)
-    codes = [torch.randint(*((1, 5) if i % 2 == 0 else (5, 7)), (1, 1, *shape), device=device) for i in range(batch)]
-    return logits, torch.cat(codes).to(torch.uint8)
-
-
-def _kept_for_backward(loss, logits, labels) -> float:
-    """MiB of all tensors that autograd keeps between forward and backward, each counted once."""
-    import torch
-
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        loss(logits, labels)
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    return sum(sizes.values()) / 2**20
+def of_bundles() -> list[Callable[..., None]]:
+    """What bundles bring themselves: ``COMMANDS`` of their ``benchmark.py``."""
+    found = []
+    for name in bundle_names():
+        if (BUNDLES / name / "benchmark.py").is_file():
+            sys.path.insert(1, str(BUNDLES / name))
+            found += load(name, "benchmark").COMMANDS
+    return found
 
 
 if __name__ == "__main__":
     install_error_hook()
-    if (
-        len(sys.argv) > 2
-        and not (ROOT / "bundles" / sys.argv[2]).is_dir()
-        and sys.argv[1] in ("inference", "training", "cohort")
-    ):
-        raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
-    commands = (
-        inference,
-        cohort,
-        preparation,
-        training,
-        ace_loss,
-        sae_field,
-        anatomy,
-        make_head,
-        parts,
-        loss_peak,
-        sae_peak,
-        anatomy_peak,
-    )
-    fire.Fire({command.__name__: command for command in commands})
+    if len(sys.argv) > 2 and sys.argv[1] in ("inference", "training", "cohort"):
+        refuse_unknown([sys.argv[2]])
+    commands = {command.__name__: command for command in (inference, cohort, preparation, training, make_head, parts)}
+    if len(sys.argv) < 2 or sys.argv[1] not in commands:
+        commands |= {command.__name__: command for command in of_bundles()}
+    fire.Fire(commands)

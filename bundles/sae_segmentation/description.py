@@ -47,5 +47,6 @@ the same atlas stands beside it. After Yu et al., MIDL 2020.""",
         Row("atlas alone", ATLAS, is_baseline=True),
     ),
     needs=(frozenset({"T1w", "tissues"}),),
+    neighbor_table="sae_segmentation.loss.neighbor_table",
     small={"train": {"patch_size": [16, 16, 16], "patches_per_volume": 1}},
 )

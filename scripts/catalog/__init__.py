@@ -11,7 +11,7 @@ from .description import (
     Step,
     Use,
 )
-from .reading import BUNDLES, bundle_names, describe, descriptions, refuse_unknown
+from .reading import BUNDLES, bundle_names, describe, descriptions, load, refuse_unknown
 
 __all__ = [
     "BUNDLES",
@@ -27,5 +27,6 @@ __all__ = [
     "bundle_names",
     "describe",
     "descriptions",
+    "load",
     "refuse_unknown",
 ]

@@ -223,6 +223,8 @@ class Description:
         rows: of its tables on real scans.
         needs: what the cases of a set of real scans must have, in one of these ways.
         registration: complete config that registers pairs and writes their scores to ``registration.csv``.
+        neighbor_table: dotted name of the function that counts, in a label map, which class stands beside which, for a
+            bundle that learns from an atlas with such a table.
         exporter: how its network becomes TorchScript, ``script`` or ``trace``.
         trains_in_label: whether MONAI Label can train it, with one image and one label a case.
         small: config -> entries that let it run in seconds on small scans of 4 mm or more, for tests.
@@ -242,6 +244,7 @@ class Description:
     rows: tuple[Row, ...]
     needs: tuple[frozenset[str], ...]
     registration: str = ""
+    neighbor_table: str = ""
     exporter: str = "script"
     trains_in_label: bool = False
     small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

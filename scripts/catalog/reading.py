@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from common.errors import InputError
 
@@ -43,19 +44,25 @@ def describe(name: str, folder: Path = BUNDLES) -> Description:
     Raises:
         InputError: if the bundle has no such file, or the file has no description.
     """
-    return _read(folder.resolve() / name / "description.py")
+    path = folder / name / "description.py"
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, expected the description of the bundle {name}")
+    return _read(folder.resolve(), name)
+
+
+def load(name: str, part: str, folder: Path = BUNDLES) -> ModuleType:
+    """A file of a bundle that is not packaged, as a module: its ``description`` or ``benchmark``."""
+    spec = importlib.util.spec_from_file_location(f"{part}_of_{name}", folder / name / f"{part}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache
-def _read(path: Path) -> Description:
-    name = path.parent.name
-    if not path.is_file():
-        raise InputError(f"{path} does not exist, expected the description of the bundle {name}")
-    spec = importlib.util.spec_from_file_location(f"description_of_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "DESCRIPTION", None)
+def _read(folder: Path, name: str) -> Description:
+    found = getattr(load(name, "description", folder), "DESCRIPTION", None)
     if not isinstance(found, Description):
+        path = folder / name / "description.py"
         raise InputError(f"{path} has no DESCRIPTION, expected a catalog.Description of that name")
     methods = tuple(replace(method, bundle=name) for method in found.methods)
     rows = tuple(replace(row, bundle=row.bundle or name) for row in found.rows)
