@@ -87,7 +87,7 @@ seen at work and trained further. After Baur et al., MIDL 2019.""",
     needs=(frozenset({"FLAIR", "lesion"}),),
     trains_in_label=True,
     small={
-        "train_autoencoder": {"slice_size": [48, 48], "network_def#channels": [4, 8]},
+        "train_autoencoder": {"slice_size": [48, 48], "network_def#channels": [4, 8], "network_def#latent_channels": 4},
         "train": {"patch_size": [32, 32], "network_def#features": [4, 4, 8, 8, 8, 4]},
     },
 )
