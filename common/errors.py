@@ -57,6 +57,18 @@ def find_input_error(exception: BaseException | None) -> InputError | None:
     return None
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, is lack of memory: of a GPU, NumPy, or PyTorch on the CPU."""
+    while error is not None:
+        # by name, as who only raises an InputError need not wait for PyTorch; of the CPU's it has no class
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def install_error_hook() -> None:
     """Let the process end with ``error: <sentence>`` on stderr and exit code 1 when an InputError is the reason.
 

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError, install_error_hook
-from package_bundle import TAKEN_NAMES
+from release.packaging import TAKEN_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = Path(__file__).with_name("templates") / "bundle"

@@ -41,7 +41,7 @@ def pages(root: Path) -> dict[Path, str]:
     evidence = {name: read(root / "docs" / "evidence", name) for name in described}
     readme = root / "README.md"
     text = put_between(readme.read_text(encoding="utf-8"), summary_table(evidence.values()), "evidence")
-    sections = "\n\n".join(section_of(description, root) for description in described.values())
+    sections = "\n\n".join(section_of(description) for description in described.values())
     found = {readme: put_between(text, sections, "bundles")}
     for name, content in evidence.items():
         card = root / "bundles" / name / "docs" / "README.md"
@@ -51,14 +51,10 @@ def pages(root: Path) -> dict[Path, str]:
     return found
 
 
-def section_of(description: Description, root: Path) -> str:
-    """Section of the README about a bundle, with its picture where there is one."""
+def section_of(description: Description) -> str:
+    """Section of the README about a bundle."""
     name = description.name
-    parts = [f"### `{name}`: {description.title}", description.summary]
-    parts[-1] += f"\n[Model card](bundles/{name}/docs/README.md)"
-    if (root / "docs" / f"{name}.png").is_file():
-        parts += [f"![{description.picture}](docs/{name}.png)", f"*{description.caption}*"]
-    return "\n\n".join(parts)
+    return f"### `{name}`\n\n{description.summary}\n[Model card](bundles/{name}/docs/README.md)"
 
 
 if __name__ == "__main__":

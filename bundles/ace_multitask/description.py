@@ -17,17 +17,9 @@ TRAINING = Stage(
 )
 
 DESCRIPTION = Description(
-    title="tissues and lesions from data sets that label one or the other",
     summary="""\
-You have scans with tissue labels, and scans of other people with lesion masks: one network learns from both and gives
-CSF, grey matter, white matter and lesion in one map, from T1w and FLAIR. The loss, adaptive cross entropy, asks of a
-label only what it says: the background of a lesion mask is "anything but lesion". A table in the datalist says what
-the values of each data set mean, so any number of data sets with any classes can be joined. After Roulet et al., MIDL
-2019.""",
-    picture=(
-        "Axial FLAIR slice of a synthetic brain, its labels of tissues and lesions, and the lesion probability map"
-    ),
-    caption="The synthetic subject with the median Dice of the quickstart.",
+One network for tissues and lesions, from T1w and FLAIR. It learns from data sets that label only one of the two: the
+loss asks of a label only what it says. After Roulet et al., MIDL 2019.""",
     inferences=(ONE_NETWORK, TWO_NETWORKS),
     uses=(
         Use("as shipped", "tissues and lesions from T1w and FLAIR, one may be missing", (Prediction(ONE_NETWORK),)),

@@ -1,72 +1,30 @@
-"""The anatomy loss, and the plain way to write it: ``python scripts/benchmark.py anatomy``."""
+"""The anatomy loss, one class after the other, beside all at once: ``scripts/benchmark.py step deepatlas_joint``."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
 from common.geometry import warp
 from deepatlas_joint.loss import anatomy_loss, dice_loss
-from planning.timing import print_peak, take_turns
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"  # runs what is listed in COMMANDS
+NAMES = ("plain", "ours")
 
 
-def anatomy(
-    shape: tuple = (96, 96, 96), classes: int = 32, known: bool = False, repeats: int = 5, device: str = "cpu"
-) -> None:
-    """Time and memory of forward and backward of the anatomy loss of deepatlas_joint, and of the plain way.
-
-    The plain way warps all classes at once and gives autograd the rest. Peak memory is that of a process of its own,
-    above the arguments.
+def step(
+    name: str, shape: Sequence[int] = (96, 96, 96), classes: int = 32, known: bool = False, device: str = "cpu"
+) -> Callable[[], None]:
+    """Forward and backward to the displacement, on random anatomies, as a function without arguments.
 
     Args:
+        name: plain, all classes warped at once and the rest left to autograd; or ours.
         shape: voxels of the volume.
         classes: background included.
         known: label maps for both images; else the moving one is predicted, as probabilities in float16.
-        repeats: of each, after one to warm up.
         device: ``cpu`` or ``cuda``.
     """
-    names = ("plain", "ours")
-    peak = {}
-    for name in names:
-        command = [
-            sys.executable,
-            str(SCRIPT),
-            "anatomy_peak",
-            name,
-            json.dumps(shape),
-            str(classes),
-            str(known),
-            device,
-        ]
-        peak[name] = float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    seconds = take_turns({name: _anatomy_step(name, shape, classes, known, device) for name in names}, repeats, device)
-    print(f"{'':8s}{'median':>9s}{'ratio':>7s}{'peak':>10s}{'ratio':>7s}")
-    for name, values in seconds.items():
-        ratio = np.median(np.divide(values, seconds["plain"]))
-        median = 1000 * np.median(values)
-        print(f"{name:8s}{median:6.0f} ms{ratio:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak['plain']:7.2f}")
-
-
-def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str) -> None:
-    """Print the MiB that one forward and backward takes above its arguments."""
-    _anatomy_step(name, (8, 8, 8), classes, known, device)()  # what is loaded at first use
-    step = _anatomy_step(name, shape, classes, known, device)
-    print_peak(step, device)
-
-
-def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: str) -> Callable[[], None]:
-    """Forward and backward to the displacement, on random anatomies, as a function without arguments."""
-    import torch
-
     torch.manual_seed(0)
     labels = [torch.randint(0, classes, (1, 1, *shape), dtype=torch.uint8, device=device) for _ in range(2)]
     if not known:
@@ -81,11 +39,8 @@ def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: st
         warped, axes = warp(moving, field, padding="zeros"), (2, 3, 4)
         return dice_loss((warped * fixed).sum(axes), warped.sum(axes), fixed.sum(axes))
 
-    def step() -> None:
+    def work() -> None:
         field.grad = None
         (plain() if name == "plain" else anatomy_loss(labels[0], field, labels[1], classes)).backward()
 
-    return step
-
-
-COMMANDS = (anatomy, anatomy_peak)
+    return work

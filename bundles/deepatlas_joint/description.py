@@ -38,18 +38,10 @@ SEGMENTATION_OF_LABELS = Stage(
 )
 
 DESCRIPTION = Description(
-    title="registration and segmentation that teach each other",
     summary="""\
-You have many scans and one label map, or a few: a registration network carries the labels to scans without, a
-segmentation network learns from them and tells registration what belongs together. What comes out is a segmenter, and
-an inter-subject registration whose fields ITK, ANTs and SimpleITK read. The shipped weights, for T1w of adults, have
-seen one label map of tissues. Label propagation by the same registration stands beside it, and SyN, which registers
-pairs without learning. After Xu and Niethammer, MICCAI 2019.""",
-    picture=(
-        "Axial T1w slice of a synthetic brain, its segmentation into CSF, grey and white matter, and its contours "
-        "beside the true ones"
-    ),
-    caption="The synthetic subject with the median Dice of the quickstart.",
+Registration and segmentation networks that teach each other. Registration carries labels to scans without;
+segmentation learns from them and tells registration what belongs together. ITK, ANTs and SimpleITK read the fields.
+After Xu and Niethammer, MICCAI 2019.""",
     inferences=(NETWORK, PROPAGATION),
     uses=(
         Use("as shipped", "tissues from T1w", (Prediction(NETWORK),)),

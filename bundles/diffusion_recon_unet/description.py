@@ -37,21 +37,9 @@ PATHOLOGY = Stage(
 )
 
 DESCRIPTION = Description(
-    title="any anomaly, from healthy scans and a few labels, or none",
     summary="""\
-You have many healthy T1w scans, and masks of one pathology or of none. A diffusion model that knows healthy brains
-turns a scan into a pseudo-healthy one in a single pass; a U-Net looks at the scan and at what was changed, and learns
-from your masks, from anomalies painted into healthy scans, or from both. What both say is added up to a score of
-anomaly, so that a pathology which no mask showed can still be found. Each part alone, a denoising auto-encoder in the
-place of the diffusion model and a plain T1w threshold stand beside it. After Behrendt et al., MIDL 2024.""",
-    picture=(
-        "Axial T1w slice of a synthetic brain, the same with contours of reference and prediction, and the anomaly "
-        "score"
-    ),
-    caption=(
-        "The synthetic patient with the median Dice of the quickstart. Blue: true lesions; orange: prediction; "
-        "right: score."
-    ),
+Any anomaly in T1w, from healthy scans and a few masks, or none. A diffusion model turns a scan into a pseudo-healthy
+one; a U-Net looks at the scan and at what was changed. After Behrendt et al., MIDL 2024.""",
     inferences=(BOTH, UNET, RECONSTRUCTION, LIGHT, WITHOUT_RESIDUAL, T1W_THRESHOLD),
     uses=(
         Use("as shipped", "a score of anomaly from T1w", (Prediction(BOTH),)),

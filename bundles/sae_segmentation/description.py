@@ -12,18 +12,9 @@ ADAPTATION = Stage(
 )
 
 DESCRIPTION = Description(
-    title="tissues or structures from unlabelled scans and one atlas",
     summary="""\
-You have scans of some contrast and not one label: an encoder segments, a decoder makes the scan of the segmentation
-again, and an atlas with a Markov random field says what a segmentation looks like. The default atlas gives CSF, grey
-and white matter; label maps of other people become another by `scripts/make_atlas.py`. The shipped weights are for
-T1w of adults; `adapt.json` fits them to a scan or a handful of any contrast in minutes. A mixture of Gaussians with
-the same atlas stands beside it. After Yu et al., MIDL 2020.""",
-    picture=(
-        "Axial T1w slice of a synthetic brain, its segmentation into CSF, grey and white matter, and its contours "
-        "beside the true ones"
-    ),
-    caption="The synthetic subject with the median Dice of the quickstart.",
+Tissues or structures from unlabeled scans and one atlas. An encoder segments, a decoder makes the scan of the
+segmentation again. `adapt.json` fits it to your scanner. After Yu et al., MIDL 2020.""",
     inferences=(NETWORK, MIXTURE, ATLAS),
     uses=(
         Use("as shipped", "tissues from T1w", (Prediction(NETWORK),)),

@@ -36,21 +36,9 @@ UNET_OF_LABELS = Stage(
 )
 
 DESCRIPTION = Description(
-    title="lesions from a healthy brain's point of view",
     summary="""\
-A small auto-encoder learns what healthy FLAIR slices look like. What is brighter than its reconstruction becomes a
-pseudo-label, and pseudo-labels of many unlabelled scans, alone or beside a few drawn masks, train a lesion U-Net,
-which is what inference uses. The threshold is chosen on validation cases or, without any label, on healthy scans. The
-shipped U-Net has learned known lesions, those of synthetic patients and those implanted in a few real scans, to be
-seen at work and trained further. After Baur et al., MIDL 2019.""",
-    picture=(
-        "Axial FLAIR slice of a synthetic brain, the same with contours of reference and prediction, and the "
-        "probability map"
-    ),
-    caption=(
-        "The synthetic patient with the median Dice of the quickstart. Blue: true lesions; orange: prediction; "
-        "right: probability."
-    ),
+Lesions in FLAIR. An auto-encoder knows healthy slices; what is brighter than its reconstruction becomes a
+pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MIDL 2019.""",
     inferences=(UNET, RESIDUAL, FLAIR_THRESHOLD),
     uses=(
         Use("as shipped", "lesions that are bright on FLAIR", (Prediction(UNET),)),

@@ -213,10 +213,7 @@ class Description:
     """All that the tools know of a bundle beside its configs.
 
     Args:
-        title: what it does, in a few words.
         summary: a paragraph for the README, which ends with the paper.
-        picture: what its picture in the README shows.
-        caption: below the picture.
         inferences: its ways to masks.
         uses: its ways of use.
         methods: compared with those of other bundles.
@@ -234,10 +231,7 @@ class Description:
         ValueError: if the exporter is another one.
     """
 
-    title: str
     summary: str
-    picture: str
-    caption: str
     inferences: tuple[Inference, ...]
     uses: tuple[Use, ...]
     methods: tuple[Method, ...]

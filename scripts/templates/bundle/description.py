@@ -7,13 +7,7 @@ NETWORK = Inference()
 TRAINING = Stage(("train",), learns={"labelled": 1}, validates={"labelled": 1})
 
 DESCRIPTION = Description(
-    title="tissues from T1w, learned from label maps",
     summary="A 3-D U-Net learns label maps of tissues. Say here what the method is for, in a paragraph, and the paper.",
-    picture=(
-        "Axial T1w slice of a synthetic brain, its segmentation into CSF, grey and white matter, and its contours "
-        "beside the true ones"
-    ),
-    caption="The synthetic subject with the median Dice of the quickstart.",
     inferences=(NETWORK,),
     uses=(
         Use("as shipped", "tissues from T1w", (Prediction(NETWORK),)),
