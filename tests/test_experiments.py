@@ -131,7 +131,7 @@ def test_a_claim_on_an_arm_that_was_left_out_is_left_out():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"bundle": "other"}, r"bundle is 'other', expected uad_autoencoder, .*, diffusion_recon_unet or all"),
+        ({"bundle": "other"}, r"bundle is 'other', expected ace_multitask, .*, uad_autoencoder or all"),
         ({"budget": "tiny"}, r"budget is 'tiny', expected cpu or gpu"),
         ({"seeds": (3, 3)}, r"seeds are \(3, 3\), expected different whole numbers"),
         ({"seeds": ()}, r"seeds are \(\), expected"),

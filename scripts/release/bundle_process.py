@@ -66,7 +66,7 @@ def weights(package: Path, output_dir: Path) -> None:
     _network(package)
 
 
-def torchscript(package: Path, output_dir: Path, use_trace: bool) -> None:
+def torchscript(package: Path, output_dir: Path, use_trace: bool = False) -> None:
     """Write ``model.ts``, by script or by trace, and compare with eager; a ``models/model.ts`` is compared too."""
     ckpt_export(
         net_id="network_def",
