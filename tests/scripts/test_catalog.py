@@ -11,6 +11,7 @@ from bundle_tools import BUNDLES, ROOT, read_json
 from catalog import Calibration, Prediction, Stage, bundle_names, describe, descriptions, refuse_unknown
 from common.errors import InputError
 from comparison import TARGETS, find_methods
+from labels.pseudo_labels import predictor_of
 from planning.commands import command_of
 
 NAMES = [bundle.name for bundle in BUNDLES]
@@ -117,3 +118,20 @@ def test_no_tool_and_no_shared_module_names_a_bundle():
 
 def is_text(path: Path) -> bool:
     return path.suffix in (".py", ".json", ".md", ".html", ".txt", ".toml", ".conf")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_least_volume_and_the_weights_of_a_predictor_are_those_of_its_configs(name):
+    """Whatever the transform and the handler are called that they are given to."""
+    bundle = ROOT / "bundles" / name
+    config = read_json(bundle / "configs" / "inference.json")
+    found = predictor_of(bundle, ["inference.json"])
+    assert found.min_volume_mm3 == config.get("min_lesion_mm3", config.get("min_anomaly_mm3", 0.0))
+    assert list(found.weights) == ["model.pt"]
+
+
+def test_layers_that_make_no_masks_are_refused():
+    bundle = ROOT / "bundles" / "sae_segmentation"
+    assert predictor_of(bundle, ["inference.json", "inference_em.json"]).weights == {}
+    with pytest.raises(InputError, match="layers are evaluate, expected one of those of sae_segmentation: none; infer"):
+        predictor_of(bundle, ["inference.json", "evaluate.json"])
