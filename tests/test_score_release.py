@@ -244,7 +244,7 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
     shutil.copytree(random_bundles / "uad_autoencoder", tmp_path / "bundles" / "uad_autoencoder")
     first = run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"])
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg.nii.gz")}
-    assert len(done) == 2 * 3
+    assert len(done) == 2 * 4
     with monkeypatch.context() as context:
         context.setattr("comparison.trial.open_configs", None)  # any step would fail
         context.setattr("study.real_scans.score_files", None)
