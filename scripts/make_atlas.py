@@ -2,7 +2,7 @@
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
 stands beside which: what a bundle learns from in the place of labelled scans. It takes them by
-``--atlas_files atlas.nii.gz --classes N --neighbors "%atlas.json::neighbors"``.
+``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
 """
@@ -29,10 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 from catalog import BUNDLES, descriptions
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
-from common.data import read_json
 from common.errors import InputError, install_error_hook
+from common.files import read_json, write_atomically, write_text
 from common.transforms import BrainMaskd, LoadScand
-from common.transforms.io import write_atomically
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 
 STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding
@@ -209,7 +208,6 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
     image = nib.Nifti1Image(np.moveaxis(counts, 0, 3), atlas.affine)
     image.header.set_slope_inter(1 / STEPS, 0)
     image.header.set_xyzt_units("mm")
-    output_file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output_file, lambda part: nib.save(image, part))
     rows = ",\n".join(f"        {json.dumps([round(value, 3) for value in row])}" for row in table.tolist())
     sources = [Path(source).name for source in sources]
@@ -218,7 +216,7 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
         f'    "neighbors": [\n{rows}\n    ]\n}}\n'
     )
     side = output_file.with_name(output_file.name.removesuffix(".nii.gz") + ".json")
-    write_atomically(side, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(side, text)
 
 
 if __name__ == "__main__":

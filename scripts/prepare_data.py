@@ -21,8 +21,9 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import list_cases, read_json, sections_of
+from common.data import list_cases, sections_of
 from common.errors import install_error_hook
+from common.files import read_json
 from preparation import Settings, prepare_cases
 
 logger = logging.getLogger("prepare_data")

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from catalog import Description, descriptions
 from common.errors import InputError, install_error_hook
-from common.transforms.io import write_atomically
+from common.files import write_text
 from study.evidence import claims_of_card, put_between, read, render, summary_table
 
 
@@ -32,7 +32,7 @@ def main(check: bool = False, root: str = str(ROOT)) -> None:
         if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             raise InputError(f"{path} differs from the evidence; run python scripts/render_evidence.py")
         if not check:
-            write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+            write_text(path, text)
 
 
 def pages(root: Path) -> dict[Path, str]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError, install_error_hook
-from common.transforms.io import write_atomically
+from common.files import write_atomically
 from preparation import restore
 
 logger = logging.getLogger("restore_data")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +17,10 @@ from tqdm import tqdm
 from catalog import Inference, describe
 from common.data import list_cases, read_sections
 from common.errors import InputError
+from common.files import read_json, sha256_of, write_json
 from common.scans import grid_difference
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
-from common.transforms.io import file_of, write_atomically
+from common.transforms.io import file_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,12 +96,12 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
     inference = _inference_of(root, configs)
     named = [parser.get_parsed_content(entry) for entry in inference.weights] if weights is None else [weights]
     volume = parser.get_parsed_content(inference.least_volume) if inference.least_volume else 0.0
-    metadata = json.loads(files[-1].read_text(encoding="utf-8"))
+    metadata = read_json(files[-1], "metadata of a bundle", dict)
     return Predictor(
         bundle=root.name,
         version=metadata["version"],
         configs=tuple(configs),
-        weights={Path(path).name: _sha256(Path(path)) for path in named},
+        weights={Path(path).name: sha256_of(path) for path in named},
         sequences=tuple(parser.get_parsed_content("sequences")),
         threshold=parser.get_parsed_content("threshold") if "threshold" in parser.get() else None,
         threshold_source=parser.get("threshold_source"),
@@ -119,12 +118,6 @@ def _inference_of(root: Path, configs: Sequence[str]) -> Inference:
         known = "; ".join(", ".join(inference.layers) or "none" for inference in inferences)
         raise InputError(f"layers are {', '.join(layers) or 'none'}, expected one of those of {root.name}: {known}")
     return found[0]
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, expected the weights that the predictions were made with")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def predicted_cases(
@@ -297,7 +290,7 @@ def _write_sidecar(
         **notes,
     }
     path = label.with_name(label.name.removesuffix(".nii.gz") + ".json")
-    write_atomically(path, lambda part: part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8"))
+    write_json(path, made)
 
 
 def joined(
@@ -369,7 +362,7 @@ def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertai
     """
     result: dict[str, Any] = {}
     for path in files:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         own = content.get("label_sets", {}) if isinstance(content, dict) else {}
         if own.get("classes", result.get("classes")) != result.get("classes", own.get("classes")):
             raise InputError(f"{path} has the classes {own['classes']}, expected {result['classes']} as the others")

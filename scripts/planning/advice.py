@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -13,10 +12,11 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from catalog import BUNDLES, Stage, Use, bundle_names, describe, refuse_unknown
-from common.data import check_splits, list_cases, read_json, sections_of, subject_of, write_datalist
+from common.data import check_splits, list_cases, sections_of, subject_of, write_datalist
 from common.errors import InputError, find_input_error
+from common.files import read_json
 from datalists.survey import FileFacts, survey
-from running.workflow import open_configs
+from running.workflow import Entry, open_configs
 
 from .commands import command_of
 from .cost import InferenceCost, TrainingCost, inference_cost, measured, training_cost
@@ -207,7 +207,7 @@ def _judge(bundle: str, use: Use, data: Data) -> tuple[Advice, _Used]:
 def _config(bundle: str, configs: Sequence[str]) -> dict[str, Any]:
     """The entries at the top of a config and the layers on it."""
     files = [BUNDLES / bundle / "configs" / f"{name}.json" for name in configs]
-    return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    return {key: value for file in files for key, value in read_json(file).items()}
 
 
 def _has(sequences: Sequence[str], name: str) -> bool:
@@ -327,7 +327,7 @@ def _unfit_for_table(bundle: str, used: _Used, data: Data) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         # as in the training, which also looks at the voxels
         uncached = {
-            f"{part}#dataset": {"_target_": "Dataset", "data": f"@{part}#data"} for part in ("train", "validate")
+            f"{part}#dataset": Entry({"_target_": "Dataset", "data": f"@{part}#data"}) for part in ("train", "validate")
         }
         datalist = _write(Path(folder) / "cases.json", parts, data)
         try:

@@ -20,10 +20,10 @@ def command_of(bundle: str, step: Step, datalist: str | Path, sequences: Sequenc
         datalist: file of the cases.
         sequences: that take the place of those of the configs; None leaves these.
     """
-    file = shlex.quote(str(datalist))
+    file = _in_command(datalist)
     if isinstance(step, Calibration):
         return _calibration(bundle, step, file)
-    changed = {} if sequences is None else {"sequences": f"'{json.dumps(list(sequences))}'"}
+    changed = {} if sequences is None else {"sequences": shlex.quote(json.dumps(list(sequences)))}
     if isinstance(step, Prediction):
         configs: Sequence[str] = ("inference", *step.inference.layers, *step.layers)
         options = {"datalist_file": file, "section": step.section, "output_dir": step.output_dir}
@@ -34,6 +34,11 @@ def command_of(bundle: str, step: Step, datalist: str | Path, sequences: Sequenc
         options = dict.fromkeys(step.datalists, file) | {"output_dir": step.output_dir} | dict(step.options)
         options |= {option: _result_of(bundle, source) for option, source in step.given.items()}
     return f"python -m monai.bundle run --config_file {_files(bundle, configs)}{_flags(options | changed)}"
+
+
+def _in_command(path: str | Path) -> str:
+    """A path for a shell and for MONAI's command line, where a word that begins with $, @ or % is followed."""
+    return shlex.quote(f"./{path}" if str(path).startswith(("$", "@", "%", "-", "~")) else str(path))
 
 
 def _calibration(bundle: str, step: Calibration, file: str) -> str:

@@ -25,6 +25,7 @@ import yaml
 
 from catalog import bundle_names, describe
 from common.errors import InputError
+from common.files import read_json
 
 from .packaging import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
@@ -231,7 +232,7 @@ def check_card(package: Path) -> Iterator[str]:
 def check_release(package: Path, model_info: str | Path) -> Iterator[str]:
     """The version was not released before."""
     release = f"{package.name}_v{_metadata(package)['version']}"
-    if release in json.loads(Path(model_info).read_text(encoding="utf-8")):
+    if release in read_json(model_info):
         yield f"{release} was released before: give it a new version"
 
 
@@ -239,7 +240,7 @@ CHECKS = (check_files, check_sizes, check_license, check_version, check_metadata
 
 
 def _metadata(package: Path) -> dict:
-    return json.loads((package / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return read_json(package / "configs" / "metadata.json")
 
 
 def _large_files(package: Path) -> list[dict]:
