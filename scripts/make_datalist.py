@@ -6,6 +6,7 @@ Usage, from the root of the repository:
     python scripts/make_datalist.py cases.json --pattern 'scans/{subject}/{sequence}.nii.gz' \
         --label 'scans/{subject}/lesion.nii.gz' --sequences FLAIR --folds 5
     python scripts/make_datalist.py cases.json --table cases.tsv --sequences T1w --validation 0.2
+    python scripts/make_datalist.py cases.json --datalist_file prepared/prepared.json --sequences FLAIR --validation 0.2
 
 Every file is read: grids, spacings, label values and files with the same voxels are reported.
 """
@@ -35,6 +36,7 @@ def main(
     dataset_dir: str | None = None,
     pattern: str | None = None,
     table: str | None = None,
+    datalist_file: str | None = None,
     sequences: str | Sequence[str] = ("FLAIR",),
     optional_sequences: str | Sequence[str] = (),
     label: str | None = None,
@@ -55,6 +57,7 @@ def main(
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         pattern: path of an image with {subject}, {sequence} and {session}, as in the examples.
         table: CSV or TSV with a heading: a column per sequence, label, brain_mask, subject, healthy, and any others.
+        datalist_file: JSON with cases, as prepare_data.py writes it; its sections are joined, and split anew.
         sequences: what the images of a case are, in the order of the channels.
         optional_sequences: those that a case may lack, in a pattern or a table.
         label: with a pattern, the path of the label.
@@ -71,12 +74,14 @@ def main(
     install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences, optional = ensure_tuple(sequences), ensure_tuple(optional_sequences)
-    if sum(source is not None for source in (dataset_dir, pattern, table)) != 1:
-        raise InputError("expected exactly one of dataset_dir, pattern and table")
+    if sum(source is not None for source in (dataset_dir, pattern, table, datalist_file)) != 1:
+        raise InputError("expected exactly one of dataset_dir, pattern, table and datalist_file")
     if pattern is None and (label or brain_mask):
         raise InputError("label or brain_mask is given without pattern, expected them with a pattern only")
-    if dataset_dir is not None:
-        cases = list_cases(dataset_dir, sequences=sequences, one_grid=one_grid)
+    if dataset_dir is not None or datalist_file is not None:
+        cases = list_cases(
+            dataset_dir, datalist_file, sequences=sequences, optional_sequences=optional, one_grid=one_grid
+        )
     else:
         source = pattern or table
         items = (

@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from catalog import bundle_names, describe
 from common.errors import InputError, install_error_hook
+from common.files import Alone
 from study import evidence
 from study.real_scans import Scoring
 from study.scan_sets import read_real_scans
@@ -60,7 +61,8 @@ def main(
         registration_subjects,
         device=device,
     )
-    write(scoring, chosen, Path(evidence_dir))
+    with Alone(output_dir):
+        write(scoring, chosen, Path(evidence_dir))
 
 
 def choose(bundle: str) -> list[str]:

@@ -258,14 +258,18 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
 
 
 def test_undefined_score_of_a_pair_is_left_out():
+    field = {"folds_percent": "2", "log_jacobian_sd": "0.5", "inverse_error_mm": "0.1"}
     rows = [
-        {"subjects": "a from b", "dice": "0.5", "correlation": "nan", "folds_percent": "2"},
-        {"subjects": "b from a", "dice": "0.7", "correlation": "0.9", "folds_percent": "0"},
+        {"subjects": "a from b", "dice": "0.5", "correlation": "nan", **field},
+        {"subjects": "b from a", "dice": "0.7", "correlation": "0.9", **field},
     ]
     scores = pair_scores(rows)
     assert scores["correlation in the brain"] == {"b from a": 0.9}
     assert scores["Dice, mean of tissues"] == {"a from b": 0.5, "b from a": 0.7}
     assert pair_scores(rows[:1])["correlation in the brain"] == {}
+    assert scores["inverse error, mm"] == {"a from b": 0.1, "b from a": 0.1}
+    affine = [row | {"dice_affine": "0.4", "correlation_affine": "0.3"} for row in rows]
+    assert pair_scores(affine, "_affine")["SD of log Jacobian"] == {"a from b": 0.0, "b from a": 0.0}
 
 
 @pytest.mark.slow
@@ -317,8 +321,9 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     _, _, propagated, by_same, by_other = (row["scores"] for row in segmented["rows"])
     assert by_same == propagated != by_other
     assert paired["name"] == "healthy_pairs"
-    assert methods_of(paired) == ["affine only", "a", "b", "joint training"]
-    affine, control, other, joint = paired["rows"]
+    assert methods_of(paired) == ["affine only", "a", "b", "joint training", "joint training, refined"]
+    affine, control, other, joint, refined = paired["rows"]
+    assert refined["scores"] != joint["scores"]
     gains = [row["scores"].pop(GAIN)["values"] for row in (affine, control, other)]
     assert control["scores"] == joint["scores"] != other["scores"]  # the same weights, and others
     assert set(gains[1].values()) == {0.0}

@@ -73,6 +73,7 @@ After Xu and Niethammer, MICCAI 2019.""",
     ),
     needs=(frozenset({"T1w", "tissues"}),),
     registration="inference_registration",
+    registration_alone={"refine": False},
     small={
         "train": {
             "spacing": [8.0, 8.0, 8.0],

@@ -3,7 +3,7 @@
 from catalog import Calibration, Description, Inference, Method, Prediction, Row, Stage, Use
 
 UNET = Inference(least_volume="min_lesion_mm3", is_probability=True)
-TWO_SIZES = Inference(("inference_scales",), least_volume="min_lesion_mm3", is_probability=True)
+SCALES = Inference(("inference_scales",), least_volume="min_lesion_mm3", is_probability=True)
 RESIDUAL = Inference(("inference_residual",), least_volume="min_lesion_mm3")
 FLAIR_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_lesion_mm3")
 
@@ -40,7 +40,7 @@ DESCRIPTION = Description(
     summary="""\
 Lesions in FLAIR. An auto-encoder knows healthy slices; what is brighter than its reconstruction becomes a
 pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MIDL 2019.""",
-    inferences=(UNET, TWO_SIZES, RESIDUAL, FLAIR_THRESHOLD),
+    inferences=(UNET, SCALES, RESIDUAL, FLAIR_THRESHOLD),
     uses=(
         Use("as shipped", "lesions that are bright on FLAIR", (Prediction(UNET),)),
         Use(
@@ -70,7 +70,7 @@ pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MI
     ),
     rows=(
         Row("U-Net", UNET),
-        Row("U-Net at two sizes, with brightness", TWO_SIZES),
+        Row("U-Net at two sizes, with brightness", SCALES),
         Row("residual of the auto-encoder", RESIDUAL),
         Row("plain FLAIR threshold", FLAIR_THRESHOLD, is_baseline=True),
     ),

@@ -102,7 +102,7 @@ class Prediction:
         layers: configs on those of the inference, for what is written beside the masks.
         of: kind of the cases, of :data:`KINDS`.
         section: of the datalist; "" for all.
-        output_dir: of the results; "" for the one of the config.
+        output_dir: of the results, which go to a folder of the bundle in it; "" for the one of the config.
         writes: file below the folder of the bundle that a later stage takes.
     """
 
@@ -220,6 +220,7 @@ class Description:
         rows: of its tables on real scans.
         needs: what the cases of a set of real scans must have, in one of these ways.
         registration: complete config that registers pairs and writes their scores to ``registration.csv``.
+        registration_alone: entries of that config for the network without the refinement of each pair.
         neighbor_table: dotted name of the function that counts, in a label map, which class stands beside which, for a
             bundle that learns from an atlas with such a table.
         exporter: how its network becomes TorchScript, ``script`` or ``trace``.
@@ -238,6 +239,7 @@ class Description:
     rows: tuple[Row, ...]
     needs: tuple[frozenset[str], ...]
     registration: str = ""
+    registration_alone: Mapping[str, Any] = field(default_factory=dict)
     neighbor_table: str = ""
     exporter: str = "script"
     trains_in_label: bool = False

@@ -20,13 +20,14 @@ def command_of(bundle: str, step: Step, datalist: str | Path, sequences: Sequenc
         datalist: file of the cases.
         sequences: that take the place of those of the configs; None leaves these.
     """
-    file = _in_command(datalist)
+    file = _word(str(datalist))
     if isinstance(step, Calibration):
         return _calibration(bundle, step, file)
     changed = {} if sequences is None else {"sequences": shlex.quote(json.dumps(list(sequences)))}
     if isinstance(step, Prediction):
         configs: Sequence[str] = ("inference", *step.inference.layers, *step.layers)
-        options = {"datalist_file": file, "section": step.section, "output_dir": step.output_dir}
+        folder = f"{step.output_dir}/{bundle}" if step.output_dir else ""
+        options = {"datalist_file": file, "section": step.section, "output_dir": folder}
         if step.by is not None and step.by.output_dir:
             options["weights"] = _result_of(bundle, step.by)
     else:
@@ -36,9 +37,9 @@ def command_of(bundle: str, step: Step, datalist: str | Path, sequences: Sequenc
     return f"python -m monai.bundle run --config_file {_files(bundle, configs)}{_flags(options | changed)}"
 
 
-def _in_command(path: str | Path) -> str:
+def _word(path: str) -> str:
     """A path for a shell and for MONAI's command line, where a word that begins with $, @ or % is followed."""
-    return shlex.quote(f"./{path}" if str(path).startswith(("$", "@", "%", "-", "~")) else str(path))
+    return shlex.quote(f"./{path}" if path.startswith(("$", "@", "%", "-", "~")) else path)
 
 
 def _calibration(bundle: str, step: Calibration, file: str) -> str:

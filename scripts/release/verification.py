@@ -30,7 +30,7 @@ from common.files import read_json
 from .packaging import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = json.loads(Path(__file__).with_name("metadata_schema.json").read_text(encoding="utf-8"))
+SCHEMA = read_json(Path(__file__).with_name("metadata_schema.json"))
 MAX_UNPACKED = 2 * 1024**3  # bytes of all files of a zip; a bundle has a few MB of code and its weights
 # what names a licence for the Hub, and a sentence that only its whole text has
 LICENSES = {

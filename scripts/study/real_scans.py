@@ -135,29 +135,35 @@ class Scoring:
     # registration
 
     def _registration(self, bundle: str, config: str, scans: ScanSet) -> dict[str, Any]:
-        """Table of every subject onto every other one: affine maps alone, the shipped network, and the controls."""
+        """Table of every subject onto every other one: affine maps alone, controls, the shipped network, and refined.
+
+        The controls are networks without refinement, so it is the network alone whose gain over them is told.
+        """
         trial = self._trial(scans)
         subjects = scans.cases[: self.registration_subjects]
         cases = [case | {"label": scans.references[case["subject"]]["tissues"]} for case in subjects]
         datalist = trial.write_cases({"test": cases})
+        unrefined = describe(bundle, self.bundles).registration_alone
 
         def register(name: str, options: Mapping[str, Any]) -> list[dict[str, str]]:
             return self._register(trial, (bundle, config), name, datalist, options)
 
         pairs = register("registration", {})
-        shipped = pair_scores(pairs)
+        alone = pair_scores(register("registration_network", unrefined) if unrefined else pairs)
 
         def baseline(title: str, scores: Scores) -> dict[str, Any]:
-            ours, its = shipped[TISSUE_DICE], scores[TISSUE_DICE]
+            ours, its = alone[TISSUE_DICE], scores[TISSUE_DICE]
             gain = {pair: ours[pair] - its[pair] for pair in ours if pair in its}
             return _row(title, True, False, scores | {GAIN: gain}, _fixed_of)
 
         rows = [baseline("affine only", pair_scores(pairs, "_affine"))]
         for number, (title, weights) in enumerate(self.data.further_of(bundle).controls.items(), start=1):
-            control = register(f"registration_control_{number}", {"weights": weights})
+            control = register(f"registration_control_{number}", {"weights": weights, **unrefined})
             rows.append(baseline(title, pair_scores(control)))
         title = next(row.title for row in describe(bundle, self.bundles).rows if row.is_shipped)
-        rows.append(_row(title, False, True, shipped, _fixed_of))
+        rows.append(_row(title, False, not unrefined, alone, _fixed_of))
+        if unrefined:
+            rows.append(_row(f"{title}, refined", False, True, pair_scores(pairs), _fixed_of))
         return {
             "name": f"{scans.name}_pairs",
             "title": f"{scans.title}: registration",
@@ -241,15 +247,21 @@ def _means(scores: Scores) -> dict[str, float]:
 
 
 def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
-    """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing.
+    """Scores of registered pairs; with ``before`` those of their affine maps alone, which bend and fold nothing.
 
     Pairs for which a score is undefined, such as the correlation with an image moved out of sight, are left out of it.
     """
     scores = {
         TISSUE_DICE: {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
         "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
-        "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
     }
+    of_fields = {
+        "folds, %": "folds_percent",
+        "SD of log Jacobian": "log_jacobian_sd",
+        "inverse error, mm": "inverse_error_mm",
+    }
+    for name, column in of_fields.items():
+        scores[name] = {row["subjects"]: 0.0 if before else float(row[column]) for row in pairs}
     return {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
 
 
