@@ -321,7 +321,10 @@ class Trial:
         made_from |= {f"{name}.json": root / "configs" / f"{name}.json" for name in ("metadata", *configs)}
         if not configs[0].startswith("train") and not any("weights" in name or "handlers" in name for name in options):
             made_from |= {path.name: path for path in sorted((root / "models").glob("*.pt"))}
-        return made_from | _listed_files(options["datalist_file"])
+        for name, value in options.items():
+            if name.endswith("datalist_file") and isinstance(value, Path):
+                made_from |= {f"{name}: {place}": file for place, file in _listed_files(value).items()}
+        return made_from
 
 
 def _listed_files(datalist: Path) -> dict[str, Path]:
