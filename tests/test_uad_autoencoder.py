@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data.utils import set_rnd
-from monai.inferers import SliceInferer
+from monai.inferers import SimpleInferer, SliceInferer
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -17,7 +17,7 @@ from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
 from running.workflow import open_configs, run_configs
-from uad_autoencoder.brightness import AddBrightnessd, GradedLabeld, white_matter_level
+from uad_autoencoder.brightness import BrightnessInferer, GradedLabeld, white_matter_level
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
 from uad_autoencoder.patches import PatchCentersd, RandZoomedSlicesd, lesion_centers
@@ -247,14 +247,16 @@ def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of(
     image[1, 0, 0, :4] = torch.tensor([0.5, 0.6, 0.7, 0.9])
     logits = torch.full((1, 12, 12, 12), -20.0)
     logits[0, 0, 0, :4] = torch.tensor([-20.0, 20.0, 20.0, 20.0])
+
+    def seen(logits, **options):
+        return BrightnessInferer(SimpleInferer(), **options)(image[None], lambda _: logits[None])[0, 0, 0, 0, :4]
+
     white = white_matter_level(image[1].numpy())
-    out = AddBrightnessd("pred", weight=4.0)({"image": image, "pred": logits})["pred"][0, 0, 0, :4]
     b = (np.array([0.5, 0.6, 0.7, 0.9]) - white) / (0.7 - white)  # 0.7 is the median of what the network is sure of
-    squashed = 8 * np.tanh(np.array([-2.5, 2.5, 2.5, 2.5]))
-    torch.testing.assert_close(out, torch.tensor(squashed + 4 * (np.minimum(b, 1) - 0.65)).float(), atol=1e-3, rtol=0)
-    same = AddBrightnessd("pred", weight=0.0)({"image": image, "pred": logits})["pred"]
-    assert same.equal(logits)
-    usual = AddBrightnessd("pred")({"image": image, "pred": torch.full_like(logits, -20.0)})["pred"][0, 0, 0, 1]
+    expected = 8 * np.tanh(np.array([-2.5, 2.5, 2.5, 2.5])) + 4 * (np.minimum(b, 1) - 0.65)
+    torch.testing.assert_close(seen(logits), torch.tensor(expected).float(), atol=1e-3, rtol=0)
+    assert seen(logits, weight=0.0).equal(logits[0, 0, 0, :4])
+    usual = seen(torch.full_like(logits, -20.0))[1]
     assert usual.item() == pytest.approx(8 * np.tanh(-2.5) + 4 * ((0.6 / white - 1) / 0.4 - 0.65), abs=1e-3)
 
 
