@@ -769,7 +769,9 @@ def test_refinement_finds_the_shift_and_both_ways_are_one(blobs):
     assert torch.equal(refined(both)[:, None][0], ways)  # the same bits again
     brain = pair[0, 1] > 0.3
     torch.testing.assert_close(there[0, 0][brain].mean(), torch.tensor(shift), atol=0.1, rtol=0)
-    assert compose(there, back)[0, :, brain].abs().max() < 0.05
+    left = compose(there, back)[0, :, brain].abs()
+    assert left.mean() < 0.02  # of one voxel of shift
+    assert left.max() < 0.3
     assert fold_share(there) == fold_share(back) == 0
 
 
