@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip --datalist_file cases.json
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip --datalist_file cases.json
 
 Prints a line for each check, and ends with exit code 1 if one of them failed. The code of the bundle is run, so verify
 only what comes from somebody you trust.
@@ -22,10 +22,12 @@ from common.errors import install_error_hook
 from release.verification import verify_bundle
 
 
-def main(path: str, datalist_file: str | None = None, model_info: str | None = None) -> None:
+def main(
+    path: str, datalist_file: str | None = None, model_info: str | None = None, use_trace: bool | None = None
+) -> None:
     """Verify the package at ``path``; prints a line for each check, ends with exit code 1 if one failed."""
     install_error_hook()
-    results = verify_bundle(path, datalist_file, model_info)
+    results = verify_bundle(path, datalist_file, model_info, use_trace)
     for result in results:
         print(result)
     if any(result.failures for result in results):

@@ -11,7 +11,7 @@ import time
 from .measuring import ROOT, sequences_of
 
 
-def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
+def cohort(bundle: str, subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
 
     Args:

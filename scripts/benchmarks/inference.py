@@ -14,7 +14,7 @@ import numpy as np
 from .measuring import COMMAND, ROOT, sequences_of
 
 
-def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), amp: bool = False) -> None:
+def inference(bundle: str, shape: tuple = (182, 218, 182), amp: bool = False) -> None:
     """Seconds and peak memory from NIfTI to NIfTI for one 1 mm head, in a process of its own.
 
     Args:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from types import ModuleType
 
+from catalog import load
 from common.errors import InputError
 
 from .measuring import ROOT, in_own_process, peak_mib, table, take_turns
@@ -49,7 +49,4 @@ def steps_of(bundle: str) -> ModuleType:
         known = ", ".join(sorted(path.parent.name for path in ROOT.glob("bundles/*/benchmark.py")))
         raise InputError(f"{bundle} has no steps to compare, expected one of {known}")
     sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"{bundle}_benchmark", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(bundle, "benchmark")

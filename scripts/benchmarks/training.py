@@ -10,7 +10,7 @@ from .measuring import ROOT, sequences_of
 
 
 def training(
-    bundle: str = "uad_autoencoder",
+    bundle: str,
     steps: int = 40,
     subjects: int = 6,
     amp: bool = False,
@@ -19,8 +19,7 @@ def training(
 ) -> None:
     """Time of a training step, the share of it that the data loader makes the network wait, and peak memory.
 
-    On 1 mm phantoms, cached. The first steps of an epoch are measured: those of registration in ``deepatlas_joint``,
-    with ``--registration_steps 0`` those of segmentation.
+    On 1 mm phantoms, cached. The first steps of an epoch are measured.
 
     Args:
         bundle: name of the bundle; its train.json as it is.
