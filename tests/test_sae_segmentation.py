@@ -344,7 +344,7 @@ def test_input_that_cannot_be_used_is_named(monai_bundle, brain, tmp_path, what,
         options["classes"] = 5
     elif what == "far away":
         affine[:3, 3] += 300
-        options["align_atlas"] = False
+        options["align"] = False
     elif what == "constant":
         image = "constant.nii.gz"
         nib.save(nib.Nifti1Image((np.asarray(scan.dataobj) > 0).astype(np.float32), scan.affine), folder / image)

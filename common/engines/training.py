@@ -39,14 +39,19 @@ class EpochSeed:
         seed: any nonnegative integer.
 
     Raises:
-        InputError: when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or
-            makes them of threads (``use_thread_workers``): neither can be seeded per epoch.
+        InputError: if an epoch has no step, and nothing would be learned: the loader leaves out a batch that is not full;
+            when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or makes them
+            of threads (``use_thread_workers``): neither can be seeded per epoch.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
+        if engine.state.epoch_length == 0:  # MONAI passes such a training over
+            loader = getattr(engine, "data_loader", None)
+            items, batch = len(getattr(loader, "dataset", ())), getattr(loader, "batch_size", None)
+            raise InputError(f"batch_size is {batch} with {items} items in an epoch, expected {items} or less")
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
