@@ -22,16 +22,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import fire
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.errors import InputError, install_error_hook
+from common.options import types as t
+from running.command_line import Bundle, run_command
 
 
-def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), amp: bool = False) -> None:
+def inference(bundle: Bundle = "uad_autoencoder", shape: t.Counts = (182, 218, 182), amp: bool = False) -> None:
     """Seconds and peak memory from NIfTI to NIfTI for one 1 mm head, in a process of its own.
 
     Args:
@@ -51,7 +51,7 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         print(f"whole command   {time.perf_counter() - start:6.2f} s")
 
 
-def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
+def cohort(bundle: Bundle = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
 
     Args:
@@ -85,7 +85,7 @@ def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 
     print(f"{seconds[1] / seconds[processes]:.2f} times as fast")
 
 
-def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spacing: float = 2.0) -> None:
+def preparation(seeds: t.Seeds = (1, 2, 3), scanners: t.Names = ("A", "mixed"), spacing: float = 2.0) -> None:
     """How well brains are found in phantom heads with scalp, each sequence alone, and how long it takes.
 
     Dice with the true mask of the template's brain after the affine map, and of the mask that is written; mean distance
@@ -133,7 +133,7 @@ def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spac
             )
 
 
-def make_head(bundle: str, folder: str, shape: tuple) -> None:
+def make_head(bundle: Bundle, folder: str, shape: tuple) -> None:
     """One phantom patient on a 1 mm grid, skull-stripped, with the sequences of the bundle."""
     from phantom import Grid, make_subject
     from phantom.cohort import write_subject
@@ -144,12 +144,12 @@ def make_head(bundle: str, folder: str, shape: tuple) -> None:
     write_subject(subject, folder, "sub-bench")
 
 
-def _sequences(bundle: str) -> tuple[str, ...]:
+def _sequences(bundle: Bundle) -> tuple[str, ...]:
     config = ROOT / "bundles" / bundle / "configs" / "inference.json"
     return tuple(json.loads(config.read_text(encoding="utf-8"))["sequences"])
 
 
-def parts(bundle: str, folder: str, amp: bool = False) -> None:
+def parts(bundle: Bundle, folder: str, amp: bool = False) -> None:
     """Time each part of inference.json on the one head in a folder; the same objects that the evaluator runs."""
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
@@ -190,7 +190,7 @@ def parts(bundle: str, folder: str, amp: bool = False) -> None:
 
 
 def training(
-    bundle: str = "uad_autoencoder",
+    bundle: Bundle = "uad_autoencoder",
     steps: int = 40,
     subjects: int = 6,
     amp: bool = False,
@@ -247,7 +247,7 @@ def training(
     print(f"peak memory {peak_memory_gib():.2f} GiB")
 
 
-def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, device: str = "cpu") -> None:
+def ace_loss(shape: t.Counts = (96, 96, 96), batch: int = 2, repeats: int = 9, device: str = "cpu") -> None:
     """Time and memory, forward and backward, of the losses of ace_multitask beside MONAI's DiceCELoss.
 
     The losses take turns, so that other work on the machine hits all of them. Peak memory is that of a process of its
@@ -284,7 +284,7 @@ def ace_loss(shape: tuple = (96, 96, 96), batch: int = 2, repeats: int = 9, devi
         )
 
 
-def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
+def loss_peak(name: str, shape: t.Counts, batch: int, device: str) -> None:
     """Print the MiB that one forward and backward of a loss takes above its arguments."""
 
     loss = _losses()[name].to(device)
@@ -294,7 +294,7 @@ def loss_peak(name: str, shape: tuple, batch: int, device: str) -> None:
 
 
 def sae_field(
-    shape: tuple = (64, 64, 64), batch: int = 2, classes: int = 4, repeats: int = 9, device: str = "cpu"
+    shape: t.Counts = (64, 64, 64), batch: int = 2, classes: int = 4, repeats: int = 9, device: str = "cpu"
 ) -> None:
     """Time and memory of a training step of sae_segmentation with the Markov random field and without.
 
@@ -326,7 +326,7 @@ def sae_field(
         )
 
 
-def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -> None:
+def sae_peak(shape: t.Counts, batch: int, classes: int, beta: float, device: str) -> None:
     """Print the MiB that two training steps take above their network and input."""
 
     _sae_step((16, 16, 16), batch, classes, beta, device)()  # what is loaded at first use
@@ -334,7 +334,7 @@ def sae_peak(shape: tuple, batch: int, classes: int, beta: float, device: str) -
     _print_peak(lambda: [step(), step()], device)
 
 
-def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) -> Callable[[], None]:
+def _sae_step(shape: t.Counts, batch: int, classes: int, beta: float, device: str) -> Callable[[], None]:
     """One step of sae_segmentation on random scans, past the warm-up, as a function without arguments."""
     sys.path.insert(0, str(ROOT / "bundles" / "sae_segmentation"))
     import torch
@@ -359,7 +359,7 @@ def _sae_step(shape: tuple, batch: int, classes: int, beta: float, device: str) 
 
 
 def anatomy(
-    shape: tuple = (96, 96, 96), classes: int = 32, known: bool = False, repeats: int = 5, device: str = "cpu"
+    shape: t.Counts = (96, 96, 96), classes: int = 32, known: bool = False, repeats: int = 5, device: str = "cpu"
 ) -> None:
     """Time and memory of forward and backward of the anatomy loss of deepatlas_joint, and of the plain way.
 
@@ -386,7 +386,7 @@ def anatomy(
         print(f"{name:8s}{median:6.0f} ms{ratio:7.2f}{peak[name]:6.0f} MiB{peak[name] / peak['plain']:7.2f}")
 
 
-def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str) -> None:
+def anatomy_peak(name: str, shape: t.Counts, classes: int, known: bool, device: str) -> None:
     """Print the MiB that one forward and backward takes above its arguments."""
 
     _anatomy_step(name, (8, 8, 8), classes, known, device)()  # what is loaded at first use
@@ -394,7 +394,7 @@ def anatomy_peak(name: str, shape: tuple, classes: int, known: bool, device: str
     _print_peak(step, device)
 
 
-def _anatomy_step(name: str, shape: tuple, classes: int, known: bool, device: str) -> Callable[[], None]:
+def _anatomy_step(name: str, shape: t.Counts, classes: int, known: bool, device: str) -> Callable[[], None]:
     """Forward and backward to the displacement, on random anatomies, as a function without arguments."""
     sys.path.insert(0, str(ROOT / "bundles" / "deepatlas_joint"))
     import torch
@@ -470,7 +470,7 @@ def _losses() -> dict:
     return {"DiceCELoss": plain, **{objective: make_loss(objective, table) for objective in OBJECTIVES}}
 
 
-def _loss_arguments(name: str, shape: tuple, batch: int, device: str) -> tuple:
+def _loss_arguments(name: str, shape: t.Counts, batch: int, device: str) -> tuple:
     """Random logits; random labels, of full tables for the plain loss, else in turn of the two data sets."""
     import torch
 
@@ -494,13 +494,6 @@ def _kept_for_backward(loss, logits, labels) -> float:
 
 
 if __name__ == "__main__":
-    install_error_hook()
-    if (
-        len(sys.argv) > 2
-        and not (ROOT / "bundles" / sys.argv[2]).is_dir()
-        and sys.argv[1] in ("inference", "training", "cohort")
-    ):
-        raise InputError(f"{sys.argv[2]} is no bundle, expected a folder in bundles/")
     commands = (
         inference,
         cohort,
@@ -515,4 +508,4 @@ if __name__ == "__main__":
         sae_peak,
         anatomy_peak,
     )
-    fire.Fire({command.__name__: command for command in commands})
+    run_command({command.__name__: command for command in commands})

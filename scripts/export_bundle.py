@@ -16,14 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from package_bundle import ROOT, package_bundle
 from verify_bundle import run_in_own_process, unpack
 
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
+from running.command_line import Bundle, run_command
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx"}
 
@@ -55,12 +55,16 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
     return paths
 
 
-def main(name: str, output_dir: str) -> None:
-    """Export the bundle ``name`` into ``output_dir``; prints the paths of the files."""
-    install_error_hook()
-    for path in export_bundle(name, output_dir):
+def main(bundle: Bundle, output_dir: t.Folder) -> None:
+    """Export a bundle; prints the paths of the files.
+
+    Args:
+        bundle: its name.
+        output_dir: of the files.
+    """
+    for path in export_bundle(bundle, output_dir):
         print(path)
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

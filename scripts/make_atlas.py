@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -28,10 +27,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.data import read_json
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
 from common.transforms.io import write_atomically
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
+from running.command_line import run_command
 from sae_segmentation.loss import neighbor_table
 
 STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding
@@ -50,15 +51,15 @@ class Person(NamedTuple):
 
 
 def main(
-    output_file: str,
-    label_files: str | Sequence[str] | None = None,
-    datalist_file: str | None = None,
-    section: str = "training",
-    classes: str | Mapping[str, Sequence[int]] | None = None,
-    sigma_mm: float = 1.0,
-    spacing_mm: float = 1.0,
-    align: bool = False,
-    keep_out: str | Sequence[str] = (),
+    output_file: t.NewFile,
+    label_files: t.Files | None = None,
+    datalist_file: t.File | None = None,
+    section: t.Text = "training",
+    classes: t.File | None = None,
+    sigma_mm: t.Millimeters = 1.0,
+    spacing_mm: t.Positive = 1.0,
+    align: t.Flag = False,
+    keep_out: t.FilesOrNone = (),
 ) -> None:
     """Write OUTPUT_FILE, 4-D NIfTI with a volume per class, and beside it a JSON of the classes and their neighbors.
 
@@ -79,7 +80,6 @@ def main(
         keep_out: datalists of those whom the atlas will be judged by; several with commas between them. The datalist
             of the label maps is one of them if it has such sections.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     if not str(output_file).endswith(".nii.gz"):
         raise InputError(f"output_file is {output_file}, expected a name that ends in .nii.gz")
@@ -212,4 +212,4 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

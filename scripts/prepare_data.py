@@ -13,35 +13,35 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import fire
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import list_cases, read_json, sections_of
-from common.errors import install_error_hook
+from common.options import types as t
 from preparation import Settings, prepare_cases
+from running.command_line import run_command
 
 logger = logging.getLogger("prepare_data")
 
 
 def main(
-    output_dir: str,
-    dataset_dir: str | None = None,
-    datalist_file: str | None = None,
-    sequences: str | Sequence[str] = ("FLAIR",),
-    optional_sequences: str | Sequence[str] = (),
-    label_keys: str | Sequence[str] = ("label",),
-    mask_key: str = "brain_mask",
-    space: str = "own",
-    spacing: float = 1.0,
-    skull_stripped: bool = False,
-    coregister: bool = True,
-    bias_correction: bool = True,
-    num_workers: int | None = None,
+    output_dir: t.Folder,
+    dataset_dir: t.ExistingFolder | None = None,
+    datalist_file: t.File | None = None,
+    sequences: t.Names = ("FLAIR",),
+    optional_sequences: t.NamesOrNone = (),
+    label_keys: t.NamesOrNone = ("label",),
+    mask_key: t.Text = "brain_mask",
+    space: Literal["own", "template"] = "own",
+    spacing: t.Positive = 1.0,
+    skull_stripped: t.Flag = False,
+    coregister: t.Flag = True,
+    bias_correction: t.Flag = True,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Prepare raw scans. Given again, the command goes on where it was; cases that are done are left as they are.
 
@@ -60,7 +60,6 @@ def main(
         bias_correction: False leaves out N4.
         num_workers: cases at a time; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(
         ensure_tuple(sequences), space, spacing, skull_stripped, coregister, bias_correction, ensure_tuple(label_keys)
@@ -83,4 +82,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

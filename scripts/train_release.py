@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -26,10 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.data import list_cases, read_json, subject_of, write_datalist
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
 from common.transforms.io import on_grid_of, write_atomically
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
+from running.command_line import run_command
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +51,14 @@ MAX_WEIGHTS_BYTES = 16 * 2**20
 
 
 def main(
-    bundle: str = "uad_autoencoder",
-    output_dir: str = "release",
-    extra_data: str | None = None,
-    seed: int = 2019,
-    amp: bool = True,
-    minutes: float | None = None,
-    effort: float = 1.0,
-    num_workers: int = 0,
+    bundle: t.Text = "uad_autoencoder",
+    output_dir: t.Folder = "release",
+    extra_data: t.File | None = None,
+    seed: t.Seed = 2019,
+    amp: t.Flag = True,
+    minutes: t.Minutes | None = None,
+    effort: t.Positive = 1.0,
+    num_workers: t.Whole = 0,
 ) -> None:
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
@@ -79,7 +80,6 @@ def main(
         effort: factor on the number of epochs of all trainings.
         num_workers: processes that make training patches; 0 makes them between the steps, which starves a GPU.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if bundle not in RECIPES:
         raise InputError(f"bundle is {bundle!r}, expected one of {', '.join(RECIPES)}")
@@ -460,4 +460,4 @@ def _call(*arguments: object, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

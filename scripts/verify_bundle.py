@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import fire
 import jsonschema
 import yaml
 
@@ -34,7 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from package_bundle import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = json.loads(Path(__file__).with_name("metadata_schema.json").read_text(encoding="utf-8"))
@@ -284,10 +285,15 @@ def run_in_own_process(package: Path, checks: dict[str, dict], output_dir: Path)
     return results + [Result(name, [ended]) for name in list(checks)[len(results) :]]
 
 
-def main(path: str, datalist_file: str | None = None, model_info: str | None = None) -> None:
-    """Verify the package at ``path``; prints a line for each check, ends with exit code 1 if one failed."""
-    install_error_hook()
-    results = verify_bundle(path, datalist_file, model_info)
+def main(bundle: t.Existing, datalist_file: t.File | None = None, model_info: t.File | None = None) -> None:
+    """Verify a package; prints a line for each check, ends with exit code 1 if one failed.
+
+    Args:
+        bundle: zip or folder of the package.
+        datalist_file: JSON of cases to run the bundle on; a small phantom by default.
+        model_info: the model zoo's list of versions that are out already.
+    """
+    results = verify_bundle(bundle, datalist_file, model_info)
     for result in results:
         print(result)
     if any(result.failures for result in results):
@@ -295,4 +301,4 @@ def main(path: str, datalist_file: str | None = None, model_info: str | None = N
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

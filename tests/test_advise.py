@@ -257,7 +257,7 @@ def test_every_route_names_configs_that_exist_and_every_bundle_has_routes():
 
 def test_the_command_prints_a_table_and_writes_json(datalist, tmp_path, capsys):
     path = datalist({"training": [{"label": 1}]})
-    script.main(str(path), bundles="uad_autoencoder", measure=False, output=str(tmp_path / "advice.json"))
+    script.main(str(path), bundles="uad_autoencoder", measure=False, output_file=str(tmp_path / "advice.json"))
     printed = capsys.readouterr().out
     assert "training: 1 subjects, 1 cases, 1 labelled, 0 healthy" in printed
     assert "missing: there is no validation section" in printed

@@ -39,9 +39,9 @@ class EpochSeed:
         seed: any nonnegative integer.
 
     Raises:
-        InputError: if an epoch has no step, and nothing would be learned: the loader leaves out a batch that is not full;
-            when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or makes them
-            of threads (``use_thread_workers``): neither can be seeded per epoch.
+        InputError: if an epoch has no step, because the loader leaves out a batch that is not full: nothing would be
+            learned; when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or
+            makes them of threads (``use_thread_workers``): neither can be seeded per epoch.
     """
 
     def __init__(self, seed: int) -> None:

@@ -21,22 +21,22 @@ _OF_MONAI |= {"run_name", "save_execute_config"}
 _GRIDS = ("patch_size", "slice_size", "window_size", "shape", "pad_multiple")
 
 
-def check_options(limits: Mapping[str, Sequence[float | None]] | None = None) -> None:
+def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     """Check the options of the config that is running, and put the values in place that their text stands for.
 
     Meant as the first expression of ``run``: nothing is read or written yet. It looks at all entries on top of the
     merged config, whether they come from a file, a layer, the command line, or Python:
 
     - an entry that nothing refers to is refused: it would change nothing;
-    - a value has to be what :data:`VOCABULARY` says of its name, so that ``--mirror no`` is False and ``--spacing 1,1,2``
-      a list; a grid has to fit ``network_data_format`` of ``metadata.json``;
+    - a value has to be what :data:`VOCABULARY` says of its name, ``--mirror no`` is False and ``--spacing 1,1,2`` a
+      list; a grid has to fit ``network_data_format`` of ``metadata.json``;
     - files that are read have to be there.
 
     An entry that is no option, such as a network, is left as it is. From now on, an :class:`InputError` ends the
     process by its sentence, see :func:`install_error_hook`.
 
     Args:
-        limits: name of an option -> the lowest and the highest value that it may have in this config; None for no limit.
+        limits: name of an option -> the lowest and the highest value that this config takes.
 
     Raises:
         InputError: naming option, value, and what is expected.
@@ -52,7 +52,8 @@ def check_options(limits: Mapping[str, Sequence[float | None]] | None = None) ->
     given = [name for name in VOCABULARY if name in config and not (name in UNUSED and name not in known)]
     for name in sorted(given, key=lambda name: _is_reference(config[name])):  # expressions last: they refer to others
         value = converted(name, _value(parser, name), VOCABULARY[name].kind)
-        _check_limits(name, value, (limits or {}).get(name, (None, None)))
+        if name in (limits or {}):
+            _check_limits(name, value, limits[name])
         if name in _GRIDS:
             _check_grid(name, value, parser.get("_meta_", {}))
         _put(parser, name, value)
@@ -112,12 +113,9 @@ def _put(parser: ConfigParser, name: str, value: Any) -> None:
     parser.ref_resolver.remove_resolved_content(name)
 
 
-def _check_limits(name: str, value: Any, limits: Sequence[float | None]) -> None:
-    low, high = limits
-    if value is None or ((low is None or value >= low) and (high is None or value <= high)):
-        return
-    between = f"from {low:g} to {high:g}" if None not in limits else f"of {low:g} or more" if high is None else f"up to {high:g}"
-    raise InputError(f"{name} is {value:g}, expected a number {between}")
+def _check_limits(name: str, value: float | None, limits: Sequence[float]) -> None:
+    if value is not None and not limits[0] <= value <= limits[1]:
+        raise InputError(f"{name} is {value:g}, expected a number from {limits[0]:g} to {limits[1]:g}")
 
 
 def _check_grid(name: str, value: int | list[int], metadata: Mapping) -> None:

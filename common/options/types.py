@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -111,7 +112,7 @@ def _odd(value: int) -> int:
 
 
 def _rising(values: list) -> list:
-    if not all(low < high for low, high in zip(values, values[1:], strict=False)):
+    if not all(low < high for low, high in pairwise(values)):
         raise ValueError("not rising")
     return values
 
@@ -132,6 +133,11 @@ def _status(path: str) -> os.stat_result:
         raise ValueError("no such file or folder") from e
     except OSError as e:
         raise ValueError(os.strerror(e.errno).lower()) from e
+
+
+def _existing(path: str) -> str:
+    _status(path)
+    return path
 
 
 def _file(path: str) -> str:
@@ -177,48 +183,56 @@ def _no_folder(path: str) -> str:
     return path
 
 
-def _amount(words: str, **limits: float) -> Any:
+def amount(words: str, **limits: float) -> Any:
+    """A finite number, within the limits of pydantic's ``Field``."""
     return Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False, **limits), words]
 
 
-def _count(words: str, *checks: Callable, **limits: int) -> Any:
-    return Annotated[int, BeforeValidator(_number), Field(**limits), *map(AfterValidator, checks), words]
+def count(words: str, *checks: Callable, **limits: int) -> Any:
+    """A whole number, within limits, that passes further checks."""
+    return Annotated[(int, BeforeValidator(_number), Field(**limits), *map(AfterValidator, checks), words)]
 
 
-def _list_of(kind: Any, words: str, *checks: Callable, before: Callable = _listed, **limits: int) -> Any:
-    return Annotated[list[kind], BeforeValidator(before), Field(**limits), *map(AfterValidator, checks), words]
+def list_of(kind: Any, words: str, *checks: Callable, before: Callable = _listed, **limits: int) -> Any:
+    """A list, in any form that ``before`` understands, of limited length, that passes further checks."""
+    return Annotated[(list[kind], BeforeValidator(before), Field(**limits), *map(AfterValidator, checks), words)]
 
 
 Flag = Annotated[bool, "true or false"]
-Number = _amount("a number")
-Positive = _amount("a number above 0", gt=0)
-NotNegative = _amount("a number of 0 or more", ge=0)
-Share = _amount("a share from 0 to 1", ge=0, le=1)
-ShareBelowOne = _amount("a share of at least 0 and below 1", ge=0, lt=1)
-ShareAboveZero = _amount("a share above 0 and at most 1", gt=0, le=1)
-Millimeters = _amount("a length of 0 mm or more", ge=0)
-CubicMillimeters = _amount("a volume of 0 mm3 or more", ge=0)
-Minutes = _amount("minutes, above 0", gt=0)
+Number = amount("a number")
+Positive = amount("a number above 0", gt=0)
+NotNegative = amount("a number of 0 or more", ge=0)
+Share = amount("a share from 0 to 1", ge=0, le=1)
+ShareBelowOne = amount("a share of at least 0 and below 1", ge=0, lt=1)
+ShareAboveZero = amount("a share above 0 and at most 1", gt=0, le=1)
+Millimeters = amount("a length of 0 mm or more", ge=0)
+CubicMillimeters = amount("a volume of 0 mm3 or more", ge=0)
+Minutes = amount("minutes, above 0", gt=0)
 
-Whole = _count("a whole number of 0 or more", ge=0)
-Count = _count("a whole number of 1 or more", ge=1)
-OddCount = _count("an odd number of 1 or more", _odd, ge=1)
-Seed = _count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
+Whole = count("a whole number of 0 or more", ge=0)
+Count = count("a whole number of 1 or more", ge=1)
+OddCount = count("an odd number of 1 or more", _odd, ge=1)
+Seed = count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
 
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1), "a text"]
+TextOrEmpty = Annotated[str, BeforeValidator(_text), "a text, or none"]
 Device = Annotated[Any, AfterValidator(_usable), "a device that torch can use here, such as cpu, cuda or cuda:0"]
 File = Annotated[str, BeforeValidator(_path), AfterValidator(_file), "a file that is there"]
+Existing = Annotated[str, BeforeValidator(_path), AfterValidator(_existing), "a file or folder that is there"]
 NewFile = Annotated[str, BeforeValidator(_path), AfterValidator(_no_folder), "a file to write"]
 ExistingFolder = Annotated[str, BeforeValidator(_path), AfterValidator(_existing_folder), "a folder that is there"]
 Folder = Annotated[str, BeforeValidator(_path), AfterValidator(_folder), "a folder to write to"]
 
-Names = _list_of(Text, "a list of different names, such as T1w,FLAIR", _different, min_length=1)
-NamesOrNone = _list_of(Text, "a list of different names, or an empty one", _different)
-Files = _list_of(File, "a file that is there, or a list of them", min_length=1)
-Spacing = _list_of(Positive, "three edges of a voxel, each above 0 mm", before=_three, min_length=3, max_length=3)
-Grid = _list_of(Count, "whole numbers of 1 or more, one per axis", min_length=1, max_length=3)
+Names = list_of(Text, "a list of different names, such as T1w,FLAIR", _different, min_length=1)
+NamesOrNone = list_of(Text, "a list of different names, or an empty one", _different)
+Files = list_of(File, "a file that is there, or a list of them", min_length=1)
+FilesOrNone = list_of(File, "files that are there, or an empty list")
+Spacing = list_of(Positive, "three edges of a voxel, each above 0 mm", before=_three, min_length=3, max_length=3)
+Grid = list_of(Count, "whole numbers of 1 or more, one per axis", min_length=1, max_length=3)
 Multiple = Count | Grid
-Levels = _list_of(Whole, "a list of whole numbers of 0 or more", min_length=1)
-Counts = _list_of(Count, "a list of whole numbers of 1 or more", min_length=1)
-RisingPair = _list_of(Number, "two numbers, the lower one first", _rising, min_length=2, max_length=2)
-Matrix = _list_of(list[Number], "a list of rows of numbers", min_length=1)
+Levels = list_of(Whole, "a list of whole numbers of 0 or more", min_length=1)
+Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _different, min_length=1)
+Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)
+Counts = list_of(Count, "a list of whole numbers of 1 or more", min_length=1)
+RisingPair = list_of(Number, "two numbers, the lower one first", _rising, min_length=2, max_length=2)
+Matrix = list_of(list[Number], "a list of rows of numbers", min_length=1)

@@ -67,7 +67,9 @@ VOCABULARY: dict[str, Option] = {
     "window_overlap": Option(t.ShareBelowOne, "share of a window that overlaps the next one"),
     "mirror": Option(t.Flag, "mean of the scan and its mirror image"),
     "align": Option(t.Flag, "align scan and template or atlas by an affine registration"),
-    "atlas_label_sigma_mm": Option(t.Millimeters | None, "smooth a label map to an atlas; null for maps of probabilities"),
+    "atlas_label_sigma_mm": Option(
+        t.Millimeters | None, "sd that makes an atlas of a label map, mm; null for probabilities"
+    ),
     "atlas_blur_mm": Option(t.Millimeters, "sd of the Gaussian that smooths the atlas, mm"),
     "prior_floor": Option(t.ShareBelowOne, "smallest probability of a class in the brain"),
     "classes": Option(t.Count, "classes of the network, background included"),

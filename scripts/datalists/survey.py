@@ -8,7 +8,6 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from string import Formatter
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from common.data import subject_of
 from common.errors import InputError
 from common.transforms.io import open_scan
+from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
 
@@ -253,14 +253,10 @@ def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -
     """
     jobs = {path: False for case in cases for path in ensure_tuple(case["image"]) if path is not None}
     jobs |= {case["label"]: True for case in cases if "label" in case}
-    with ProcessPoolExecutor(num_workers) as pool:
+    with process_pool(num_workers, method=None) as pool:
         found = [pool.submit(partial(read_facts, path, label)) for path, label in jobs.items()]
-        try:
-            bar = tqdm(found, desc="reading files", unit=" file", disable=None)
-            return {path: future.result() for path, future in zip(jobs, bar, strict=True)}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        bar = tqdm(found, desc="reading files", unit=" file", disable=None)
+        return {path: future.result() for path, future in zip(jobs, bar, strict=True)}
 
 
 def duplicates(cases: Sequence[Mapping[str, Any]], facts: Mapping[str, FileFacts]) -> list[tuple[str, str]]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from running.processes import process_pool
 
 from . import (
     PATHOLOGIES,
@@ -341,9 +340,7 @@ def _map(work: Callable[[Any], dict], jobs: list, num_workers: int | None) -> It
     if workers == 1:
         yield from map(work, jobs)
         return
-    # spawn: a forked process may inherit a thread pool that no longer runs
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with process_pool(workers, functools.partial(torch.set_num_threads, 1)) as pool:
         yield from pool.map(work, jobs)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from common.data import name_cases, write_datalist
 from common.errors import InputError
 from common.page import CaseView, Section, Tile, write_html_report
 from common.pictures import Picture
+from running.processes import process_pool
 
 from .case import Settings, prepare_case, read_record, restore
 from .registration import require_simpleitk
@@ -84,9 +84,7 @@ def _run(
         for case in cases:
             yield case["name"], _outcome(case, output_dir, settings)
         return
-    # spawn: a forked process may inherit a thread pool that no longer runs
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with process_pool(workers) as pool:
         waiting = {pool.submit(_outcome, case, output_dir, settings): case["name"] for case in cases}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
