@@ -17,13 +17,14 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
+from common.options import converted
 from common.options import types as t
 from comparison import Comparison, compare
 from running.command_line import run_command
@@ -83,7 +84,7 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
         options = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise InputError(f"{path} cannot be read ({e}), expected options as JSON") from e
-    for name in options:
+    for name in converted(path, options, Annotated[dict[str, dict[str, Any]], "{<bundle>/<config>: {entry: value}}"]):
         bundle, _, config = name.partition("/")
         if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():
             raise InputError(f"{path} has {name!r}, expected <bundle>/<config> of a config in bundles/")

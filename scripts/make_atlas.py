@@ -14,12 +14,13 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.utils import ensure_tuple
+from pydantic import Field
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.data import read_json
 from common.errors import InputError
+from common.options import converted
 from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
 from common.transforms.io import write_atomically
@@ -39,6 +41,8 @@ STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to
 
 logger = logging.getLogger(__name__)
 
+CLASSES = Annotated[dict[str, list[t.Whole]], Field(min_length=2), "two names or more with their label values"]
+MATRIX = t.list_of(t.list_of(t.Number, "", min_length=4, max_length=4), "4 x 4 numbers", min_length=4, max_length=4)
 Groups = dict[str, list[int]]
 
 
@@ -116,13 +120,15 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
     path = Path(datalist_file)
     content = read_json(path, "label maps")
     found = []
-    for number, item in enumerate(content.get(section, []) if isinstance(content, dict) else content):
-        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
-        if "label" not in item or matrix.shape != (4, 4):
-            raise InputError(f"item {number} of {path} is {str(item)[:80]}, expected a label, and a matrix of 4 x 4")
+    listed = content.get(section, []) if isinstance(content, dict) else content
+    for number, item in enumerate(converted(f"{section} of {path}", listed, Annotated[list, "a list of label maps"])):
+        named = f"item {number} of {path}"
+        item = converted(named, item, Annotated[dict[str, Any], "an object with the path of a label"])
+        label = converted(f"the label of {named}", item.get("label"), Annotated[str, "a path"])
+        square = converted(f"world_to_mni of {named}", item.get("world_to_mni", np.eye(4).tolist()), MATRIX)
         images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
         masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
-        found.append(Person(str(path.parent / item["label"]), matrix, {**item, "image": images, **masks}))
+        found.append(Person(str(path.parent / label), np.array(square), {**item, "image": images, **masks}))
     if not found:
         raise InputError(f"{path} has no label map under {section}, expected at least one")
     return found
@@ -168,13 +174,12 @@ def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | N
     if classes is None:
         return None
     content = read_json(Path(classes), "classes") if isinstance(classes, str) else classes
-    if not isinstance(content, Mapping) or len(content) < 2:
-        raise InputError(f"classes is {str(content)[:80]}, expected two names or more with their label values")
+    content = converted("classes", content, CLASSES)
     values = [value for group in content.values() for value in group]
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
-    return {name: list(group) for name, group in content.items()}
+    return content
 
 
 def join_values(path: str, values: np.ndarray, groups: Groups) -> np.ndarray:

@@ -8,9 +8,11 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.options import types as t
-from phantom import SEQUENCES
+from phantom import SCANNERS, SEQUENCES
 from phantom.cohort import make_cohort
 from running.command_line import run_command
+
+SOME_SEQUENCES = t.list_of(Literal[SEQUENCES], f"some of {', '.join(SEQUENCES)}", min_length=1)
 
 
 def main(
@@ -19,9 +21,9 @@ def main(
     ms: t.Sizes = (0, 0, 0),
     tumour: t.Sizes = (0, 0, 0),
     infarct: t.Sizes = (0, 0, 0),
-    scanner: t.Text = "A",
+    scanner: Literal[tuple(SCANNERS)] = "A",
     spacing: t.Spacing = (2.0, 2.0, 2.0),
-    sequences: t.Names = SEQUENCES,
+    sequences: SOME_SEQUENCES = SEQUENCES,
     seed: t.Seed = 0,
     prefix: t.TextOrEmpty = "",
     label: Literal["lesion", "tissue", "joint"] = "lesion",

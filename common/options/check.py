@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigItem, ConfigParser, ConfigWorkflow
@@ -43,37 +45,46 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
         RuntimeError: if no config is running.
     """
     install_error_hook()
-    parser, run_ids = _running()
+    parser, workflow = _running()
     config = parser.get()
+    run_ids = {workflow.init_id, workflow.run_id, workflow.final_id} if workflow else set()
     known = {*_references(config), *_OF_MONAI, *UNUSED, *run_ids}
-    for name, value in config.items():
-        if name not in known and not name.startswith("_") and value is not None:
-            raise InputError(_unknown(name, known))
+    parts = _parts(workflow.config_root_path) - VOCABULARY.keys() if workflow else set()
+    replaced = [name for name, value in config.items() if name in parts and _is_plain(value)]
+    idle = [n for n, value in config.items() if n not in known and not n.startswith("_") and value is not None]
+    if replaced or idle:
+        raise InputError(_unknown([*replaced, *idle][0], known & config.keys()))
     given = [name for name in VOCABULARY if name in config and not (name in UNUSED and name not in known)]
     for name in sorted(given, key=lambda name: _is_reference(config[name])):  # expressions last: they refer to others
         value = converted(name, _value(parser, name), VOCABULARY[name].kind)
         if name in (limits or {}):
             _check_limits(name, value, limits[name])
         if name in _GRIDS:
-            _check_grid(name, value, parser.get("_meta_", {}))
+            value = _fitting_grid(name, value, parser.get("_meta_", {}))
         _put(parser, name, value)
 
 
-def _running() -> tuple[ConfigParser, set[str]]:
-    """Parser of the config whose expression is being evaluated, and the ids that its workflow runs.
+def _running() -> tuple[ConfigParser, ConfigWorkflow | None]:
+    """Parser of the config whose expression is being evaluated, and its workflow if it has one.
 
-    MONAI hands an expression no parser, so it is looked for among the callers.
+    MONAI hands an expression neither, so they are looked for among the callers.
     """
     frame, parser = inspect.currentframe(), None
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, ConfigWorkflow):
-            return caller.parser, {caller.init_id, caller.run_id, caller.final_id}
+            return caller.parser, caller
         parser = caller if isinstance(caller, ConfigParser) else parser
         frame = frame.f_back
     if parser is None:
         raise RuntimeError("check_options is called by no config")
-    return parser, set()
+    return parser, None
+
+
+def _parts(folder: Path) -> set[str]:
+    """Names of what the configs of a folder build: a text in its place is an option by a wrong name."""
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    return {name for config in configs for name, value in config.items() if isinstance(value, dict)}
 
 
 def _references(config: Any) -> Iterator[str]:
@@ -91,6 +102,10 @@ def _unknown(name: str, known: set[str]) -> str:
     near = difflib.get_close_matches(name, options, 1)
     reason = "is no option of this config" if name in VOCABULARY else "is no option"
     return f"--{name} {reason}, expected {f'--{near[0]}' if near else 'one of ' + ', '.join(options)}"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not _is_reference(value)
 
 
 def _is_reference(value: Any) -> bool:
@@ -118,15 +133,20 @@ def _check_limits(name: str, value: float | None, limits: Sequence[float]) -> No
         raise InputError(f"{name} is {value:g}, expected a number from {limits[0]:g} to {limits[1]:g}")
 
 
-def _check_grid(name: str, value: int | list[int], metadata: Mapping) -> None:
-    """Refuse a grid of another dimension than the network's, or one that its levels cannot halve."""
+def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int | list[int]:
+    """A grid of the network's dimension, of which one number stands for all axes, that its levels can halve.
+
+    Raises:
+        InputError: if it is none; ``pad_multiple`` may have three axes for a network of slices.
+    """
     described = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape", [])
     factors = [int(text.partition("*")[0]) for text in map(str, described) if re.fullmatch(r"\d+\*n", text)]
     if not factors:
-        return
-    sizes = [value] * len(factors) if isinstance(value, int) else value
-    if name == "pad_multiple":
-        sizes = sizes[: len(factors)] if len(sizes) == 3 else sizes
-    if len(sizes) != len(factors) or any(size % factor for size, factor in zip(sizes, factors, strict=True)):
+        return value
+    sizes = value if isinstance(value, list) else [value]
+    sizes = sizes * len(factors) if len(sizes) == 1 else sizes
+    used = sizes[: len(factors)] if name == "pad_multiple" and len(sizes) == 3 else sizes
+    if len(used) != len(factors) or any(size % factor for size, factor in zip(used, factors, strict=True)):
         expected = f"{len(factors)} multiples of {', '.join(map(str, dict.fromkeys(factors)))}"
         raise InputError(f"{name} is {value}, expected {expected}")
+    return sizes if isinstance(value, list) else value

@@ -30,6 +30,16 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 _PATHS = ("label", "brain_mask")
 
 
+def _is_pattern(text: str) -> bool:
+    """Whether a text has ``{subject}`` and no other braces than those of the fields, as they are."""
+    try:
+        fields = [rest for _, *rest in Formatter().parse(text) if rest[0] is not None]
+    except ValueError:  # a brace is missing
+        return False
+    plain = all(field in FIELDS and not form and conversion is None for field, form, conversion in fields)
+    return plain and "subject" in [field for field, _, _ in fields]
+
+
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
     """Cases of a table with a heading, comma- or tab-separated.
 
@@ -110,8 +120,7 @@ def items_of_pattern(
     """
     patterns = {"pattern": pattern, "label": label, "brain_mask": brain_mask}
     for name, text in patterns.items():
-        fields = [field for _, field, _, _ in Formatter().parse(text or "") if field is not None]
-        if text and (set(fields) - set(FIELDS) or "subject" not in fields):
+        if text and not _is_pattern(text):
             raise InputError(f"{name} is {text}, expected {{subject}} in it, and no field but {', '.join(FIELDS)}")
     if "{sequence}" not in pattern and len(sequences) > 1:
         raise InputError(f"pattern is {pattern}, expected {{sequence}} in it: there are {len(sequences)} sequences")

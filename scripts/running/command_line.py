@@ -86,7 +86,7 @@ def help_text(command: Callable, script: str) -> str:
     lines = [f"python scripts/{script} {' '.join(name.upper() for name in needed)} [--option value ...]", ""]
     lines += [re.split(r"\n\s*\n", inspect.getdoc(command) or "")[0], ""]
     for name, meaning, kind, default in described(command):
-        lines.append(f"  --{name}: {kind}; {default}")
+        lines.append(f"  --{name}: {kind}; {default if default == 'needed' else f'default {default}'}")
         lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -97,7 +97,7 @@ def described(command: Callable) -> list[tuple[str, str, str, str]]:
     meanings = _meanings(inspect.getdoc(command) or "")
     rows = []
     for name, parameter in inspect.signature(command).parameters.items():
-        default = "needed" if parameter.default is parameter.empty else f"default {_written(parameter.default)}"
+        default = "needed" if parameter.default is parameter.empty else _written(parameter.default)
         rows.append((name, meanings.get(name, ""), expectation(kinds[name]), default))
     return rows
 
@@ -110,7 +110,9 @@ def _meanings(doc: str) -> dict[str, str]:
 
 
 def _written(value: Any) -> str:
-    """A default as one would write it on the command line."""
+    """A default as one would write it on the command line, from the root of the repository."""
+    if isinstance(value, str) and Path(value).is_relative_to(ROOT):
+        return str(Path(value).relative_to(ROOT))
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
