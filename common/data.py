@@ -18,11 +18,13 @@ import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
 from tqdm import tqdm
 
-from .errors import InputError, find_input_error
-from .transforms.io import grid_difference, open_scan, stem, write_atomically
+from .errors import InputError, find_input_error, is_out_of_memory
+from .scans import grid_difference, is_scan_name, open_scan, read_scan, stem
+from .transforms.io import write_atomically
 
 logger = logging.getLogger(__name__)
 
+_SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
 # endings of files that are no scan to work on, for a folder whose files do not name their sequence
 _DERIVED = ("seg", "dseg", "prob", "mask", "brainmask", "label", "labels", "lesion", "lesions", "tissue", "tissues")
 _SEQUENCES = ("t1", "t2", "flair", "pd")  # in names, with or without a w
@@ -33,6 +35,17 @@ _COMPANIONS = {
     "label": ("lesion", "lesions", "label", "labels", "label-lesion_mask"),
 }
 _FOLDERS = (".", "sub-*/anat", "sub-*/ses-*/anat")
+NOTHING = ("", "n/a")  # what a cell says that has no value, BIDS writes the second
+# what the bundles themselves put into a case on its way: a column that a table happens to call so is passed by
+_OURS = ("deviation", "entropy", "failure", "pred", "prob", "reconstruction", "soft", "weight")
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: <case>_<channel>
+# how names tell the visits of a person apart, behind the person: _study2, _ses-01, _baseline, _m12, _20190131
+_VISIT = re.compile(
+    r"(.+?)[_.-](?:ses-[a-z0-9]+|(?:baseline|bl|pre|post|follow-?up|fu)[_-]?\d{0,2}|(?:19|20)\d\d-?\d\d-?\d\d|"
+    r"(?:ses|session|study|visit|scan|exam|run|time|timepoint|tp|wave|day|week|month|year)[_-]?\d{1,2}|[tvmwyd]\d{1,3})",
+    re.IGNORECASE,
+)
+_SEQUENCE_ENDING = re.compile(rf"(.+)_(?:{'|'.join(_SEQUENCES)})w?", re.IGNORECASE)
 
 
 def list_cases(
@@ -46,13 +59,16 @@ def list_cases(
     dataset: str | None = None,
     healthy: bool | None = None,
     one_grid: bool = True,
+    lesions: bool = False,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
     From a folder, flat or BIDS-like (``sub-*/[ses-*/]anat``): the files that end in ``_<sequence>.nii[.gz]``, where
     upper and lower case, and T1w and T1, are the same; beside them a brain mask (``_brainmask``, ``_desc-brain_mask``)
     and a label (``_lesion``, ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and
-    one sequence is asked for: every NIfTI file directly in the folder but masks and maps.
+    one sequence is asked for: every NIfTI file directly in the folder but masks and maps. A folder of nnU-Net, of files
+    ``<case>_<channel>`` as ``p1_0000.nii.gz``, is read by the ``dataset.json`` in it or above it, which says what the
+    channels are. Names that differ in a visit only, as ``p1_study1`` and ``p1_study2``, are of one subject.
 
     From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
     the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
@@ -72,6 +88,7 @@ def list_cases(
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
             of its sections says anything about health, and of a folder.
         one_grid: all files of a case have to lie on one grid; False for raw scans.
+        lesions: one label at least has to be other than empty; for this alone voxels are read.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -82,9 +99,10 @@ def list_cases(
     Raises:
         InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
             different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
-            neither true nor false, nobody is left though the JSON says who is healthy, or the JSON has another form.
+            neither true nor false, nobody is left though the JSON says who is healthy, no label has a lesion though
+            ``lesions`` are asked for, or the JSON has another form.
     """
-    sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
+    sequences = _checked_sequences(sequences, "sequences is")
     # a name such as 2025 comes from the command line as a number
     dataset_dir = None if dataset_dir is None else str(dataset_dir)
     if datalist_file is not None:
@@ -106,7 +124,10 @@ def list_cases(
         cases = _of_dataset(cases, dataset, source)
     if "label" in require:
         cases = _without_healthy_unlabelled(cases, source)
-    return check_cases(cases, source, sequences, require, optional_sequences, one_grid)
+    cases = check_cases(cases, source, sequences, require, optional_sequences, one_grid)
+    if lesions:
+        check_lesions(cases, f"the {section} section of {source}" if section else f"{source}")
+    return cases
 
 
 def check_cases(
@@ -125,8 +146,10 @@ def check_cases(
         sequences, require, optional_sequences, one_grid: as for :func:`list_cases`.
     """
     cases = [dict(case) for case in cases]
+    _refuse_split_channels(cases, source)
     for case in cases:
         _check_keys(case, source, tuple(sequences), require, optional_sequences)
+    _warn_of_numbered_subjects(cases, source)
     with ThreadPoolExecutor(8) as pool:  # most of it is waiting for the disk
         failures = [error for error in pool.map(lambda case: _failure(case, require, one_grid), cases) if error]
     if failures:
@@ -236,6 +259,21 @@ def check_splits(**parts: Sequence[dict[str, Any]]) -> None:
                     )
 
 
+def check_lesions(cases: Sequence[Mapping[str, Any]], place: str) -> None:
+    """Refuse cases none of whose labels has a lesion: nothing can be measured on them, as an epoch later would show.
+
+    Args:
+        cases: their labels are read, up to the first that is not empty.
+        place: what they are, for the message.
+
+    Raises:
+        InputError: if there is no lesion, or a label cannot be read.
+    """
+    labels = [case["label"] for case in cases if "label" in case]
+    if not any(read_scan(path)[0].any() for path in labels):
+        raise InputError(f"none of the {len(labels)} labels of {place} has a lesion, expected one to measure by")
+
+
 def refuse_pseudo_labels(cases: Sequence[Mapping[str, Any]], place: str) -> None:
     """Refuse cases whose label was predicted, which they say by a ``label_source``: it is no reference.
 
@@ -269,13 +307,24 @@ def share_of_process(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def subject_of(case: Mapping[str, Any]) -> str:
     """Subject of a case: its ``subject``, else ``sub-...`` in the path of its image, else the image's file name.
 
-    A file that is called by its sequence alone, as in ``07/FLAIR.nii.gz``, is of the subject that its folder names.
+    Of the name a sequence at its end is left out, and then what only tells visits apart: ``p1_study2_FLAIR.nii.gz`` is
+    of ``p1``. A file that is called by its sequence alone, as in ``07/FLAIR.nii.gz``, is of the subject that its folder
+    names, or the folder above one that is called as a visit, as in ``07/visit2/FLAIR.nii.gz``.
     """
     if "subject" in case:
         return str(case["subject"])
     path = Path(_images(case)[0])
-    nameless = stem(path).lower().removesuffix("w") in _SEQUENCES
-    return _bids_subject(path) or (path.parent.name if nameless else stem(path))
+    if bids := _bids_subject(path):
+        return bids
+    if stem(path).lower().removesuffix("w") in _SEQUENCES:
+        folder = path.parent
+        is_visit = _without_visit(f"a_{folder.name}") == "a"
+        return folder.parent.name if is_visit else _without_visit(folder.name)
+    prefixes = {_prefix_and_channel(Path(image))[0] for image in _images(case)}
+    if len(_images(case)) > 1 and len(prefixes) == 1:
+        return _without_visit(prefixes.pop())
+    named = _SEQUENCE_ENDING.fullmatch(stem(path))
+    return _without_visit(named[1] if named else stem(path))
 
 
 def write_datalist(
@@ -311,10 +360,10 @@ def read_json(path: Path, what: str = "a list of cases or a dict of such lists")
         InputError: if it cannot be read, or is no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file: {what}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{path} is no valid JSON ({e}), expected {what}") from e
 
 
@@ -360,7 +409,8 @@ class ScanDataset(Dataset):
         keep_going: a case that raises InputError becomes ``{"failure": sentence, "name": name}`` and stops nothing.
 
     Raises:
-        InputError: on access to a case that cannot be used, if ``keep_going`` is False.
+        InputError: on access to a case that cannot be used, or does not fit into the memory, if ``keep_going`` is
+            False.
     """
 
     def __init__(
@@ -373,11 +423,13 @@ class ScanDataset(Dataset):
         try:
             return super()._transform(index)
         except Exception as e:
+            case = self.data[index]
             error = find_input_error(e)
+            if error is None and is_out_of_memory(e):
+                error = InputError(f"{_images(case)[0]} does not fit into the memory, expected a smaller image")
             if error is None:
                 raise
             if self.keep_going:
-                case = self.data[index]
                 return {"failure": str(error), "name": case.get("name") or stem(_images(case)[0])}
             raise InputError(str(error)) from e
 
@@ -463,7 +515,10 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
         )
     found = [_files_by_prefix(files, sequence) for sequence in sequences]
     if any(found):
-        cases = [_case_of_prefix(prefix, sequences, found) for prefix in sorted(set().union(*found))]
+        beside = {str(path).lower(): str(path) for path in files}
+        cases = [_case_of_prefix(prefix, sequences, found, beside) for prefix in sorted(set().union(*found))]
+    elif any(channel for _, channel in map(_prefix_and_channel, files) if channel == "0000"):
+        cases = _cases_of_channels(folder, files, sequences)
     elif len(sequences) == 1:
         plain = [p for p in files if p.parent == folder and stem(p).rpartition("_")[2].lower() not in _DERIVED]
         for path in plain:
@@ -492,19 +547,15 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
 
 def _named_otherwise(path: str | Path, sequence: str) -> str | None:
     """The sequence in a file's name, if there is one and none is the expected one."""
-
-    def short(word: str) -> str:
-        return word.lower().removesuffix("w")
-
-    named = [word for word in re.split(r"[^A-Za-z0-9]+", stem(path)) if short(word) in _SEQUENCES]
-    return named[-1] if named and short(sequence) not in map(short, named) else None
+    named = [word for word in re.split(r"[^A-Za-z0-9]+", stem(path)) if _short(word) in _SEQUENCES]
+    return named[-1] if named and _short(sequence) not in map(_short, named) else None
 
 
 def _nifti_files(folder: Path, pattern: str) -> list[Path]:
     folders = [folder] if pattern == "." else folder.glob(pattern)
-    return [
-        p for f in folders for p in f.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")
-    ]
+    # of a pair of files the header stands for both
+    names = (p for f in folders for p in f.iterdir() if is_scan_name(p) and ".img" not in p.name.lower()[-7:])
+    return [p for p in names if not p.name.startswith(".")]
 
 
 def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
@@ -523,18 +574,104 @@ def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
     return found
 
 
-def _case_of_prefix(prefix: str, sequences: tuple[str, ...], found: list[dict[str, str]]) -> dict[str, Any]:
+def _case_of_prefix(
+    prefix: str, sequences: tuple[str, ...], found: list[dict[str, str]], beside: Mapping[str, str]
+) -> dict[str, Any]:
     for sequence, files in zip(sequences, found, strict=True):
         if prefix not in files:
             raise InputError(f"{prefix}{sequence}.nii.gz does not exist, expected {', '.join(sequences)} of every case")
     images = [files[prefix] for files in found]
-    case: dict[str, Any] = {"image": images, "subject": _bids_subject(images[0]) or Path(prefix).name.rstrip("_")}
+    subject = _bids_subject(images[0]) or _without_visit(Path(prefix).name.rstrip("_"))
+    case: dict[str, Any] = {"image": images, "subject": subject}
+    # fMRIPrep writes sub-01_desc-preproc_T1w, and beside it sub-01_desc-brain_mask
+    beginnings = dict.fromkeys([prefix, re.sub(r"(?<=[_/])desc-[^_/]+_(?=[^/]*$)", "", prefix)])
     for key, endings in _COMPANIONS.items():
-        beside = [f"{prefix}{ending}{suffix}" for ending in endings for suffix in (".nii.gz", ".nii")]
-        path = next((p for p in beside if Path(p).is_file()), None)
+        names = [f"{start}{ending}{suffix}" for start in beginnings for ending in endings for suffix in _SUFFIXES]
+        there = [beside[name.lower()] for name in names if name.lower() in beside]
+        path = next((path for path in there if path.startswith(tuple(beginnings))), None)
         if path:
             case[key] = path
     return case
+
+
+def _prefix_and_channel(path: Path) -> tuple[str, str]:
+    """``("p1", "0000")`` of ``p1_0000.nii.gz``, as nnU-Net names channels; the channel is empty for another name."""
+    match = _CHANNEL.fullmatch(stem(path))
+    return (match[1], match[2]) if match else (stem(path), "")
+
+
+def _cases_of_channels(folder: Path, files: Sequence[Path], sequences: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Cases of a folder of nnU-Net, whose ``dataset.json`` says what the channels are; labels lie in ``labelsTr``."""
+    described = next((p / "dataset.json" for p in (folder, folder.parent) if (p / "dataset.json").is_file()), None)
+    content = read_json(described, "nnU-Net's description of a data set") if described else {}
+    names = content.get("channel_names") or content.get("modality") if isinstance(content, dict) else None
+    channels: dict[str, dict[str, str]] = {}
+    for path in files:
+        prefix, channel = _prefix_and_channel(path)
+        if channel:
+            channels.setdefault(prefix, {})[channel] = str(path)
+    if not isinstance(names, dict):
+        if len(sequences) > 1 or any(len(found) > 1 for found in channels.values()):
+            first, second = sorted(next((f for f in channels.values() if len(f) > 1), {"0000": "", "0001": ""}))[:2]
+            raise InputError(
+                f"{folder} has files that end in _{first} and _{second}, the channels of nnU-Net, expected a "
+                "dataset.json beside them with channel_names, which says what they are, or a datalist with sequences"
+            )
+        names = {0: sequences[0]}
+    place = {_short(str(name)): f"{int(number):04d}" for number, name in names.items() if str(number).isdigit()}
+    missing = [name for name in sequences if _short(name) not in place]
+    if missing:
+        raise InputError(f"{described} has the channels {', '.join(map(str, names.values()))}, expected {missing[0]}")
+    cases = []
+    for prefix, found in sorted(channels.items()):
+        absent = [name for name in sequences if place[_short(name)] not in found]
+        if absent:
+            raise InputError(f"{folder / prefix}_{place[_short(absent[0])]} does not exist, expected {absent[0]} there")
+        case = {"image": [found[place[_short(name)]] for name in sequences], "subject": _without_visit(prefix)}
+        label = folder.parent / folder.name.replace("images", "labels") / f"{prefix}.nii.gz"
+        cases.append(case | ({"label": str(label)} if label.parent != folder and label.is_file() else {}))
+    return cases
+
+
+def _refuse_split_channels(cases: Sequence[Mapping[str, Any]], source: str | Path) -> None:
+    """Two channels of nnU-Net are not two people, unless the datalist says so."""
+    channels: dict[str, dict[str, str]] = {}
+    for case in cases:
+        images = [path for path in _images(case) if isinstance(path, str)]
+        if images and "subject" not in case:
+            prefix, channel = _prefix_and_channel(Path(images[0]))
+            channels.setdefault(f"{Path(images[0]).parent}/{prefix}", {})[channel] = images[0]
+    for found in channels.values():
+        if "0000" in found and len(found) > 1:
+            first, second = [found[channel] for channel in sorted(found)][:2]
+            raise InputError(
+                f"{source} has {first} and {second} as two cases, by their names channels of one, expected them in one "
+                '"image": [...] with "sequences" to say what they are, or a "subject" for each'
+            )
+
+
+def _without_visit(name: str) -> str:
+    """A name without what tells the visits of one person apart."""
+    while match := _VISIT.fullmatch(name):
+        name = match[1]
+    return name
+
+
+def _warn_of_numbered_subjects(cases: Sequence[Mapping[str, Any]], source: str | Path) -> None:
+    """p01_01 and p01_02 may be two visits of one or two people: nobody can tell by the names."""
+    alike: dict[str, set[str]] = {}
+    for case in cases:
+        match = re.fullmatch(r"(.*\d.*)[_-]\d{1,2}", subject_of(case))
+        if match and not _bids_subject(_images(case)[0]):
+            alike.setdefault(match[1], set()).add(subject_of(case))
+    found = [", ".join(sorted(names)) for names in alike.values() if len(names) > 1]
+    if found:
+        logger.warning(
+            '%s: %s are taken for people of their own, expected a "subject" in a datalist if they are visits of one%s',
+            source,
+            found[0],
+            f"; {len(found) - 1} others likewise" if found[1:] else "",
+        )
 
 
 def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: str) -> list[dict[str, Any]]:
@@ -549,10 +686,15 @@ def _cases_of_datalist(content: Any, path: Path, section: str | None, mask_key: 
             raise InputError(f'item {number} of {path} is {str(item)[:80]}, expected {{"image": path, ...}}')
         if not isinstance(item.get("healthy"), bool | None):
             raise InputError(f"item {number} of {path} has healthy {item['healthy']!r}, expected true or false")
+        given = {
+            key: _checked_value(key, value, f"item {number} of {path}", key in (*_FILES, mask_key))
+            for key, value in item.items()
+            if key not in _OURS
+        }
         case = {
             key: _map_paths(value, lambda p: _absolute(p, path.parent), every=key in (*_FILES, mask_key))
-            for key, value in item.items()
-            if _is_simple(key, value)
+            for key, value in given.items()
+            if value is not None
         }
         if mask_key in case:
             case["brain_mask"] = case.pop(mask_key)
@@ -586,14 +728,11 @@ def _of_sequences(
     cases: list[dict[str, Any]], listed: Any, wanted: tuple[str, ...], optional: Sequence[str], source: Path
 ) -> list[dict[str, Any]]:
     """Of the images of each case those that are wanted; cases that lack one are left out."""
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+    if not isinstance(listed, list):
         raise InputError(f"{source} has sequences {str(listed)[:80]}, expected a list of names such as T1w")
-
-    def same(name: str) -> str:
-        return name.lower().removesuffix("w")  # BIDS writes T1w and T2w
-
-    places = {same(name): place for place, name in enumerate(listed)}
-    missing = [name for name in wanted if same(name) not in places and name not in optional]
+    listed = _checked_sequences(listed, f"{source} has sequences")
+    places = {_short(name): place for place, name in enumerate(listed)}
+    missing = [name for name in wanted if _short(name) not in places and name not in optional]
     if missing:
         raise InputError(f"{source} lists images of {', '.join(listed)}, expected {', '.join(missing)} among them")
     chosen = []
@@ -602,7 +741,7 @@ def _of_sequences(
         if len(entries) != len(listed):
             shown = ", ".join(map(str, entries))
             raise InputError(f"{source} has a case of {shown}, expected {len(listed)} images ({', '.join(listed)})")
-        images = [entries[places[same(name)]] if same(name) in places else None for name in wanted]
+        images = [entries[places[_short(name)]] if _short(name) in places else None for name in wanted]
         if any(images) and all(path or name in optional for path, name in zip(images, wanted, strict=True)):
             chosen.append(case | {"image": images if len(images) > 1 else images[0]})
     if not chosen:
@@ -649,8 +788,39 @@ def _without_healthy_unlabelled(cases: list[dict[str, Any]], source: Path) -> li
     return kept
 
 
-def _is_simple(key: str, value: Any) -> bool:
-    return key == "image" or isinstance(value, str | int | float | bool)
+def _short(name: str) -> str:
+    """The name of a sequence as it is compared: BIDS writes T1w and T2w, others T1 and T2."""
+    return name.lower().removesuffix("w")
+
+
+def _checked_sequences(names: Any, where: str) -> tuple[str, ...]:
+    """Names of sequences, one or more, each once."""
+    names = (names,) if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
+        raise InputError(f"{where} {str(names)[:80]}, expected a list of names such as T1w")
+    twice = [name for name, count in Counter(map(_short, names)).items() if count > 1]
+    if twice:
+        named = next(name for name in names if _short(name) == twice[0])
+        raise InputError(f"{where} {', '.join(names)}, expected {named} once: its place says which image is meant")
+    return tuple(names)
+
+
+def _checked_value(key: str, value: Any, where: str, is_file: bool) -> Any:
+    """A value of an item, None for nothing; of what is no file only text, numbers and booleans are kept."""
+    if key == "image":
+        return [None if _is_nothing(v) else v for v in value] if isinstance(value, list) else value
+    if is_file and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if value is None or _is_nothing(value):
+        return None
+    expected = str if is_file else str | int | float
+    if (is_file or key in ("subject", "dataset")) and (not isinstance(value, expected) or isinstance(value, bool)):
+        raise InputError(f"{where} has {key} {str(value)[:80]}, expected {'one path' if is_file else 'a name'}")
+    return value if isinstance(value, str | int | float | bool) else None
+
+
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in NOTHING
 
 
 def _check_keys(
@@ -732,7 +902,7 @@ def _images(case: Mapping[str, Any]) -> list[str]:
 
 def _paths(value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
-    return [v for v in values if isinstance(v, str) and v.endswith((".nii", ".nii.gz"))]
+    return [v for v in values if isinstance(v, str) and is_scan_name(v)]
 
 
 def _map_paths(value: Any, change: Callable[[str], str], every: bool = False) -> Any:
@@ -743,7 +913,10 @@ def _map_paths(value: Any, change: Callable[[str], str], every: bool = False) ->
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return str((folder / Path(path).expanduser()).absolute())
+    try:
+        return str((folder / Path(path).expanduser()).absolute())
+    except RuntimeError as e:  # ~somebody
+        raise InputError(f"{path} names a user who is not there, expected the path of a file") from e
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -65,6 +65,17 @@ def _chain(exception: BaseException | None) -> Iterator[BaseException]:
             waiting += [current.__context__, current.__cause__]
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, is lack of memory: of a GPU, NumPy, or PyTorch on the CPU."""
+    # by name, as who only raises an InputError need not wait for PyTorch; of the CPU's it has no class
+    return any(
+        isinstance(current, MemoryError)
+        or type(current).__name__ == "OutOfMemoryError"
+        or (isinstance(current, RuntimeError) and "DefaultCPUAllocator" in str(current))
+        for current in _chain(error)
+    )
+
+
 def install_error_hook() -> None:
     """Let the process end with ``error: <sentence>`` on stderr and exit code 1 when an InputError is the reason.
 

@@ -1,6 +1,5 @@
 """Score the files that inference wrote: a row per case and label, means with intervals, pooled values; CSV and JSON."""
 
-import csv
 import json
 import logging
 import math
@@ -35,7 +34,9 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .transforms.io import LoadScand, grid_difference, open_scan, write_atomically
+from .scans import grid_difference, open_scan, whole_numbers
+from .tables import delimited
+from .transforms.io import LoadScand, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +200,35 @@ class Evaluation:
         Args:
             failures: name of a case -> what is wrong with it, as ``ScanEvaluator.failures``.
         """
-        self.failures = {name: _without_folders(sentence) for name, sentence in failures.items()}
+        self.failures |= {name: _without_folders(sentence) for name, sentence in failures.items()}
         self.cases = [case for case in self.cases if case["name"] not in failures]
+
+    def leave_out_unreadable(self) -> dict[str, str]:
+        """Leave out, likewise, the cases whose files cannot be scored, as where one label is broken.
+
+        Returns:
+            Name of such a case -> what is wrong with it; empty if all can be scored.
+
+        Raises:
+            InputError: if that leaves no case.
+        """
+        found = {}
+        for case in tqdm(self.cases, desc="reading", unit="case", disable=True if len(self.cases) < 2 else None):
+            try:
+                self.load(case)
+            except InputError as e:
+                found[case["name"]] = str(e)
+                logger.error("%s cannot be scored: %s", case["name"], e)
+        if len(found) == len(self.cases):
+            raise InputError(f"none of the {len(found)} cases can be scored: {'; '.join(found.values())}")
+        self.leave_out(found)
+        return found
 
     def save(self) -> None:
         """Write ``metrics.csv`` and ``metrics.json`` to ``output_dir``; InputError if that cannot be done."""
         text = json.dumps(_for_json(self.as_dict()), indent=2, allow_nan=False) + "\n"  # computed before any writing
-        write_atomically(self.output_dir / "metrics.csv", lambda part: _write_csv(part, self.rows))
+        table = delimited([_COLUMNS, *([row[key] for key in _COLUMNS] for row in self.rows)])
+        write_atomically(self.output_dir / "metrics.csv", lambda part: part.write_text(table, "utf-8", newline=""))
         write_atomically(self.output_dir / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
         for name, metrics in self.summary.items():
             dice = metrics["dice"]
@@ -466,7 +489,8 @@ class Evaluation:
         return any(self.map_label in possible and len(possible) > 1 for possible in self._sets_of(case).values())
 
     def _masks_on_disk(self, case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        values = _read(case[self.reference_key]).numpy()
+        path = case[self.reference_key]
+        values = _as_labels(_read(path).numpy(), path, self._sets_of(case))
         return self._known_masks(case, self.label_names[self.map_label], values)
 
     def all_settings(self) -> dict[str, Any]:
@@ -527,11 +551,12 @@ def _frozen(
 
 
 def _as_labels(array: np.ndarray, path: str | Path, known: Collection[int]) -> np.ndarray:
-    unknown = set(np.unique(array).tolist()) - set(known)
+    rounded = whole_numbers(array, path)
+    unknown = set(np.unique(rounded).tolist()) - set(known)
     if unknown:
         found = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
         raise InputError(f"{path} has the values {found}, expected {', '.join(map(str, sorted(known)))} only")
-    return array.astype(np.int32)
+    return rounded.astype(np.int32)
 
 
 def _read(path: str | Path) -> MetaTensor:
@@ -549,20 +574,6 @@ def mean_dice(rows: Sequence[Mapping[str, Any]]) -> float:
     """Mean over the rows of a case where it is defined; nan if nowhere."""
     values = [row["dice"] for row in rows if row["dice"] is not None and not math.isnan(row["dice"])]
     return sum(values) / len(values) if values else NAN
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows({key: _for_csv(value) for key, value in row.items()} for row in rows)
-
-
-def _for_csv(value: Any) -> Any:
-    """Empty where undefined; six digits are more than any of these numbers is good for."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _for_json(value: Any) -> Any:

@@ -52,6 +52,7 @@ class Report(Evaluation):
         cases, output_dir: see :class:`common.evaluation.Evaluation`; the report goes to ``output_dir``.
         max_pictures: number of cases with pictures, worst first.
         tables: further tables, each with ``caption``, ``columns`` and ``rows`` of text.
+        keep_going: leave out cases whose files cannot be scored, and report the others.
         kwargs: further arguments of Evaluation.
     """
 
@@ -62,19 +63,22 @@ class Report(Evaluation):
         *,
         max_pictures: int = 40,
         tables: Sequence[Mapping[str, Any]] = (),
+        keep_going: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(cases, output_dir, **kwargs)
         self.max_pictures = max_pictures
         self.tables = [Table(**table) for table in tables]
+        self.keep_going = keep_going
 
-    def write(self, failures: Mapping[str, str] | None = None) -> Path:
+    def write(self, failures: dict[str, str] | None = None) -> Path:
         """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
 
         Under ``torchrun`` the first process writes, for all of them; evaluation has waited for the others.
 
         Args:
-            failures: of inference, for :meth:`leave_out`.
+            failures: of inference, for :meth:`leave_out`. With ``keep_going`` those of scoring are added to them, so
+                that who keeps them can end by an error.
 
         Raises:
             InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written.
@@ -82,8 +86,10 @@ class Report(Evaluation):
         path = self.output_dir / "report.html"
         if idist.get_rank() > 0:
             return path
-        if failures:
-            self.leave_out(failures)
+        failures = {} if failures is None else failures
+        self.leave_out(failures)
+        if self.keep_going:
+            failures |= self.leave_out_unreadable()
         section = self.section  # all is computed before the first file is written
         self.save()
         write_html_report(path, self.title, [section])

@@ -40,7 +40,8 @@ def main(
         ms: likewise with white-matter lesions.
         tumour: likewise with a tumour-like mass.
         infarct: likewise with an old infarct.
-        scanner: A, B (another site) or mixed (every subject its own contrast, noise and blur).
+        scanner: A, B (another site), mixed (every subject its own contrast, noise and blur), or varied (mixed, with
+            lesions that T1w shows or does not, whatever FLAIR says, and thicker slices).
         spacing: voxel size in mm, one number or three.
         sequences: some of T1w,T2w,FLAIR.
         seed: makes the cohort again, bit by bit.

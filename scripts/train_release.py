@@ -7,6 +7,7 @@ again. On a GPU, give it more to do: ``--minutes 25 --effort 4 --num_workers 8``
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
@@ -27,7 +28,8 @@ sys.path.insert(0, str(ROOT))
 from common.data import list_cases, read_json, subject_of, write_datalist
 from common.errors import InputError
 from common.options import types as t
-from common.transforms.io import on_grid_of, write_atomically
+from common.scans import on_grid_of
+from common.transforms.io import write_atomically
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
 from running.command_line import run_command
@@ -40,10 +42,22 @@ COHORTS = {
     "plain": ("A", "ms", 24, 3),
     "healthy": ("mixed", "healthy", 20, 4),
     "further": ("mixed", "ms", 60, 0),
+    "varied": ("varied", "ms", 8, 1),
+    "confluent": ("varied", "ms_confluent", 8, 1),
+    "varied_healthy": ("varied", "healthy", 4, 1),
+    "measured": ("A", "ms", 0, 2),
 }
 PATIENTS = {"training": ("mixed", "plain", "further"), "validation": ("mixed", "plain")}
 # copies of every real scan with other implanted lesions, and how sure networks are of a lesion that it has itself
 COPIES = {"training": 12, "validation": 4}
+# what the last stage of the lesion networks learns from: lesions that T1w shows as much as it likes, many of them large
+VARIED = ("varied", "confluent")
+STYLES = (
+    {"t1w_contrast": (0.0, 0.2), "variation": 0.25},
+    {"t1w_contrast": (0.2, 1.15), "variation": 0.25},
+    {"t1w_contrast": (0.0, 1.15), "variation": 0.25, "pathology": "ms_confluent"},
+)
+VARIED_COPIES = {"training": 6, "validation": 3}
 T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person without lesions
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
@@ -59,6 +73,7 @@ def main(
     minutes: t.Minutes | None = None,
     effort: t.Positive = 1.0,
     num_workers: t.Whole = 0,
+    from_shipped: t.Flag = False,
 ) -> None:
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
@@ -72,13 +87,17 @@ def main(
             and diffusion_recon_unet implants lesions by the maps. And ``"scans": {"training": [{"FLAIR": path, "T1w":
             path, "brain_mask": path, "world_to_mni": 4 x 4, "subject": name}], "validation": [...]}``, real scans
             without labels, in which uad_autoencoder, ace_multitask and diffusion_recon_unet implant lesions; T1w,
-            brain_mask and world_to_mni may be left out.
+            brain_mask and world_to_mni may be left out. And ``"lesion_scans": {"training": [{"FLAIR": path, "T1w":
+            path, "brain_mask": path, "lesion": path, "subject": name}], "validation": [...]}``, scans with drawn
+            lesions, for the last stage of uad_autoencoder and ace_multitask.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
         minutes: for all trainings together, each has its share; phantoms and thresholds are not counted. A training
             that time has ended goes on when the command is given again. None for no limit.
         effort: factor on the number of epochs of all trainings.
         num_workers: processes that make training patches; 0 makes them between the steps, which starves a GPU.
+        from_shipped: of trainings in several stages run the last one alone, from the weights that the bundle ships;
+            for uad_autoencoder and ace_multitask. The weights are kept in output_dir when they are first asked for.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if bundle not in RECIPES:
@@ -87,6 +106,9 @@ def main(
         if number is not None and not number > 0:
             raise InputError(f"{name} is {number}, expected a number above 0")
     release = Release(bundle, Path(output_dir).resolve(), extra_data, seed, amp, minutes, effort, num_workers)
+    if from_shipped and bundle not in ("uad_autoencoder", "ace_multitask"):
+        raise InputError(f"from_shipped is true for {bundle}, expected it for uad_autoencoder or ace_multitask")
+    release.from_shipped = from_shipped
     RECIPES[bundle](release)
 
 
@@ -102,6 +124,7 @@ class Release:
     minutes: float | None
     effort: float
     num_workers: int
+    from_shipped: bool = False
     trained: set[str] = field(default_factory=set)  # by this call: what follows them is trained anew
 
     @property
@@ -147,22 +170,25 @@ class Release:
                 spacing=1.0,
                 sequences=("FLAIR", "T1w"),
                 seed=self.seed + list(COHORTS).index(name),
-                prefix=name[0],
+                prefix=name.replace("_", ""),
                 extra_data=self.extra_data,
             )
         return datalist
 
-    def implanted(self, section: str) -> list[dict]:
-        """Real scans with implanted lesions; where they have lesions themselves, the shipped weights say."""
+    def implanted(self, section: str, varied: bool = False) -> list[dict]:
+        """Real scans with implanted lesions, of STYLES if varied; shipped weights say where they have some already."""
         if not self.scans("scans", section):
             return []
-        datalist = self.folder / "implanted" / "datalist.json"
-        if not datalist.is_file():
+        folder = self.folder / ("implanted_varied" if varied else "implanted")
+        if not (folder / "datalist.json").is_file():
             logger.info("implanting lesions in real scans")
             scans = self._with_tissues({part: self.scans("scans", part) for part in SECTIONS})
             masks = read_extra_data(self.extra_data)["lesions"]
-            implant_cohort(self.folder / "implanted", scans, COPIES, masks, seed=self.seed, prefix="i")
-        return list_cases(datalist_file=datalist, section=section)
+            options = {"seed": self.seed, "prefix": "i"}
+            if varied:
+                options = {"seed": self.seed + 2, "prefix": "iv", "styles": STYLES}
+            implant_cohort(folder, scans, VARIED_COPIES if varied else COPIES, masks, **options)
+        return list_cases(datalist_file=folder / "datalist.json", section=section)
 
     def implanted_t1w(self, section: str) -> list[dict]:
         """T1 scans of people without lesions, by their tissue maps, with implanted lesions."""
@@ -184,10 +210,13 @@ class Release:
 
     def calibration(self) -> list[dict]:
         """Cases for thresholds of lesions: phantoms of the measured contrast, and real scans with implanted lesions."""
-        return self.cases(("plain",), "validation") + self.implanted("validation")
+        return self.cases(("measured",), "validation") + self.implanted("validation", varied=True)
 
     def _with_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         """The scans with files of their tissues and of their suspected lesions."""
+        file = self.folder / "suspected" / "scans.json"
+        if file.is_file():
+            return read_json(file, "scans with their tissues")
         items = [item for section in scans.values() for item in section]
         maps = {}
         for bundle, sequences in (("ace_multitask", ("T1w", "FLAIR")), ("uad_autoencoder", ("FLAIR",))):
@@ -196,7 +225,8 @@ class Release:
             cases = [c | {k: i[k] for k in ("brain_mask",) if k in i} for c, i in zip(cases, items, strict=True)]
             datalist = write_datalist(folder / "cases.json", {"scans": cases}, {"sequences": list(sequences)})
             config = ROOT / "bundles" / bundle / "configs" / "inference.json"
-            _call("-m", "monai.bundle", "run", "--config_file", config, datalist_file=datalist, output_dir=folder)
+            options = {"datalist_file": datalist, "output_dir": folder, "mirror": False}
+            _call("-m", "monai.bundle", "run", "--config_file", config, **options)
             cases = list_cases(datalist_file=datalist, sequences=sequences, optional_sequences=["T1w"])
             maps[bundle] = [folder / case["name"] for case in cases]
         for item, of_ace, of_uad in zip(items, maps["ace_multitask"], maps["uad_autoencoder"], strict=True):
@@ -209,6 +239,7 @@ class Release:
             item["tissues"], item["suspected"] = f"{of_ace}_seg.nii.gz", f"{of_uad}_suspected.nii.gz"
             image = on_grid_of(item["FLAIR"], suspected.astype(np.uint8))
             write_atomically(item["suspected"], lambda part, image=image: nib.save(image, part))
+        write_atomically(file, lambda part: part.write_text(json.dumps(scans), encoding="utf-8"))
         return scans
 
     def train(
@@ -251,6 +282,14 @@ class Release:
         """What a training has written, in its own folder until it is shipped."""
         return self._folder_of(name) / "models" / file
 
+    def shipped(self, file: str = "model.pt") -> Path:
+        """What the bundle ships, a copy that stays when other weights are put there."""
+        copy = self._folder_of("shipped") / file
+        if not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(copy, lambda part: shutil.copyfile(self.models / file, part))
+        return copy
+
     def ship(self, name: str, *files: str) -> None:
         """Put files of a training into the bundle.
 
@@ -276,6 +315,31 @@ class Release:
 
 
 def _uad_autoencoder(release: Release) -> None:
+    """The auto-encoder, and the U-Net in two stages: the second one sees lesions of every size, and drawn ones."""
+    if release.from_shipped:
+        start = release.shipped()
+    else:
+        start = _uad_of_plain_lesions(release)
+        release.ship("autoencoder", "autoencoder.pt")
+    names = {"image": "FLAIR", "label": "lesion", "brain_mask": "brain_mask", "subject": "subject"}
+    sections = {
+        part: [
+            *release.cases((*VARIED, "varied_healthy"), part),
+            *release.implanted(part, varied=True),
+            *({key: item[name] for key, name in names.items()} for item in release.scans("lesion_scans", part)),
+        ]
+        for part in SECTIONS
+    }
+    options = {"datalist_file": write_datalist(release.folder / "uad_varied.json", sections), "initial_weights": start}
+    options |= {"lesion_patches": 1, "brain_patches": 2, "zoom": [0.6, 2.0], "graded_labels": True, "gamma": [0.7, 1.4]}
+    release.train("varied", "train", 0.4, 60, ["unet"], learning_rate=5e-4, **options)
+    release.ship("varied", "model.pt")
+    datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": release.calibration()})
+    release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
+
+
+def _uad_of_plain_lesions(release: Release) -> Path:
+    """The auto-encoder and the first stage of the U-Net; returns the file of the latter's weights."""
     release.train(
         "autoencoder",
         "train_autoencoder",
@@ -290,41 +354,71 @@ def _uad_autoencoder(release: Release) -> None:
     datalist = write_datalist(release.folder / "patients.json", patients)
     # mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too; the last
     # weights: what validates is synthetic or implanted, too little to choose by
-    release.train("unet", "train", 0.9, 200, datalist_file=datalist, lesion_patches=1, brain_patches=3)
-    release.ship("autoencoder", "autoencoder.pt")
-    release.ship("unet", "model.pt")
-    datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": release.calibration()})
-    release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
+    release.train("unet", "train", 0.5, 200, datalist_file=datalist, lesion_patches=1, brain_patches=3)
+    return release.weights("unet")
 
 
 def _ace_multitask(release: Release) -> None:
-    """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients."""
+    """Tissue from healthy phantoms, and from real T1 scans without FLAIR if there are any; lesions from patients.
+
+    The first two stages see lesions that are dark on T1w as they are bright on FLAIR, the last one also lesions that
+    T1w hardly shows, larger ones, and drawn ones.
+    """
+    start = release.shipped() if release.from_shipped else _ace_of_plain_lesions(release)
+    cases = {
+        part: {
+            "lesion": release.cases(VARIED, part),
+            "implanted": release.implanted(part, varied=True),
+            "drawn": release.scans("lesion_scans", part),
+        }
+        for part in SECTIONS
+    }
+    datalist = _ace_datalist(release, "ace_varied.json", ("varied_healthy",), cases)
+    options = {"datalist_file": datalist, "initial_weights": start}
+    # T1w alone shows few of these lesions, FLAIR alone all of them
+    options |= {"channel_dropout": [0.2, 0.05], "channel_changes": 0.2, "background_patches": 0.5}
+    options |= {"patch_size": [64, 64, 64], "patches_per_volume": 1, "learning_rate": 5e-4}
+    release.train("varied", "train", 0.4, 150, ["finetune"], **options)
+    release.ship("varied", "model.pt")
+    sections = {"validation": _as_set("lesion", "lesion", release.calibration())}
+    release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
+
+
+def _ace_of_plain_lesions(release: Release) -> Path:
+    """The first two stages; returns the file of their weights."""
+    cases = {
+        part: {"lesion": release.cases(patients, part), "implanted": release.implanted(part)}
+        for part, patients in PATIENTS.items()
+    }
+    # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
+    options = {"datalist_file": _ace_datalist(release, "ace.json", ("healthy",), cases), "channel_dropout": 0.15}
+    release.train("train", "train", 0.4, 400, **options)
+    # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
+    options |= {"background_patches": 0.75, "initial_weights": release.weights("train")}
+    release.train("finetune", "train", 0.2, 300, ["train"], **options)
+    return release.weights("finetune")
+
+
+def _ace_datalist(release: Release, file: str, healthy: Sequence[str], cases: dict[str, dict[str, list[dict]]]) -> Path:
+    """Datalist of the cases with lesion masks, section -> data set -> cases, and of the tissue set.
+
+    A data set of its own is drawn as often as each of the others.
+    """
     tables = read_json(ROOT / "bundles" / "ace_multitask" / "configs" / "train.json")["label_sets"]
     sections = {}
-    for section, patients in PATIENTS.items():
+    for section, sets in cases.items():
         every = slice(None) if section == "training" else slice(None, None, 2)  # whole volumes take their time
         sections[section] = [
-            *_as_set("tissue", "tissues", release.cases(("healthy",), section)[every]),
-            *_as_set("lesion", "lesion", release.cases(patients, section)[every]),
-            *_as_set("implanted", "lesion", release.implanted(section)[every]),
+            *_as_set("tissue", "tissues", release.cases(healthy, section)[every]),
+            *(case for name, found in sets.items() for case in _as_set(name, "lesion", found[every])),
             *(
                 {"image": [item["T1w"], None], "label": item["label"], "dataset": "tissue"}
                 for item in release.scans("tissue_scans", section)
             ),
         ]
-    if release.implanted("training"):
-        # a set of its own is drawn as often as the phantoms of patients
-        tables["datasets"]["implanted"] = tables["datasets"]["lesion"]
-    datalist = write_datalist(release.folder / "ace.json", sections, {"label_sets": tables})
-    # the last weights, not the best ones on phantoms of odd contrasts, which are a matter of luck
-    options = {"datalist_file": datalist, "channel_dropout": 0.15}
-    release.train("train", "train", 0.6, 400, **options)
-    # then mostly patches from anywhere in the brain, so that probabilities mean something outside of lesions too
-    options |= {"background_patches": 0.75, "initial_weights": release.weights("train")}
-    release.train("finetune", "train", 0.4, 300, ["train"], **options)
-    release.ship("finetune", "model.pt")
-    sections = {"validation": _as_set("lesion", "lesion", release.calibration())}
-    release.calibrate(write_datalist(release.folder / "ace_calibration.json", sections))
+        for name in sets:
+            tables["datasets"].setdefault(name, tables["datasets"]["lesion"])
+    return write_datalist(release.folder / file, sections, {"label_sets": tables})
 
 
 def _sae_segmentation(release: Release) -> None:

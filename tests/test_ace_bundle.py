@@ -15,6 +15,8 @@ import torch
 from bundle_tools import load_script, read_json
 from ignite.engine import Engine
 from monai.bundle import ConfigWorkflow
+from monai.inferers import SimpleInferer
+from monai.transforms import RandGaussianNoise
 
 from ace_multitask.evaluation import (
     ExactClassesd,
@@ -26,9 +28,10 @@ from ace_multitask.evaluation import (
     table_of_cases,
 )
 from ace_multitask.label_sets import LabelSets
-from ace_multitask.patches import CodeCentersd, RandDropChanneld
+from ace_multitask.patches import CodeCentersd, RandDropChanneld, RandEachChanneld
 from ace_multitask.pseudo_label import write_pseudo_datalist
 from ace_multitask.sequences import ListSequencesd
+from ace_multitask.views import TwoViewsInferer
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
@@ -147,6 +150,47 @@ def test_one_channel_at_most_is_left_out_and_never_the_last():
     assert image.all(), "the cached image stays as it is"
     alone = torch.stack([torch.ones(2, 2, 2), torch.zeros(2, 2, 2)])
     assert all(drop({"image": alone})["image"][0].all() for _ in range(20))
+
+
+def test_channels_are_left_out_as_often_as_each_of_them_is_to_be():
+    drop = RandDropChanneld("image", prob=[0.4, 0.1]).set_random_state(0)
+    image = torch.ones(2, 2, 2, 2)
+    kept = [tuple(c.any().item() for c in drop({"image": image})["image"]) for _ in range(600)]
+    counts = {k: kept.count(k) / 600 for k in set(kept)}
+    assert counts[False, True] == pytest.approx(0.4, abs=0.07)
+    assert counts[True, False] == pytest.approx(0.1, abs=0.05)
+    assert set(counts) == {(True, True), (True, False), (False, True)}
+    for wrong in ([0.8, 0.3], [-0.1, 0.2], 1.5):
+        with pytest.raises(InputError, match="expected 0 to 1 in all"):
+            RandDropChanneld("image", prob=wrong)
+
+
+def test_every_channel_is_changed_on_its_own():
+    noise = RandEachChanneld("image", RandGaussianNoise(prob=0.5, std=1.0)).set_random_state(3)
+    image = torch.zeros(2, 4, 4, 4)
+    changed = [tuple(c.any().item() for c in noise({"image": image})["image"]) for _ in range(200)]
+    for case in ((True, True), (True, False), (False, True), (False, False)):
+        assert changed.count(case) / 200 == pytest.approx(0.25, abs=0.12)
+    first, again = (noise.set_random_state(5)({"image": image})["image"] for _ in range(2))
+    assert first.equal(again)
+
+
+def test_lesions_of_two_views_are_the_mean_and_tissues_keep_their_proportions():
+    def network(image):
+        """Logits of three classes: the last one is lesion, which the first channel denies."""
+        lesion = torch.where(image[:, 0] > 0, 0.1, 0.7)
+        return torch.stack([(1 - lesion) * 0.25, (1 - lesion) * 0.75, lesion], 1).log()
+
+    image = torch.ones(1, 2, 2, 2, 2)
+    views = TwoViewsInferer(SimpleInferer(), lesion_class=2)
+    seen = views(image, network).softmax(1)[0, :, 0, 0, 0]
+    torch.testing.assert_close(seen, torch.tensor([0.15, 0.45, 0.4]))  # lesion (0.1 + 0.7) / 2, the rest 1 : 3
+    for alone in (0, 1):  # with one sequence there is one view
+        single = image.clone()
+        single[:, 1 - alone] = 0
+        torch.testing.assert_close(views(single, network), network(single))
+    plain = TwoViewsInferer(SimpleInferer(), lesion_class=2, enabled=False)
+    torch.testing.assert_close(plain(image, network), network(image))
 
 
 # --- configs ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from bundle_tools import (
     NOT_COPIED,
     ROOT,
     SMALL,
-    load_script,
     metadata,
     outputs,
     save_case,
@@ -31,7 +30,7 @@ from bundle_tools import (
 )
 from monai.bundle import ConfigWorkflow
 
-package_bundle = load_script("package_bundle").package_bundle
+from release.packaging import package_bundle
 
 
 def test_the_files_that_the_model_zoo_does_not_ask_for_are_there(bundle):

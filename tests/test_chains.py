@@ -123,7 +123,7 @@ def chain(tmp_path) -> Callable[..., Path]:
 
 
 def test_predictions_become_labels_that_say_where_they_are_from(chain, tmp_path):
-    cases = list_cases(datalist_file=chain(), section="training", require=["label", "score"])
+    cases = list_cases(datalist_file=chain(), section="training", require=["label", "predicted_map"])
     assert [case["subject"] for case in cases] == ["u1", "u2"]
     assert cases[0]["label_source"].startswith("uad_autoencoder ")
     label = nib.load(cases[0]["label"])

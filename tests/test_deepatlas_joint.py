@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 
 from common.errors import InputError, find_input_error
 from common.geometry import fold_share, rotation_matrix, sampling_grid, voxel_grid, warp
-from common.transforms.io import stem
+from common.scans import stem
 from deepatlas_joint.classical import ClassicalRegistration
 from deepatlas_joint.joint import JointLoss, JointTrainer
 from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss

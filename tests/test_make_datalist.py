@@ -101,6 +101,14 @@ def test_a_table_gives_cases_with_all_its_columns(scans):
     assert "age" not in bert
 
 
+@pytest.mark.parametrize(("name", "delimiter"), [("c.csv", ","), ("c.csv", ";"), ("c.tsv", "\t"), ("c.csv", "\t")])
+def test_tables_of_spreadsheets_and_of_bids_are_read(scans, name, delimiter):
+    lines = [["T1w", "label", "score", "healthy"], ["p0/T1w.nii.gz", "n/a", "3.5", "N/A"]]
+    table = scans / name
+    table.write_text("".join(delimiter.join(line) + "\r\n" for line in lines), encoding="utf-8-sig")
+    assert items_of_table(table, ["T1w"]) == [{"image": str(scans / "p0" / "T1w.nii.gz"), "score": "3.5"}]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -131,12 +139,12 @@ def test_folds_keep_subjects_together_and_are_alike_in_size():
 
 
 def test_facts_of_a_file(scans):
-    facts = read_facts(scans / "p1" / "lesion.nii.gz", label=True)
+    facts = read_facts(scans / "p1" / "lesion.nii.gz", "label")
     assert (facts.shape, facts.spacing, facts.axes, facts.values) == ((6, 7, 8), (1, 1, 2), "RAS", (0, 1))
     image = read_facts(scans / "p1" / "T1w.nii.gz")
     assert image.values is None
     with pytest.raises(InputError, match="expected whole numbers in a label map"):
-        read_facts(scans / "p1" / "T1w.nii.gz", label=True)
+        read_facts(scans / "p1" / "T1w.nii.gz", "label")
     # the voxels count, not how they are stored
     array = np.arange(27).reshape(3, 3, 3)
     paths = [

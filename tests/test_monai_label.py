@@ -20,14 +20,15 @@ from urllib.request import ProxyHandler, Request, build_opener
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, Finished, load_script, make_head, metadata, read_json, save_nifti
+from bundle_tools import BUNDLES, Finished, make_head, metadata, read_json, save_nifti
+
+from release.packaging import package_bundle
 
 if "MONAI_LABEL_PYTHON" not in os.environ:
     reason = "MONAI_LABEL_PYTHON is not set, expected the Python of an environment with requirements-label.txt"
     pytest.skip(reason, allow_module_level=True)
 
 pytestmark = pytest.mark.label
-package_bundle = load_script("package_bundle").package_bundle
 OPENER = build_opener(ProxyHandler({}))
 TRAINED = "uad_autoencoder"
 

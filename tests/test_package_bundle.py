@@ -10,12 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from bundle_tools import ROOT, load_script
+from bundle_tools import ROOT
 from monai.bundle import ConfigParser, download_large_files
 
 from common.errors import InputError
-
-package_bundle = load_script("package_bundle").package_bundle
+from release.packaging import package_bundle
 
 TOY = {
     "common/__init__.py": '"""Shared."""\n',

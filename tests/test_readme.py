@@ -15,6 +15,8 @@ import monai.bundle
 import pytest
 from bundle_tools import BUNDLES, ROOT, SMALL, load_script, read_json, save_case, save_datalist
 
+from release.packaging import package_bundle
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # of monai.bundle run itself, and of its tracking
@@ -77,21 +79,21 @@ def test_options_of_a_script_are_parameters_of_its_main(words):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs_for_every_bundle_in_one_process(tmp_path):
+def test_the_python_of_the_pages_runs_for_every_bundle_in_one_process(tmp_path):
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     (tmp_path / "common").symlink_to(ROOT / "common")
-    blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     script = []
     for bundle in BUNDLES:
         folder = tmp_path / bundle.name
         image = save_case(bundle, folder / "scan.nii.gz", shape=SMALL)
         datalist = save_datalist(folder, [image]).relative_to(tmp_path)
-        package_bundle = load_script("package_bundle").package_bundle
         shutil.unpack_archive(package_bundle(bundle.name, tmp_path / "zips"), tmp_path / "packages")
         for text in blocks:
             text = text.replace("uad_autoencoder", bundle.name).replace("results", f"{bundle.name}/results")
-            script.append(text.replace("phantom/unlabelled/datalist.json", datalist.as_posix()))
+            script.append(text.replace("phantom/unlabeled/datalist.json", datalist.as_posix()))
         script.append(f"assert type(network).forward and not network.training, {bundle.name!r}\n")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(script)], cwd=tmp_path, capture_output=True, text=True, check=False

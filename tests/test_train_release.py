@@ -116,51 +116,90 @@ def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
     assert run.implanted("validation") == []  # nothing is made for the other section
 
 
-@pytest.mark.parametrize("implanted", [False, True])
-def test_lesions_implanted_in_real_scans_are_a_data_set_of_their_own(tmp_path, monkeypatch, implanted):
-    calls, shipped = Calls(monkeypatch), []
-    run = release(tmp_path, "ace_multitask")
+def lesion_recipe(run, monkeypatch, implanted) -> list:
+    """Cases in the place of files for the recipes of the lesion networks; returns what is shipped."""
+    shipped: list[tuple] = []
     monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
-    case = {
-        "T1w": "t.nii.gz", "FLAIR": "f.nii.gz", "tissues": "s.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"
-    }  # fmt: skip
-    monkeypatch.setattr(run, "cases", lambda cohorts, section: [case | {"subject": section + cohorts[0]}] * 2)
-    real = {part: [case | {"subject": f"real {part}", "T1w": None}] * 2 for part in ("training", "validation")}
-    monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
+    monkeypatch.setattr(run, "cohort", lambda name: run.folder / f"{name}.json")
+    keys = ("image", "label", "T1w", "FLAIR", "tissues", "lesion", "brain_mask")
+    case = {key: f"{key}.nii.gz" for key in keys}
+    monkeypatch.setattr(
+        run, "cases", lambda cohorts, section: [case | {"subject": f"{section} {name}"} for name in cohorts]
+    )
+
+    def found(section, varied=False):
+        return [case | {"subject": f"{section} implanted {varied}", "T1w": None}] * 2 if implanted else []
+
+    monkeypatch.setattr(run, "implanted", found)
+    run.extra = {"lesion_scans": {part: [case | {"subject": f"{part} drawn"}] for part in ("training", "validation")}}
+    return shipped
+
+
+@pytest.mark.parametrize("implanted", [False, True])
+def test_the_last_stage_of_ace_sees_lesions_that_t1w_hides_and_drawn_ones(tmp_path, monkeypatch, implanted):
+    calls, run = Calls(monkeypatch), release(tmp_path, "ace_multitask")
+    shipped = lesion_recipe(run, monkeypatch, implanted)
     train_release._ace_multitask(run)
-    assert calls.trained == ["ace_multitask_train", "ace_multitask_finetune"]
-    assert calls.options[1]["initial_weights"] == tmp_path / "ace_multitask_train" / "models" / "model.pt"
+    assert calls.trained == [f"ace_multitask_{name}" for name in ("train", "finetune", "varied")]
+    for number, before in ((1, "train"), (2, "finetune")):
+        start = calls.options[number]["initial_weights"]
+        assert start == tmp_path / f"ace_multitask_{before}" / "models" / "model.pt"
     assert calls.options[1]["background_patches"] > 0.5
-    assert shipped == [("finetune", "model.pt")]
+    t1w, flair = calls.options[2]["channel_dropout"]
+    assert 0.25 >= t1w >= 0.15 > flair
+    assert shipped == [("varied", "model.pt")]
     calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
-    assert len(calibration) == (4 if implanted else 2)
-    assert {item["dataset"] for item in calibration} == {"lesion"}
-    datalist = json.loads((tmp_path / "ace.json").read_text())
-    sets = datalist["label_sets"]["datasets"]
-    assert {item["dataset"] for section in ("training", "validation") for item in datalist[section]} <= set(sets)
-    assert [item["dataset"] for item in datalist["training"]].count("implanted") == (2 if implanted else 0)
-    if implanted:
+    assert [item["subject"] for item in calibration] == ["validation measured"] + [
+        "validation implanted True"
+    ] * 2 * implanted
+    for file, kinds in (("ace", {"False"}), ("ace_varied", {"True"})):
+        datalist = json.loads((tmp_path / f"{file}.json").read_text())
+        sets = datalist["label_sets"]["datasets"]
+        for part in ("training", "validation"):
+            assert {item["dataset"] for item in datalist[part]} <= set(sets)
+        found = [item for item in datalist["training"] if item["dataset"] == "implanted"]
+        assert len(found) == 2 * implanted
+        assert {item["subject"].split()[-1] for item in found} == (kinds if implanted else set())
+        assert {item["image"][0] for item in found} <= {None}
         assert sets["implanted"] == {"labels": {"1": "lesion"}}
-        assert next(i for i in datalist["training"] if i["dataset"] == "implanted")["image"][0] is None
+        drawn = [item["subject"] for item in datalist["training"] if item["dataset"] == "drawn"]
+        assert drawn == ["training drawn"] * (file == "ace_varied")
 
 
 @pytest.mark.parametrize("implanted", [False, True])
-def test_the_lesion_network_learns_from_implanted_lesions_too(tmp_path, monkeypatch, implanted):
-    calls, shipped = Calls(monkeypatch), []
-    run = release(tmp_path)
-    monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
-    monkeypatch.setattr(run, "cohort", lambda name: tmp_path / f"{name}.json")
-    files = {"image": "f.nii.gz", "label": "l.nii.gz"}
-    monkeypatch.setattr(run, "cases", lambda cohorts, part: [files | {"subject": part + cohorts[0]}] * len(cohorts))
-    real = {part: [files | {"subject": f"real {part}"}] * 2 for part in ("training", "validation")}
-    monkeypatch.setattr(run, "implanted", lambda section: real[section] if implanted else [])
+def test_the_last_stage_of_the_u_net_sees_lesions_of_all_sizes_and_drawn_ones(tmp_path, monkeypatch, implanted):
+    calls, run = Calls(monkeypatch), release(tmp_path)
+    shipped = lesion_recipe(run, monkeypatch, implanted)
     train_release._uad_autoencoder(run)
-    assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet")]
-    assert shipped == [("autoencoder", "autoencoder.pt"), ("unet", "model.pt")]
-    patients = json.loads((tmp_path / "patients.json").read_text())
-    assert [len(patients[part]) for part in ("training", "validation")] == ([5, 4] if implanted else [3, 2])
-    calibration = json.loads((tmp_path / "uad_calibration.json").read_text())["validation"]
-    assert {item["subject"] for item in calibration} == {"validationplain", *["real validation"] * implanted}
+    assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "varied")]
+    assert shipped == [("autoencoder", "autoencoder.pt"), ("varied", "model.pt")]
+    last = calls.options[2]
+    assert last["initial_weights"] == tmp_path / "uad_autoencoder_unet" / "models" / "model.pt"
+    assert (last["zoom"], last["graded_labels"]) == ([0.6, 2.0], True)
+    subjects = [item["subject"] for item in json.loads((tmp_path / "uad_varied.json").read_text())["training"]]
+    assert {"training confluent", "training varied_healthy", "training drawn"} <= set(subjects)
+    assert subjects.count("training implanted True") == 2 * implanted
+    patients = json.loads((tmp_path / "patients.json").read_text())["training"]
+    assert "training drawn" not in {item["subject"] for item in patients}
+
+
+@pytest.mark.parametrize(("bundle", "last"), [("ace_multitask", "varied"), ("uad_autoencoder", "varied")])
+def test_the_last_stage_alone_starts_from_what_was_shipped_when_it_began(tmp_path, monkeypatch, bundle, last):
+    calls, run = Calls(monkeypatch), release(tmp_path / "release", bundle, from_shipped=True)
+    shipped = lesion_recipe(run, monkeypatch, True)
+    monkeypatch.setattr(train_release, "ROOT", tmp_path / "root")
+    configs = tmp_path / "root" / "bundles" / bundle / "configs"
+    configs.mkdir(parents=True)
+    (configs / "train.json").write_text('{"label_sets": {"datasets": {"lesion": {"labels": {"1": "lesion"}}}}}')
+    run.models.mkdir()
+    (run.models / "model.pt").write_text("shipped")
+    train_release.RECIPES[bundle](run)
+    assert calls.trained == [f"{bundle}_{last}"]
+    assert shipped == [(last, "model.pt")]
+    start = calls.options[0]["initial_weights"]
+    (run.models / "model.pt").write_text("new")  # as shipping does
+    assert run.shipped() == start
+    assert start.read_text() == "shipped"
 
 
 @pytest.mark.parametrize("implanted", [False, True])
@@ -227,4 +266,6 @@ def test_wrong_options_are_refused(tmp_path):
     for option in ("minutes", "effort"):
         with pytest.raises(InputError, match=f"{option} is 0, expected a number above 0"):
             train_release.main("ace_multitask", output_dir=str(tmp_path), **{option: 0})
+    with pytest.raises(InputError, match="from_shipped is true for sae_segmentation, expected it for uad_autoencoder"):
+        train_release.main("sae_segmentation", output_dir=str(tmp_path), from_shipped=True)
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data.utils import set_rnd
+from monai.inferers import SliceInferer
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -16,10 +17,12 @@ from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
 from running.workflow import open_configs, run_configs
+from uad_autoencoder.brightness import AddBrightnessd, GradedLabeld, white_matter_level
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
-from uad_autoencoder.patches import PatchCentersd, lesion_centers
+from uad_autoencoder.patches import PatchCentersd, RandZoomedSlicesd, lesion_centers
 from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
+from uad_autoencoder.scales import ZoomedInferer
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
 
@@ -141,6 +144,120 @@ def test_background_centers_lie_in_the_brain_outside_lesions():
     assert np.unravel_index(item["label_fg_indices"], (6, 6, 4)) == (2, 2, 1)
 
 
+def zoomed(zoom, **changes):
+    options = {"patch_size": (4, 4), "slices": 3, "lesion_patches": 1, "brain_patches": 0, "num_samples": 1}
+    return RandZoomedSlicesd(["image", "label"], "label", **(options | changes), zoom=(zoom, zoom))
+
+
+def test_patches_are_seen_as_if_voxels_had_another_size():
+    # the value says where it is: 100 x + 10 y + z
+    x, y, z = (axis.float() for axis in torch.meshgrid(*[torch.arange(12)] * 3, indexing="ij"))
+    image, label = (100 * x + 10 * y + z)[None], torch.zeros(1, 12, 12, 12)
+    label[:, 6, 5, 4] = 1
+    item = PatchCentersd("label")({"image": image, "label": label, "weight": 1.0})
+    (plain,) = zoomed(1.0)(dict(item))
+    assert set(plain) == {"image", "label", "weight"}
+    torch.testing.assert_close(plain["image"], image[0, 4:8, 3:7, 3:6].movedim(-1, 0))
+    assert plain["label"].shape == (1, 4, 4)
+    assert plain["label"].nonzero().tolist() == [[0, 2, 2]]
+    (near,) = zoomed(2.0)(dict(item))  # half a voxel from pixel to pixel and from slice to slice
+    assert near["image"][1, 2, 2] == 654
+    torch.testing.assert_close(near["image"][:, 2, 2], torch.tensor([653.5, 654.0, 654.5]))
+    torch.testing.assert_close(near["image"][1, :, 2], torch.tensor([554.0, 604.0, 654.0, 704.0]))
+    (far,) = zoomed(0.5)(dict(item))
+    torch.testing.assert_close(far["image"][1, 2], torch.tensor([614.0, 634.0, 654.0, 674.0]))
+    (outside,) = zoomed(0.25)(dict(item))  # 8 voxels to the left of 6 is nothing
+    assert not outside["image"][:, 0].any()
+
+
+def test_patches_lie_around_lesions_as_often_as_they_are_to():
+    image, label = torch.ones(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
+    label[:, 4, 4, 4] = 1
+    item = PatchCentersd("label")({"image": image, "label": label})
+    options = {"patch_size": (1, 1), "slices": 1, "num_samples": 400}
+    cut = zoomed(1.0, lesion_patches=1, brain_patches=3, **options).set_random_state(0)
+    assert np.mean([patch["label"].item() for patch in cut(dict(item))]) == pytest.approx(0.25, abs=0.07)
+    healthy = PatchCentersd("label")({"image": image, "label": 0 * label})
+    assert not any(patch["label"].item() for patch in cut(dict(healthy)))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"slices": 2}, "slices is 2, expected an odd number"),
+        ({"lesion_patches": 0}, "expected one above 0"),
+        ({"lesion_patches": 2, "brain_patches": -1}, "expected one above 0"),
+    ],
+)
+def test_patches_that_cannot_be_cut_are_refused(change, match):
+    with pytest.raises(InputError, match=match):
+        zoomed(1.0, **change)
+    with pytest.raises(InputError, match="the lower one first"):
+        zoomed(-1.0)
+
+
+def test_graded_labels_say_how_bright_a_lesion_is():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.normal(1.0, 0.05, (1, 20, 20, 20)).astype(np.float32))
+    label = torch.zeros(1, 20, 20, 20)
+    label[:, :3, 0, 0] = 1
+    image[0, :3, 0, 0] = torch.tensor([1.2, 1.4, 1.6])
+    white = white_matter_level(image.numpy())
+    assert white == pytest.approx(1.0, abs=0.02)
+    graded = GradedLabeld("label")({"image": image, "label": label})["label"]
+    expected = [0.5 + 0.5 * (1.2 - white) / (1.4 - white), 1.0, 1.0]  # the median of the three is 1.4
+    torch.testing.assert_close(graded[0, :3, 0, 0], torch.tensor(expected))
+    assert graded.sum() == pytest.approx(sum(expected))
+    none = GradedLabeld("label")({"image": image, "label": 0 * label})["label"]
+    assert not none.any()
+    with pytest.raises(ValueError, match="no voxel above 0"):
+        white_matter_level(np.zeros((2, 2, 2)))
+
+
+# --- layers of inference --------------------------------------------------------------------------------------------
+
+
+def test_a_scan_is_seen_at_two_sizes_with_the_neighbors_of_each_size():
+    seen = []
+
+    def network(slices):  # (N, 3, X, Y): the slice below
+        seen.append(tuple(slices.shape[2:]))
+        return slices[:, :1] - slices[:, 1:2]
+
+    ramp = torch.arange(20.0).expand(1, 1, 32, 48, 20)  # along z
+    padded = torch.nn.functional.pad(ramp, (1, 1))
+    stacked = torch.cat([padded[..., c : c + 20] for c in range(3)], 1)
+    inferer = SliceInferer(spatial_dim=2, roi_size=[-1, -1], sw_batch_size=4)
+    plain = ZoomedInferer(inferer)(stacked, network)
+    assert set(plain[..., 1:].ravel().tolist()) == {-1.0}
+    seen.clear()
+    half = ZoomedInferer(inferer, zooms=[0.5])(stacked, network)
+    assert set(seen) == {(16, 32)}  # 24 padded to 32
+    assert half.shape == plain.shape
+    torch.testing.assert_close(half[..., 4:-4], torch.full((1, 1, 32, 48, 12), -2.0))  # a neighbor is 2 voxels away
+    both = ZoomedInferer(inferer, zooms=[1.0, 0.5])(stacked, network)
+    torch.testing.assert_close(both, (plain + half) / 2)
+    with pytest.raises(InputError, match="expected one or more numbers above 0"):
+        ZoomedInferer(inferer, zooms=[1.0, 0.0])
+
+
+def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.normal(0.5, 0.01, (3, 12, 12, 12)).astype(np.float32))
+    image[1, 0, 0, :4] = torch.tensor([0.5, 0.6, 0.7, 0.9])
+    logits = torch.full((1, 12, 12, 12), -20.0)
+    logits[0, 0, 0, :4] = torch.tensor([-20.0, 20.0, 20.0, 20.0])
+    white = white_matter_level(image[1].numpy())
+    out = AddBrightnessd("pred", weight=4.0)({"image": image, "pred": logits})["pred"][0, 0, 0, :4]
+    b = (np.array([0.5, 0.6, 0.7, 0.9]) - white) / (0.7 - white)  # 0.7 is the median of what the network is sure of
+    squashed = 4 * np.tanh(np.array([-5, 5, 5, 5]))
+    torch.testing.assert_close(out, torch.tensor(squashed + 4 * (np.minimum(b, 1.6) - 0.65)).float(), atol=1e-4, rtol=0)
+    same = AddBrightnessd("pred", weight=0.0)({"image": image, "pred": logits})["pred"]
+    assert same.equal(logits)
+    usual = AddBrightnessd("pred")({"image": image, "pred": torch.full_like(logits, -20.0)})["pred"][0, 0, 0, 3]
+    assert usual.item() == pytest.approx(4 * np.tanh(-5) + 4 * (min((0.9 / white - 1) / 0.4, 1.6) - 0.65), abs=1e-4)
+
+
 # --- pseudo-labels ---------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +349,7 @@ def test_training_sets_that_make_no_sense_are_refused(cohort, pseudo, options, m
 
 
 def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_path):
-    items = [{k: v for k, v in case.items() if k != "score"} for case in list_cases(datalist_file=pseudo)]
+    items = [{k: v for k, v in case.items() if k != "predicted_map"} for case in list_cases(datalist_file=pseudo)]
     masks_only = write_datalist(tmp_path / "masks.json", {"training": items})
     assert len(training_cases([], masks_only)) == 2
     with pytest.raises(InputError, match="has no score"):
@@ -241,7 +358,7 @@ def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_p
 
 def test_a_soft_label_rises_from_zero_to_one_over_its_range():
     score = torch.tensor([[[0.0, 0.05, 0.075, 0.1, 0.15, 0.3]]])
-    item = {"label": torch.ones_like(score), "score": score, "soft": True}
+    item = {"label": torch.ones_like(score), "predicted_map": score, "soft": True}
     soften = SoftLabeld("label", soft_range=(0.05, 0.15))
     assert soften(item)["label"].flatten().tolist() == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
     assert soften({**item, "soft": False})["label"].min() == 1

@@ -17,14 +17,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundle_tools import ROOT, load_script, metadata, network, weights
+from bundle_tools import ROOT, metadata, network, weights
 
 from common.errors import InputError
-
-package_bundle = load_script("package_bundle").package_bundle
-export_bundle = load_script("export_bundle").export_bundle
-verifier = load_script("verify_bundle")
-process = load_script("bundle_process")
+from release import bundle_process as process
+from release import verification as verifier
+from release.exporting import export_bundle
+from release.packaging import package_bundle
 
 CODE_CHECKS = ["inference_properties", "shapes", "train_properties", "weights", "torchscript"]
 CHECKS = ["files", "sizes", "license", "version", "metadata", "card", "release", *CODE_CHECKS]

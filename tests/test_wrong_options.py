@@ -15,7 +15,7 @@ import pytest
 import render_options
 from bundle_tools import BUNDLES, ROOT, SMALL, config_files, load_script, parsed, read_json, save_case, stacks
 from fire.parser import DefaultParseValue
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 
 from common.errors import InputError, find_input_error
@@ -62,17 +62,15 @@ LOCATOR = ComponentLocator()  # of all parsers: to list the components of MONAI 
 
 def check(files: list, **given: object) -> ConfigParser:
     """Run what a config runs first."""
-    parser = ConfigParser()
-    parser.locator = LOCATOR
-    parser.read_config([str(path) for path in files])
-    parser.read_meta(str(files[0].with_name("metadata.json")))
-    parser.update(given)
-    parser.parse()
+    workflow = ConfigWorkflow([str(path) for path in files], logging_file=False, workflow_type=None, **given)
+    workflow.parser.locator = LOCATOR
+    workflow.parser["first"], workflow.run_id = workflow.parser["run"][:1], "first"
+    workflow.parser.parse()
     try:
-        parser.get_parsed_content("run::0")
+        workflow.run()
     except RuntimeError as e:
         raise find_input_error(e) or e from None
-    return parser
+    return workflow.parser
 
 
 def refusal(work: Callable, *arguments: object, **options: object) -> str | None:
@@ -121,6 +119,7 @@ def test_a_truth_value_of_any_bundle_is_what_it_says(bundle, text):
     ("given", "sentence"),
     [
         ({"datalist_fiel": "cases.json"}, "--datalist_fiel is no option, expected --datalist_file"),
+        ({"datalist": "cases.json"}, "--datalist is no option, expected --datalist_file"),
         ({"outptu_dir": "out"}, "--outptu_dir is no option, expected --output_dir"),
         ({"nomirror": True}, "--nomirror is no option"),
         ({"wieghts": "a.pt"}, "--wieghts is no option, expected --weights"),

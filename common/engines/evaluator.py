@@ -17,7 +17,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import InputError, find_input_error
+from ..errors import InputError, find_input_error, is_out_of_memory
 from .events import gather, progress_bar, words
 
 logger = logging.getLogger(__name__)
@@ -249,14 +249,3 @@ def case_names(batchdata: Any) -> list[str]:
 def name_in_sentence(name: str, sentence: str) -> str:
     """A sentence that tells which case it is about."""
     return sentence if name in sentence else f"{name}: {sentence}"
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came from, is lack of memory: of a GPU, NumPy, or PyTorch on the CPU."""
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-            return True
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):  # PyTorch has no class for it
-            return True
-        error = error.__cause__ or error.__context__
-    return False

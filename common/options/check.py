@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     Meant as the first expression of ``run``: nothing is read or written yet. It looks at all entries on top of the
     merged config, whether they come from a file, a layer, the command line, or Python:
 
-    - an entry that nothing refers to is refused: it would change nothing;
+    - an entry that nothing refers to is refused, unless the bundle has it so: it would change nothing; and so is a text
+      in the place of a part of the config, as ``datalist``;
     - a value has to be what :data:`VOCABULARY` says of its name, ``--mirror no`` is False and ``--spacing 1,1,2`` a
       list; a grid has to fit ``network_data_format`` of ``metadata.json``;
     - files that are read have to be there.
@@ -49,11 +50,14 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     config = parser.get()
     run_ids = {workflow.init_id, workflow.run_id, workflow.final_id} if workflow else set()
     known = {*_references(config), *_OF_MONAI, *UNUSED, *run_ids}
-    parts = _parts(workflow.config_root_path) - VOCABULARY.keys() if workflow else set()
-    replaced = [name for name, value in config.items() if name in parts and _is_plain(value)]
+    shipped = _shipped(workflow.config_root_path) if workflow else []
+    parts = {name for content in shipped for name, value in content.items() if isinstance(value, dict)}
+    replaced = [name for name, value in config.items() if name in parts - VOCABULARY.keys() and _is_plain(value)]
     idle = [n for n, value in config.items() if n not in known and not n.startswith("_") and value is not None]
+    # a layer may leave what the config below it has without use
+    idle = [name for name in idle if not any(content.get(name) == config[name] for content in shipped)]
     if replaced or idle:
-        raise InputError(_unknown([*replaced, *idle][0], known & config.keys()))
+        raise InputError(_unknown([*replaced, *idle][0], config.keys()))
     given = [name for name in VOCABULARY if name in config and not (name in UNUSED and name not in known)]
     for name in sorted(given, key=lambda name: _is_reference(config[name])):  # expressions last: they refer to others
         value = converted(name, _value(parser, name), VOCABULARY[name].kind)
@@ -81,10 +85,9 @@ def _running() -> tuple[ConfigParser, ConfigWorkflow | None]:
     return parser, None
 
 
-def _parts(folder: Path) -> set[str]:
-    """Names of what the configs of a folder build: a text in its place is an option by a wrong name."""
-    configs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    return {name for config in configs for name, value in config.items() if isinstance(value, dict)}
+def _shipped(folder: Path) -> list[dict[str, Any]]:
+    """What stands in the configs of a bundle."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
 
 
 def _references(config: Any) -> Iterator[str]:
@@ -97,8 +100,8 @@ def _references(config: Any) -> Iterator[str]:
                 yield from _references(value)
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    options = sorted(known & VOCABULARY.keys())
+def _unknown(name: str, entries: Iterable[str]) -> str:
+    options = sorted(VOCABULARY.keys() & set(entries) - {name})
     near = difflib.get_close_matches(name, options, 1)
     reason = "is no option of this config" if name in VOCABULARY else "is no option"
     return f"--{name} {reason}, expected {f'--{near[0]}' if near else 'one of ' + ', '.join(options)}"

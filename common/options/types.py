@@ -117,6 +117,12 @@ def _rising(values: list) -> list:
     return values
 
 
+def _not_falling(values: list) -> list:
+    if sorted(values) != values:
+        raise ValueError("falling")
+    return values
+
+
 def _usable(device: Any) -> Any:
     """Put a number there and get it back: no other question is answered alike by all kinds of devices."""
     try:
@@ -226,6 +232,8 @@ Folder = Annotated[str, BeforeValidator(_path), AfterValidator(_folder), "a fold
 Names = list_of(Text, "a list of different names, such as T1w,FLAIR", _different, min_length=1)
 NamesOrNone = list_of(Text, "a list of different names, or an empty one", _different)
 Files = list_of(File, "a file that is there, or a list of them", min_length=1)
+Shares = list_of(Share, "a list of shares from 0 to 1", min_length=1)
+Positives = list_of(Positive, "a list of numbers above 0", min_length=1)
 FilesOrNone = list_of(File, "files that are there, or an empty list")
 Spacing = list_of(Positive, "three edges of a voxel, each above 0 mm", before=_three, min_length=3, max_length=3)
 Grid = list_of(Count, "whole numbers of 1 or more, one per axis", min_length=1, max_length=3)
@@ -234,5 +242,6 @@ Levels = list_of(Whole, "a list of whole numbers of 0 or more", min_length=1)
 Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _different, min_length=1)
 Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)
 Counts = list_of(Count, "a list of whole numbers of 1 or more", min_length=1)
+PositivePair = list_of(Positive, "two numbers above 0, the lower one first", _not_falling, min_length=2, max_length=2)
 RisingPair = list_of(Number, "two numbers, the lower one first", _rising, min_length=2, max_length=2)
 Matrix = list_of(list[Number], "a list of rows of numbers", min_length=1)

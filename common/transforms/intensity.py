@@ -13,7 +13,8 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InputError
-from .io import file_of, grid_difference
+from ..scans import as_mask, foreground, grid_difference
+from .io import file_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +22,25 @@ logger = logging.getLogger(__name__)
 class BrainMaskd(MapTransform):
     """Set images to 0 outside the brain and keep the mask under ``mask_key``.
 
-    The brain is where the item ``mask_key`` (1, *spatial) is not 0; without that item it is where any channel of the
-    image is not 0, with the holes inside: fluid may be 0 in a skull-stripped image. The mask becomes a MetaTensor
-    (1, *spatial), float32, of 0 and 1.
+    The brain is what the item ``mask_key`` (1, *spatial) says, a mask of 0 and one other value, see
+    :func:`common.scans.as_mask`. Without that item it is where any channel of the image is not background, see
+    :func:`common.scans.foreground`, with the holes inside: fluid may be 0 in a skull-stripped image. The mask becomes
+    a MetaTensor (1, *spatial), float32, of 0 and 1.
 
     Args:
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
         mask_key: item of the mask.
-        skull_stripped_share: without a mask item, warn if more than this share of the voxels is not 0.
+        skull_stripped_share: warn if the brain takes more than this share of the voxels.
         largest_ratio: without a mask item, of the voxels that are not 0 in one sequence to those in another.
-        largest_brain_ml: without a mask item, warn if more than this is not 0.
+        largest_brain_ml: warn if the brain is larger than this.
         largest_negative_share: of the voxels of the brain that may be below 0, by interpolation, where what follows
             takes 0 for dark; None for what takes any intensities, z-scored ones too.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the mask is empty or lies on another grid than the image, or a channel is 0 or constant inside
-            it, or too much of it below 0; without a mask item, if no voxel is 0, or sequences differ in what is not 0,
-            so that not all of them are skull-stripped.
+        InputError: if the mask is empty, is no mask or lies on another grid than the image, or a channel is 0 or
+            constant inside it, or too much of it below 0; without a mask item, if no voxel is 0, a background has
+            another value, or sequences differ in what is not 0, so that not all of them are skull-stripped.
     """
 
     def __init__(
@@ -60,10 +62,12 @@ class BrainMaskd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        for key in self.key_iterator(d):
+        made = self.mask_key not in d
+        for number, key in enumerate(self.key_iterator(d)):
             image = d[key]
-            mask = d[self.mask_key] if self.mask_key in d else self._nonzero(image)
-            d[self.mask_key] = self._checked(mask, image)
+            d[self.mask_key] = self._checked(self._nonzero(image) if made and number == 0 else d[self.mask_key], image)
+            if number == 0:
+                self._check_size(d[self.mask_key], image, "are not 0" if made else "are in the brain mask")
             d[key] = image * d[self.mask_key].as_tensor()
             self._check_inside(image, d[key])
         return d
@@ -87,28 +91,45 @@ class BrainMaskd(MapTransform):
                 )
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
-        nonzero = (image.as_tensor() != 0).numpy(force=True)
+        channels = image.as_tensor().numpy(force=True)
+        nonzero = np.stack([foreground(channel) for channel in channels])
+        self._check_background(channels, nonzero, image)
         self._check_extents(nonzero, image)
-        mask = fill_holes(nonzero.any(0))
-        share = mask.mean()
         if nonzero.any(0).all():
             raise InputError(
                 f"{file_of(image)}: no voxel is 0, expected a skull-stripped image, 0 outside the brain, or a brain "
                 "mask"
             )
+        return MetaTensor(torch.from_numpy(fill_holes(nonzero.any(0))[None]).to(image.device), meta=image.meta)
+
+    def _check_size(self, mask: MetaTensor, image: MetaTensor, what: str) -> None:
+        """More than a brain is no brain, whoever says so."""
+        share = mask.mean().item()
         if share > self.skull_stripped_share:
             logger.warning(
-                "%s: %.0f %% of the voxels are not 0, expected a skull-stripped image", file_of(image), 100 * share
+                "%s: %.0f %% of the voxels %s, expected a skull-stripped image", file_of(image), 100 * share, what
             )
-        brain_ml = np.count_nonzero(mask) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        brain_ml = share * mask.numel() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
         if brain_ml > self.largest_brain_ml:
             logger.warning(
-                "%s: %.1f l are not 0, expected a brain of up to %.1f l: strip the skull, or give a brain mask",
+                "%s: %.1f l %s, expected a brain of up to %.1f l: strip the skull, or give a brain mask",
                 file_of(image),
                 brain_ml / 1000,
+                what,
                 self.largest_brain_ml / 1000,
             )
-        return MetaTensor(torch.from_numpy(mask[None]).to(image.device), meta=image.meta)
+
+    def _check_background(self, channels: np.ndarray, nonzero: np.ndarray, image: MetaTensor) -> None:
+        """A corner whose value, not 0, a quarter of the voxels have, is a background that would pass for brain."""
+        for channel, inside in zip(channels, nonzero, strict=True):
+            ends = np.ix_(*((0, -1),) * channel.ndim)
+            for value in np.unique(channel[ends][inside[ends]]):
+                share = np.mean(channel == value)
+                if share > 0.25 and not inside.all():
+                    raise InputError(
+                        f"{file_of(image)}: {100 * share:.0f} % of the voxels are {value:g}, corners among them, "
+                        "expected 0 outside the brain"
+                    )
 
     def _check_extents(self, nonzero: np.ndarray, image: MetaTensor) -> None:
         """One sequence with its skull among others without would make a head of the brain."""
@@ -131,7 +152,7 @@ class BrainMaskd(MapTransform):
             raise InputError(
                 f"{file_of(image)} and {file_of(mask)} have {difference}, expected image and mask on one grid"
             )
-        mask = (mask != 0).float()
+        mask = as_mask(mask.float(), f"the brain mask {file_of(mask)} of {file_of(image)}").float()
         if not mask.any():
             raise InputError(f"the brain mask of {file_of(image)} is empty, expected a voxel that is not 0")
         return mask

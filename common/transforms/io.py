@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
-import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,92 +14,34 @@ import torch
 from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform, SaveImaged
 from monai.utils import ensure_tuple, ensure_tuple_rep
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from numpy.typing import DTypeLike
 
 from ..errors import InputError
-
-logger = logging.getLogger(__name__)
-
-GRID_TOLERANCE_MM = 1e-3
-VOXEL_MM = (0.05, 20.0)  # smallest and largest edge that a voxel of a head may have
-EXTENT_MM = 1000.0
-_UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, HeaderDataError, ValueError, OverflowError)
-# the header fields that say where a voxel lies; others, left behind, may hold names of people and scanners
-_GRID_FIELDS = (
-    *("xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
-    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+from ..scans import (
+    UNREADABLE,
+    WHOLE,
+    check_finite,
+    grid_difference,
+    on_grid_of,
+    open_scan,
+    open_whole,
+    stem,
+    unreadable,
 )
 
-
-def stem(path: str | Path) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
-
-
-def open_scan(path: str | Path) -> nib.Nifti1Image:
-    """Open a NIfTI file and check its header; voxels stay on disk.
-
-    Returns:
-        nibabel's image; its first three axes are the scan, any further axis has length 1.
-
-    Raises:
-        InputError: if the file is missing, is no NIfTI, holds no single 3-D volume, or has a broken affine or
-            one that is not in millimetres.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}, expected a NIfTI file")
-    try:
-        image = nib.load(path)
-    except _UNREADABLE as e:
-        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(e)}), expected a .nii or .nii.gz file") from e
-    if not isinstance(image, nib.Nifti1Image):
-        raise InputError(f"{path} is a file of type {type(image).__name__}, expected NIfTI")
-    shape = image.shape
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise InputError(f"{path} has shape {shape}, expected a 3-D image of at least 2 voxels along each axis")
-    if any(n != 1 for n in shape[3:]):
-        raise InputError(f"{path} has shape {shape}, so several volumes, expected one 3-D volume")
-    if image.get_data_dtype().kind not in "iuf":
-        raise InputError(f"{path} has voxels of type {image.get_data_dtype()}, expected integers or real numbers")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
-        raise InputError(
-            f"{path} has the affine {image.affine[:3].tolist()}, expected a finite one that can be inverted"
-        )
-    edges = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if not (VOXEL_MM[0] <= edges.min() and edges.max() <= VOXEL_MM[1] and (edges * shape[:3]).max() <= EXTENT_MM):
-        sizes = " x ".join(f"{edge:g}" for edge in edges)
-        raise InputError(
-            f"{path} has {' x '.join(map(str, shape[:3]))} voxels of {sizes} mm, expected a head in millimetres"
-        )
-    return image
-
-
-def grid_difference(
-    shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
-) -> str | None:
-    """How two voxel grids differ, in words; None if shapes are equal and affines within ``GRID_TOLERANCE_MM``."""
-    if tuple(shape) != tuple(other_shape):
-        return f"shape {tuple(int(n) for n in shape)} against {tuple(int(n) for n in other_shape)}"
-    difference = np.abs(np.asarray(affine, dtype=float) - np.asarray(other_affine, dtype=float)).max()
-    if difference > GRID_TOLERANCE_MM:
-        return f"affines that differ by up to {difference:.4g} mm"
-    return None
+logger = logging.getLogger(__name__)
 
 
 class _ScanReader(NibabelReader):
     """MONAI's NIfTI reader, which refuses what is no scan and keeps the affine of the file as it is."""
 
-    def read(self, data: Sequence[str] | str, **kwargs: Any) -> nib.Nifti1Image:
+    def __init__(self, max_memory_gib: float | None) -> None:
+        super().__init__()
+        self.max_memory_gib = max_memory_gib
+
+    def read(self, data: Sequence[str] | str, **kwargs: Any) -> nib.Nifti1Pair:
         self.filenames = ensure_tuple(data)
-        path = Path(self.filenames[0])
-        image = open_scan(path)
-        if path.suffix != ".gz":
-            return image
-        # at once and to the end, where the checksum is; voxel data alone would be read without a look at it
-        return type(image).from_bytes(gzip.decompress(path.read_bytes()))
+        return open_whole(self.filenames[0], max_memory_gib=self.max_memory_gib)
 
 
 class LoadScand(MapTransform):
@@ -117,10 +57,11 @@ class LoadScand(MapTransform):
         keys: keys of the paths.
         may_be_empty: those of them that may be zero everywhere, as the label of a healthy subject is.
         allow_missing_keys: do not raise if a key is missing.
+        max_memory_gib: refuse a file whose voxels need more; None for what the machine has free.
 
     Raises:
         InputError: if a file is missing, unreadable, truncated, not one 3-D volume, has NaN or infinite voxels or is
-            zero everywhere, or if the files of one key lie on different grids.
+            zero everywhere, does not fit into the memory, or if the files of one key lie on different grids.
     """
 
     def __init__(
@@ -128,9 +69,11 @@ class LoadScand(MapTransform):
         keys: str | Sequence[str],
         may_be_empty: str | Sequence[str] = ("label",),
         allow_missing_keys: bool = False,
+        max_memory_gib: float | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.may_be_empty = ensure_tuple(may_be_empty)
+        self.max_memory_gib = max_memory_gib
         self._loader = LoadImage(reader="NibabelReader", image_only=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -158,27 +101,23 @@ class LoadScand(MapTransform):
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"a {type(path).__name__} stands where the path of a NIfTI file is expected")
         try:
-            scan = self._loader(path, reader=_ScanReader())
+            scan = self._loader(path, reader=_ScanReader(self.max_memory_gib))
         except InputError:
             raise
-        except _UNREADABLE as e:
-            raise InputError(f"{path} cannot be read to its end ({_first_line(e)}), expected a whole NIfTI file") from e
+        except UNREADABLE as e:
+            raise unreadable(path, e) from e
         scan = scan.reshape(1, *scan.shape[:3])
         scan.meta["original_channel_dim"] = 0
-        finite = torch.isfinite(scan)
-        if not finite.all():
-            broken = int((~finite).sum())
-            raise InputError(
-                f"{path} has {broken} NaN or infinite voxels of {scan.numel()}, expected finite values only: "
-                "set those outside the brain to 0"
-            )
+        check_finite(scan.numpy(), path)
         if not allow_empty and not scan.any():
             raise InputError(f"{path} is zero everywhere, expected a voxel of another value")
         return scan
 
 
 class CheckLabeld(MapTransform):
-    """Refuse label maps with a value that is not in ``values``.
+    """Refuse label maps with a value that is not in ``values``; one that is within 1e-3 of it becomes it.
+
+    A label that a file stores as 255 with a slope of 1/255 is then exactly 1.
 
     Args:
         keys: keys of label maps (1, *spatial).
@@ -199,11 +138,15 @@ class CheckLabeld(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             found = torch.unique(torch.as_tensor(d[key])).tolist()
-            unknown = [value for value in found if value not in self.values]
+            nearest = {value: min(self.values, key=lambda known, value=value: abs(known - value)) for value in found}
+            unknown = [value for value, known in nearest.items() if abs(value - known) > WHOLE]
             if unknown:
                 raise InputError(
                     f"{file_of(d[key])} has the label values {_listed(unknown)}, expected only {_listed(self.values)}"
                 )
+            for value, known in nearest.items():
+                if value != known:
+                    d[key] = torch.where(d[key] == value, known, d[key])
         return d
 
 
@@ -282,18 +225,6 @@ class SaveScand(SaveImaged):
         if self.dtype.kind in "iu" and not np.array_equal(array, values):
             raise ValueError(f"{key} has values from {values.min()} to {values.max()} that {self.dtype} cannot hold")
         return array
-
-
-def on_grid_of(path: str | Path, array: np.ndarray) -> nib.Nifti1Image:
-    """A NIfTI image of ``array`` (X, Y, Z) with the geometry of the file ``path``, and no other part of its header."""
-    source = open_scan(path)
-    header = type(source.header)()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(array.shape)
-    for field in _GRID_FIELDS:
-        header[field] = source.header[field]
-    header["pixdim"][:4] = source.header["pixdim"][:4]  # element 0 is the handedness of the qform
-    return type(source)(array, None, header)
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:

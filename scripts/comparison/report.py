@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -23,6 +21,7 @@ from common.evaluation import Scans, shown, versions
 from common.metrics import Summary, dice, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture, box_chart, mean_threshold_chart, method_pictures
+from common.tables import delimited
 from common.transforms.io import write_atomically
 
 from .comparison import Comparison, Result
@@ -250,12 +249,12 @@ def _write_tables(digest: Digest) -> None:
     ]
     heading = ["first", "second", "difference of Dice", "low", "high", "p", "p, Holm", "subjects"]
     texts = {
-        f"{target}_cases.csv": _delimited([[*rows[0]], *([_cell(v) for v in row.values()] for row in rows)], ","),
-        f"{target}_cases.tsv": _delimited([[*rows[0]], *([_cell(v) for v in row.values()] for row in rows)], "\t"),
-        f"{target}_summary.csv": _delimited([columns, *plain], ","),
+        f"{target}_cases.csv": delimited([[*rows[0]], *(row.values() for row in rows)]),
+        f"{target}_cases.tsv": delimited([[*rows[0]], *(row.values() for row in rows)], "\t"),
+        f"{target}_summary.csv": delimited([columns, *plain]),
         f"{target}_summary.md": to_markdown(columns, summary),
         f"{target}_summary.tex": to_latex(columns, summary),
-        f"{target}_pairs.csv": _delimited([heading, *pairs], ","),
+        f"{target}_pairs.csv": delimited([heading, *pairs]),
     }
     for name, text in texts.items():
         write_atomically(folder / name, lambda part, text=text: part.write_text(text, encoding="utf-8", newline=""))
@@ -500,18 +499,6 @@ def _sizes(training: Sequence[Any], validation: Sequence[Any], test: Sequence[An
 def _without(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     first = {"case": row["case"]}
     return first | {key: value for key, value in row.items() if key not in keys}
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _delimited(rows: Sequence[Sequence[Any]], delimiter: str) -> str:
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(rows)
-    return out.getvalue()
 
 
 def _number(value: float, digits: int) -> str:

@@ -112,7 +112,7 @@ class Trial:
         label = self.target.label_of(case)
         if label is None or not self.target.left_open:
             return label is not None
-        return not set(read_facts(label, label=True).values) & set(self.target.left_open)
+        return not set(read_facts(label, "label").values) & set(self.target.left_open)
 
     def patients(self) -> list[Case]:
         """Cases for training that are not said to be healthy, without their labels."""

@@ -18,15 +18,15 @@ import numpy as np
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from common.data import subject_of
+from common.data import NOTHING, subject_of
 from common.errors import InputError
-from common.transforms.io import open_scan
+from common.scans import as_mask, foreground, read_scan, whole_numbers
 from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
 
 FIELDS = ("subject", "sequence", "session")  # what a pattern may name
-_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _PATHS = ("label", "brain_mask")
 
 
@@ -41,11 +41,11 @@ def _is_pattern(text: str) -> bool:
 
 
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
-    """Cases of a table with a heading, comma- or tab-separated.
+    """Cases of a table with a heading, separated by commas, semicolons or tabs, whichever its heading has most of.
 
     Columns: one per sequence, called like it (or ``image`` where there is one sequence); ``label``, ``brain_mask``,
     ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute or relative to
-    the table; an empty cell says that there is no such file.
+    the table; an empty cell and ``n/a`` say that there is no such file or value.
 
     Args:
         path: ``.csv``, or ``.tsv``.
@@ -59,9 +59,10 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max("\t,;" if path.suffix == ".tsv" else ",;\t", key=text.partition("\n")[0].count)
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path} cannot be read ({e}), expected a table as .csv or .tsv") from e
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
@@ -79,13 +80,13 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
 def _item_of_row(row: list[str], heading: list[str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
     if len(row) != len(heading):
         raise InputError(f"line {number} of {path} has {len(row)} cells, expected {len(heading)} as the heading")
-    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True)}
-    images = [str((path.parent / cells[name]).absolute()) if cells[name] else None for name in wanted]
+    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True) if cell.strip().lower() not in NOTHING}
+    images = [str((path.parent / cells[name]).absolute()) if name in cells else None for name in wanted]
     if not any(images):
         raise InputError(f"line {number} of {path} names no image, expected one under {' or '.join(wanted)}")
     item: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     for name, cell in cells.items():
-        if name in wanted or not cell:
+        if name in wanted:
             continue
         if name == "healthy":
             if cell.lower() not in _TRUE + _FALSE:
@@ -206,7 +207,7 @@ def parts_by_fold(cases: Sequence[dict[str, Any]], source: str | Path) -> list[t
 
 
 class FileFacts(NamedTuple):
-    """What a file is: its grid, a fingerprint of its voxels, the volume of those that are not 0, the values of a label.
+    """What a file is: its grid, a fingerprint of its voxels, the volume of its foreground, the values of a label.
 
     ``values`` is None for an image.
     """
@@ -220,35 +221,35 @@ class FileFacts(NamedTuple):
     values: tuple[int, ...] | None
 
 
-def read_facts(path: str, label: bool = False) -> FileFacts:
+def read_facts(path: str, kind: str = "image") -> FileFacts:
     """Read a file whole.
 
     Args:
         path: NIfTI.
-        label: also collect its values.
+        kind: ``image``, ``label`` to collect its values too, or ``mask``.
 
     Raises:
-        InputError: if it cannot be read, or a label has other than whole numbers or more than 1000 of them.
+        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask is
+            none.
     """
-    image = open_scan(path)
-    voxels = np.asarray(image.dataobj)
+    voxels, image = read_scan(path, dtype=None)
     values = None
-    if label:
-        found = np.unique(voxels)
-        if len(found) > 1000 or not np.array_equal(found, np.rint(found)):
-            raise InputError(
-                f"{path} has {len(found)} values up to {found[-1]:g}, expected whole numbers in a label map"
-            )
+    if kind == "mask":
+        as_mask(voxels, path)
+    if kind == "label":
+        found = np.unique(whole_numbers(voxels, path))
+        if len(found) > 1000:
+            raise InputError(f"{path} has {len(found)} values up to {found[-1]:g}, expected no more than 1000 labels")
         values = tuple(int(value) for value in found)
     fingerprint = hashlib.sha256(np.ascontiguousarray(voxels, dtype="<f4").tobytes()).hexdigest()
     spacing = tuple(round(float(size), 3) for size in image.header.get_zooms()[:3])
     axes = "".join(nib.aff2axcodes(image.affine))
-    foreground = np.count_nonzero(voxels) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground), values)
+    foreground_ml = np.count_nonzero(foreground(voxels)) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground_ml), values)
 
 
 def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -> dict[str, FileFacts]:
-    """Facts about every image and label of some cases, read in parallel.
+    """Facts about every image, label and brain mask of some cases, read in parallel.
 
     Args:
         cases: as of :func:`common.data.list_cases`.
@@ -260,10 +261,11 @@ def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -
     Raises:
         InputError: of the first file that cannot be used.
     """
-    jobs = {path: False for case in cases for path in ensure_tuple(case["image"]) if path is not None}
-    jobs |= {case["label"]: True for case in cases if "label" in case}
+    jobs = {path: "image" for case in cases for path in ensure_tuple(case["image"]) if path is not None}
+    jobs |= {case["brain_mask"]: "mask" for case in cases if "brain_mask" in case}
+    jobs |= {case["label"]: "label" for case in cases if "label" in case}
     with process_pool(num_workers, method=None) as pool:
-        found = [pool.submit(partial(read_facts, path, label)) for path, label in jobs.items()]
+        found = [pool.submit(partial(read_facts, path, kind)) for path, kind in jobs.items()]
         bar = tqdm(found, desc="reading files", unit=" file", disable=None)
         return {path: future.result() for path, future in zip(jobs, bar, strict=True)}
 

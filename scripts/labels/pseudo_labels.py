@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from common.data import list_cases, read_sections
 from common.errors import InputError
+from common.scans import grid_difference
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
-from common.transforms.io import file_of, grid_difference, write_atomically
+from common.transforms.io import file_of, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ def write_labels(
         notes: what else the JSON beside a label says.
 
     Returns:
-        Items of a datalist, with ``label_source``, and the map as ``score`` if there was one.
+        Items of a datalist, with ``label_source``, and the map as ``predicted_map`` if there was one.
 
     Raises:
         InputError: if a prediction lies on another grid than its image, or is not what the configs would have made, or
@@ -234,7 +235,7 @@ def write_labels(
         item |= {key: case[key] for key in ("brain_mask",) if key in case}
         item |= {"dataset": dataset} if dataset is not None else {}
         item["label_source"] = f"{predictor.bundle} {predictor.version}" + _words(clean_up)
-        items.append(item | ({"score": case["prediction"]} if clean_up is not None else {}))
+        items.append(item | ({"predicted_map": case["prediction"]} if clean_up is not None else {}))
     if empty == len(items):
         raise InputError(
             f"all {empty} labels in {output_dir} are empty{_words(clean_up)}, expected something to learn in one of "

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,6 +174,7 @@ def implant_cohort(
     sequence: str = "FLAIR",
     seed: int = 0,
     prefix: str = "",
+    styles: Sequence[dict[str, Any]] = ({},),
     num_workers: int | None = None,
 ) -> Path:
     """Real scans with implanted lesions, several copies of each with other lesions; files as of :func:`make_cohort`.
@@ -188,6 +189,7 @@ def implant_cohort(
         sequence: that all scans have, the ``image`` of the datalist.
         seed: copy number ``i`` is made from ``(seed, i)``.
         prefix: as for :func:`make_cohort`.
+        styles: options of :func:`phantom.implant_lesions`; the copies of a scan take them in turn.
         num_workers: processes; as many as cores by default.
 
     Returns:
@@ -204,7 +206,7 @@ def implant_cohort(
         for item in items:
             for copy in range(copies[section]):
                 mask = masks[len(jobs) // 2 % len(masks)] if masks and copy % 2 else None
-                jobs.append((len(jobs), section, item, mask))
+                jobs.append((len(jobs), section, item, mask, styles[copy % len(styles)]))
     if not jobs:
         raise InputError("no scan to implant lesions in; expected at least one")
     with _complete_folder(output_dir) as partial:
@@ -241,7 +243,7 @@ def _complete_folder(folder: Path) -> Iterator[Path]:
 
 
 def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, prefix: str) -> dict:
-    number, _, item, mask = job
+    number, _, item, mask, style = job
     tissues = _open_label_map(item["tissues"])
     grid = Grid(tissues.shape, tissues.affine)
     voxels = np.asarray(tissues.dataobj).astype(np.uint8)
@@ -251,7 +253,14 @@ def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, p
     to_template = np.asarray(item["world_to_mni"]) if "world_to_mni" in item else None
     try:
         images, lesion = implant_lesions(
-            images, voxels, grid, (seed, number), to_template, suspected, _lesion_map(mask) if mask else None
+            images,
+            voxels,
+            grid,
+            (seed, number),
+            to_template,
+            suspected,
+            _lesion_map(mask) if mask else None,
+            **style,
         )
     except ValueError as e:
         raise InputError(f"{item['tissues']}: {e}") from e

@@ -6,7 +6,9 @@ patients with images), white-matter median = 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ PATCHES = {
     "FLAIR": [0.0, 0.45, 0.40, 0.06, 0.045, 0.045, 0.045, 0.045, 0.055, 0.045, 0.045],
 }
 GRAIN = {"T1w": 0.03, "T2w": 0.05, "FLAIR": 0.045}
+LESION_PATCH_MM = 5.0  # sd of the places of one contrast in a lesion that varies
 LESION_RANGE = {"T1w": (0.90, 0.58), "T2w": (1.28, 2.15), "FLAIR": (1.26, 1.53)}
 
 
@@ -43,6 +46,11 @@ class Scanner:
         contrast_jitter: relative sd of each class's mean between subjects.
         csf: factor on CSF and ventricles.
         lesion: factor on the contrast between lesion and white matter.
+        lesion_t1w: that of T1w, if it is drawn apart: 1 is the contrast of the most severe lesion, whatever the
+            severity, 0 is white matter; None for `lesion` and severity in T1w too. White-matter lesions only.
+        lesion_variation: relative sd of the contrast from lesion to lesion and inside of large ones; every sequence has
+            its own.
+        bright: factor on what is bright in healthy people (:func:`bright_structures`).
         blur_mm: sd of the point-spread function.
         slice_blur_mm: what thick slices add to it along one axis.
         noise: sd of the Rician noise, white matter = 1.
@@ -54,6 +62,9 @@ class Scanner:
     contrast_jitter: float = 0.025
     csf: tuple[float, float] = (0.7, 1.3)
     lesion: tuple[float, float] = (0.9, 1.1)
+    lesion_t1w: tuple[float, float] | None = None
+    lesion_variation: float = 0.0
+    bright: tuple[float, float] = (1.0, 1.0)
     blur_mm: tuple[float, float] = (0.4, 0.7)
     slice_blur_mm: tuple[float, float] = (0.0, 0.0)
     noise: tuple[float, float] = (0.025, 0.05)
@@ -86,6 +97,15 @@ SCANNERS = {
         texture=(0.6, 2.0),
     ),
 }
+# what scans of other centers showed: T1w says little of lesions, or much, whatever FLAIR says; slices are thick;
+# healthy places are as bright as faint lesions
+SCANNERS["varied"] = replace(
+    SCANNERS["mixed"],
+    slice_blur_mm=(0.0, 2.5),
+    lesion_t1w=(0.0, 1.15),
+    lesion_variation=0.25,
+    bright=(0.5, 1.8),
+)
 
 
 def scalp_of(brain: torch.Tensor, fine: Grid) -> torch.Tensor:
@@ -139,7 +159,10 @@ def render(
     texture = rng.uniform(*scanner.texture)
     csf, lesion_contrast = rng.uniform(*scanner.csf), rng.uniform(*scanner.lesion)
     mask = to_scan(brain.float()) >= 0.5
+    style_rng = rng.spawn(1)[0]  # of its own: what it draws changes nothing else
+    contrasts = lesion_contrasts(lesion_contrast, scanner, sequences, fine, style_rng)
     gain, plexus = bright
+    gain = gain * float(style_rng.uniform(*scanner.bright))
     plexus_tone = {"T1w": 0.6, "T2w": 1.7, "FLAIR": float(rng.uniform(0.8, 1.8))}
 
     images = {}
@@ -152,7 +175,7 @@ def render(
         image = means[classes] * (1 + texture * (patch_sd[classes] * patches + GRAIN[name] * grain)).clamp(min=0)
         image = image * (1 + gain * {"T1w": 0.0, "T2w": 0.5, "FLAIR": 1.0}[name])
         image = torch.where(plexus, plexus_tone[name] * (1 + 0.2 * patches), image)
-        _paint(image, name, lesions, lesion_contrast, grain, patches)
+        _paint(image, name, lesions, contrasts[name], grain, patches)
         if residue is not None:
             image = torch.where(residue > 0, residue * (0.6 if name == "T1w" else 1.0), image)
         if head is not None:
@@ -169,16 +192,59 @@ def render(
     return images
 
 
-def _paint(image, name, lesions: Lesions, contrast: float, grain, patches) -> None:
+@dataclass(frozen=True)
+class LesionContrast:
+    """Contrast of white-matter lesions in one sequence.
+
+    Attributes:
+        factor: on the contrast between lesion and white matter.
+        severity: replaces that of the lesion; None keeps it.
+        uneven: (X, Y, Z) around 1, a further factor; None for none.
+    """
+
+    factor: float
+    severity: float | None = None
+    uneven: torch.Tensor | None = None
+
+    def tone(self, name: str, severity: torch.Tensor, where: torch.Tensor | EllipsisType = ...) -> torch.Tensor:
+        """Intensity of white-matter lesions, white matter = 1.
+
+        Args:
+            name: of the sequence.
+            severity: of the voxels, (N,); or (X, Y, Z), all of them.
+            where: (X, Y, Z) bool, the N voxels.
+        """
+        mild, severe = LESION_RANGE[name]
+        severity = severity if self.severity is None else torch.full_like(severity, self.severity)
+        value = 1 + self.factor * (mild + (severe - mild) * severity - 1)
+        return value if self.uneven is None else 1 + (value - 1) * self.uneven[where]
+
+
+def lesion_contrasts(
+    factor: float, style: Scanner, sequences: Sequence[str], fine: Grid, rng: np.random.Generator
+) -> dict[str, LesionContrast]:
+    """Sequence -> contrast of lesions; T1w has its own if ``style`` says so, see :class:`Scanner`."""
+    found = {}
+    for name in sequences:
+        apart = style.lesion_t1w if name == "T1w" else None
+        uneven = None
+        if style.lesion_variation:
+            uneven = 1 + style.lesion_variation * smooth_noise(rng, fine.shape, LESION_PATCH_MM / fine.spacing)
+            uneven = uneven.clamp(min=0)
+        own = (factor, None) if apart is None else (float(rng.uniform(*apart)), 1.0)
+        found[name] = LesionContrast(*own, uneven)
+    return found
+
+
+def _paint(image, name, lesions: Lesions, contrast: LesionContrast, grain, patches) -> None:
     """Blend lesions into an image, in place."""
     where = lesions.membership > 0
     member, severity, kind = (a[where] for a in (lesions.membership, lesions.severity, lesions.kind))
-    mild, severe = LESION_RANGE[name]
-    value = mild + (severe - mild) * severity
+    value = contrast.tone(name, severity, where)
     for number, tones in _FOCAL.items():
-        value[kind == number] = tones[name]
-    value[(kind == 5) & (severity == 0)] = _GLIOSIS[name]
-    value = (1 + contrast * (value - 1)) * (1 + 0.07 * grain[where] + 0.05 * patches[where])
+        value[kind == number] = 1 + contrast.factor * (torch.tensor(tones[name]) - 1)
+    value[(kind == 5) & (severity == 0)] = 1 + contrast.factor * (torch.tensor(_GLIOSIS[name]) - 1)
+    value = value * (1 + 0.07 * grain[where] + 0.05 * patches[where])
     image[where] += member * (value - image[where])
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from common.geometry import apply_affine, sample, smooth_noise, voxel_grid
 
 from .anatomy import BRAIN_STEM, CEREBELLAR_GM, CEREBELLAR_WM, CORTEX, CSF, WM, Grid, load_anatomy
-from .contrast import LESION_RANGE
+from .contrast import Scanner, lesion_contrasts
 from .pathology import Lesions
 
 CLASS_OF_TISSUE = torch.tensor([0, CSF, CORTEX, WM, WM])
@@ -60,6 +60,9 @@ def implant_lesions(
     lesion_map: torch.Tensor | None = None,
     contrast: tuple[float, float] = (0.6, 1.2),
     gamma: tuple[float, float] = (0.85, 1.2),
+    t1w_contrast: tuple[float, float] | None = None,
+    variation: float = 0.0,
+    pathology: str = "ms",
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A scan with lesions of multiple sclerosis in its white matter.
 
@@ -73,6 +76,8 @@ def implant_lesions(
         lesion_map: see :func:`phantom.make_subject`.
         contrast: factor on the contrast of lesions, drawn from this range.
         gamma: exponent on the image relative to white matter, drawn from this range.
+        t1w_contrast, variation: ``lesion_t1w`` and ``lesion_variation`` of :class:`phantom.Scanner`.
+        pathology: ``ms`` or ``ms_confluent``.
 
     Returns:
         Sequence -> (X, Y, Z) float32, white matter about 1; and the lesion mask, (X, Y, Z) uint8.
@@ -92,10 +97,12 @@ def implant_lesions(
 
     rng = np.random.default_rng(seed)
     to_template = np.eye(4) if to_template is None else to_template
-    share, severity = _draw_lesions(tissues[box], brain_grid, to_template, lesion_map, rng)
+    share, severity = _draw_lesions(tissues[box], brain_grid, to_template, lesion_map, pathology, rng)
     factor, exponent, blur_mm = (float(rng.uniform(*r)) for r in (contrast, gamma, (0.2, 0.7)))
     grain, patches = (smooth_noise(rng, brain_grid.shape, mm / brain_grid.spacing).numpy() for mm in (0.8, 3.0))
     blurred = ndimage.gaussian_filter(share, blur_mm / brain_grid.spacing)
+    style = Scanner(lesion_t1w=t1w_contrast, lesion_variation=variation)
+    contrasts = lesion_contrasts(factor, style, list(images), brain_grid, rng.spawn(1)[0])
     found = {}
     for name, scan in images.items():
         scan = scan[box]
@@ -106,8 +113,7 @@ def implant_lesions(
         filled = (suspected[box] & brain).astype(np.float32)
         filled = np.maximum(ndimage.gaussian_filter(filled, 0.7 / brain_grid.spacing), filled)
         image += filled * (1 + 0.7 * float(np.std(image[sure])) * (grain + patches) - image)
-        mild, severe = LESION_RANGE[name]
-        value = 1 + factor * (mild + (severe - mild) * severity - 1)
+        value = contrasts[name].tone(name, torch.from_numpy(severity)).numpy()
         image += blurred * (value * (1 + TEXTURE * (grain + patches)) - image)
         shading = level / np.median(level[sure])  # what the level took away comes back
         found[name] = np.zeros(grid.shape, dtype=np.float32)
@@ -118,7 +124,12 @@ def implant_lesions(
 
 
 def _draw_lesions(
-    tissues: np.ndarray, grid: Grid, to_template: np.ndarray, lesion_map: torch.Tensor | None, rng: np.random.Generator
+    tissues: np.ndarray,
+    grid: Grid,
+    to_template: np.ndarray,
+    lesion_map: torch.Tensor | None,
+    pathology: str,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Share of lesion in every voxel, and severity of that, both in [0, 1]; drawn in voxels of about 1 mm."""
     factors = tuple(int(k) for k in np.maximum(1, np.round(grid.spacing)))
@@ -139,7 +150,7 @@ def _draw_lesions(
     drawn = None
     if lesion_map is not None:
         drawn = sample(lesion_map, apply_affine(to_voxels, in_template * mirrored), padding="zeros")[0]
-    lesions = Lesions.draw("ms", classes, distance, world, fine, rng, drawn)
+    lesions = Lesions.draw(pathology, classes, distance, world, fine, rng, drawn)
     share, weighted = (
         F.avg_pool3d(array[None, None], factors)[0, 0].numpy()
         for array in (lesions.membership, lesions.membership * lesions.severity)

@@ -12,6 +12,8 @@ from common.geometry import rotation_matrix, smooth_noise
 
 from .anatomy import BRAIN_STEM, CEREBELLAR_WM, CORTEX, CSF, VENTRICLE, WM, Grid
 
+MS = ("ms", "ms_confluent")  # of the measured loads, and those with large confluent lesions only
+
 
 @dataclass(frozen=True)
 class Lesions:
@@ -31,12 +33,13 @@ class Lesions:
         """Lesions of a pathology; ``drawn``, the share of lesion in fine voxels, replaces the invented ones of MS."""
         empty = torch.zeros(fine.shape)
         lesions = cls(empty, empty.clone(), torch.zeros(fine.shape, dtype=torch.uint8), [])
-        if pathology == "ms":
+        if pathology in MS:
             support = _lesion_support(classes, fine)
             if drawn is not None:
                 lesions._add_drawn(drawn, support, world, fine, rng)
             else:
-                lesions._add_ms(classes, distance, support, world, fine, rng)
+                volumes = ms_lesion_volumes(rng, confluent=pathology == "ms_confluent")
+                lesions._add_ms(volumes, classes, distance, support, world, fine, rng)
         elif pathology == "tumour":
             lesions._add_mass(classes, distance, world, fine, rng)
         elif pathology == "infarct":
@@ -59,9 +62,8 @@ class Lesions:
             at = world[(slice(None), *np.rint(center).astype(int))]
             self.centers_mm.append([round(float(v), 1) for v in at])
 
-    def _add_ms(self, classes, distance, support, world, fine, rng) -> None:
+    def _add_ms(self, volumes, classes, distance, support, world, fine, rng) -> None:
         """White-matter lesions; load, number, size and shape as measured (see :func:`ms_lesion_volumes`)."""
-        volumes = ms_lesion_volumes(rng)
         cerebral = torch.nonzero(classes == WM)
         below = torch.nonzero((classes == BRAIN_STEM) | (classes == CEREBELLAR_WM))
         near = torch.exp(-distance[tuple(cerebral.T)] / 8.0).double().numpy()
@@ -163,14 +165,23 @@ def _severity(volume_mm3: float, rng: np.random.Generator) -> float:
     return float(np.clip(0.2 + 0.3 * np.log10(volume_mm3 / 10) + rng.normal(0, 0.15), 0, 1))
 
 
-def ms_lesion_volumes(rng: np.random.Generator) -> np.ndarray:
+def ms_lesion_volumes(rng: np.random.Generator, confluent: bool = False) -> np.ndarray:
     """Volumes in mm3 of one patient's white-matter lesions, largest last.
 
     Total load is log-normal (log-mean 2.11, log-sd 1.5, in ml), the number of lesions follows from it
     (log count = 3.15 + 0.46 log load, residual sd 0.61), single lesions are log-normal (log-mean 3.2, log-sd 1.42) and
     the largest ones make up the load, as in 30 masks of MS patients (Lesjak et al., Neuroinformatics 2018,
     doi:10.1007/s12021-017-9348-7).
+
+    Confluent, it is the upper end of that: 10 to 60 ml, two to five lesions holding 60 to 90 % of it.
     """
+    if confluent:
+        load_mm3 = 1000 * np.exp(rng.uniform(np.log(10), np.log(60)))
+        share = rng.uniform(0.6, 0.9)
+        large = share * load_mm3 * rng.dirichlet(np.full(rng.integers(2, 6), 3.0))
+        small = np.exp(rng.normal(3.2, 1.42, rng.integers(20, 80))).clip(4, 2500)
+        small *= (1 - share) * load_mm3 / small.sum()
+        return np.sort(np.concatenate([small, large]))
     load_mm3 = 1000 * np.exp(np.clip(rng.normal(2.11, 1.3), -0.4, 3.9))
     count = int(np.clip(np.exp(3.15 + 0.46 * np.log(load_mm3 / 1000) + rng.normal(0, 0.5)), 5, 300))
     volumes = np.sort(np.exp(rng.normal(3.2, 1.42, count)).clip(4, 25000))

@@ -22,9 +22,9 @@ from .anatomy import (
     load_anatomy,
 )
 from .contrast import SCANNERS, SEQUENCES, Scanner, bright_structures, render, scalp_of
-from .pathology import Lesions
+from .pathology import MS, Lesions
 
-PATHOLOGIES = ("healthy", "ms", "tumour", "infarct")
+PATHOLOGIES = ("healthy", *MS, "tumour", "infarct")
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _path(value: Any, where: str, source: Path) -> Path:
 
 
 def _values_of(path: str | Path, known: Sequence[int]) -> tuple[int, ...]:
-    values = read_facts(str(path), label=True).values
+    values = read_facts(str(path), "label").values
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise InputError(f"{path} has the value {unknown[0]}, expected {', '.join(map(str, known))} only")

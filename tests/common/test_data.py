@@ -554,7 +554,7 @@ def test_a_failure_does_not_fit_in_a_batch_with_others():
 
 def test_a_file_called_by_its_sequence_alone_is_of_the_subject_that_its_folder_names():
     images = ("/data/07/FLAIR.nii.gz", "/data/08/flair.nii", "/data/x/07_FLAIR.nii")
-    assert [subject_of({"image": image}) for image in images] == ["07", "08", "07_FLAIR"]
+    assert [subject_of({"image": image}) for image in images] == ["07", "08", "07"]
 
 
 # several sequences, several data sets
@@ -566,7 +566,7 @@ def test_null_stands_for_a_sequence_that_may_be_missing(tmp_path):
     cases = save_json(tmp_path / "cases.json", [{"image": ["a_T1.nii.gz", None]}, {"image": [None, "b_FLAIR.nii.gz"]}])
     first, second = list_cases(datalist_file=cases, sequences=["T1w", "FLAIR"], optional_sequences=["T1w", "FLAIR"])
     assert first["image"] == [str(tmp_path / "a_T1.nii.gz"), None]
-    assert (second["name"], second["subject"]) == ("b_FLAIR", "b_FLAIR")  # of the image that is there
+    assert (second["name"], second["subject"]) == ("b_FLAIR", "b")  # of the image that is there
     write_datalist(tmp_path / "again.json", {"test": [first, second]})
     again = json.loads((tmp_path / "again.json").read_text())["test"]
     assert [case["image"] for case in again] == [["a_T1.nii.gz", None], [None, "b_FLAIR.nii.gz"]]
@@ -679,3 +679,157 @@ def test_slices_with_little_brain_are_left_out():
     assert BrainSlices([{"image": volume}, {"image": volume}], every=2).volumes.tolist() == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="no slice with more than 1% brain in 1 volumes"):
         BrainSlices([{"image": torch.zeros(1, 4, 4, 2)}])
+
+
+# names as other tools give them
+
+
+def test_visits_of_one_person_are_one_subject(tmp_path, caplog):
+    for name in ("patient01_study1", "patient01_study2", "patient02_ses-a", "patient02_baseline", "patient02_20190131"):
+        save(tmp_path / f"{name}_FLAIR.nii.gz")
+    cases = list_cases(tmp_path)
+    assert [case["subject"] for case in cases] == ["patient01"] * 2 + ["patient02"] * 3
+    assert len({case["name"] for case in cases}) == 5
+    assert not caplog.text
+
+
+def test_subjects_do_not_depend_on_sequence_and_visit_in_a_file_name():
+    images = {
+        "a/P14_T1_FLAIR.nii.gz": "P14",  # a visit called T1
+        "a/p1_v2_T1w.nii.gz": "p1",
+        "a/07/visit2/FLAIR.nii.gz": "07",
+        "a/07_m12/T1.nii": "07",
+        "a/scan_0001.nii.gz": "scan_0001",
+        "a/study1_FLAIR.nii.gz": "study1",  # nothing is left without it
+        "a/IXI002-Guys-0828-T1.nii.gz": "IXI002-Guys-0828",
+        "bids/sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz": "sub-01",
+    }
+    assert {image: subject_of({"image": image}) for image in images} == images
+    assert subject_of({"image": ["a/p_1_0000.nii.gz", "a/p_1_0001.nii.gz"]}) == "p_1"
+
+
+def test_numbered_names_that_may_be_visits_are_warned_of(tmp_path, caplog):
+    for name in ("training01_01", "training01_02", "training02_01", "patient_1", "patient_2"):
+        save(tmp_path / f"{name}_flair.nii.gz")
+    assert len({case["subject"] for case in list_cases(tmp_path)}) == 5
+    assert "training01_01, training01_02 are taken for people of their own" in caplog.text
+    assert "patient_1" not in caplog.text
+
+
+def test_a_folder_of_nnunet_is_read_by_its_description_or_refused(tmp_path):
+    folder = tmp_path / "imagesTr"
+    for name in ("a_0000", "a_0001", "b_0000", "b_0001"):
+        save(folder / f"{name}.nii.gz")
+    save(tmp_path / "labelsTr" / "a.nii.gz")
+    with pytest.raises(InputError, match="files that end in _0000 and _0001, the channels of nnU-Net, expected"):
+        list_cases(folder)
+    save_json(tmp_path / "dataset.json", {"channel_names": {"0": "T1", "1": "FLAIR"}})
+    first, second = list_cases(folder)
+    assert (first["image"], first["subject"]) == (str(folder / "a_0001.nii.gz"), "a")
+    assert first["label"] == str(tmp_path / "labelsTr" / "a.nii.gz")
+    assert second == {"image": str(folder / "b_0001.nii.gz"), "subject": "b", "name": "b_0001"}
+    both = list_cases(folder, sequences=["FLAIR", "T1w"])
+    assert both[0]["image"] == [str(folder / "a_0001.nii.gz"), str(folder / "a_0000.nii.gz")]
+    with pytest.raises(InputError, match=r"dataset\.json has the channels T1, FLAIR, expected T2w"):
+        list_cases(folder, sequences=["T2w"])
+    (folder / "b_0001.nii.gz").unlink()
+    with pytest.raises(InputError, match="b_0001 does not exist, expected FLAIR there"):
+        list_cases(folder)
+
+
+def test_channels_are_not_people_in_a_datalist_either(tmp_path):
+    images = [str(save(tmp_path / f"a_000{channel}.nii.gz")) for channel in (0, 1)]
+    with pytest.raises(InputError, match=r"a_0000\.nii\.gz and .*a_0001\.nii\.gz as two cases, by their names"):
+        list_cases(datalist_file=save_json(tmp_path / "c.json", [{"image": image} for image in images]))
+    told = {"sequences": ["T1w", "FLAIR"], "test": [{"image": images}]}
+    (case,) = list_cases(datalist_file=save_json(tmp_path / "c.json", told))
+    assert case["image"] == images[1]
+    named = [{"image": image, "subject": image} for image in images]
+    assert len(list_cases(datalist_file=save_json(tmp_path / "c.json", named))) == 2
+
+
+def test_the_mask_beside_a_scan_of_fmriprep_is_its_mask(tmp_path):
+    anat = tmp_path / "sub-01" / "anat"
+    for space in ("", "space-MNI_"):
+        save(anat / f"sub-01_{space}desc-preproc_T1w.nii.gz")
+        save(anat / f"sub-01_{space}desc-brain_mask.nii.gz")
+    native, template = list_cases(tmp_path, sequences=["T1w"])
+    assert native["brain_mask"] == str(anat / "sub-01_desc-brain_mask.nii.gz")
+    assert template["brain_mask"] == str(anat / "sub-01_space-MNI_desc-brain_mask.nii.gz")
+    assert native["subject"] == template["subject"] == "sub-01"
+
+
+def test_endings_in_upper_case_and_pairs_of_files_are_found(tmp_path):
+    save(tmp_path / "a.nii.gz").rename(tmp_path / "a_FLAIR.NII.GZ")
+    save(tmp_path / "a.nii.gz").rename(tmp_path / "a_BrainMask.NII.GZ")
+    nib.save(nib.Nifti1Pair(np.ones((4, 5, 6), dtype=np.float32), AFFINE), tmp_path / "b_FLAIR.img")
+    first, second = list_cases(tmp_path)
+    assert first["brain_mask"] == str(tmp_path / "a_BrainMask.NII.GZ")
+    assert second["image"] == str(tmp_path / "b_FLAIR.hdr")
+
+
+# values of a datalist
+
+
+def test_a_mask_in_a_list_is_a_mask_and_two_are_refused(tmp_path):
+    image, mask = str(save(tmp_path / "a.nii.gz")), str(save(tmp_path / "m.nii.gz"))
+    (case,) = list_cases(datalist_file=save_json(tmp_path / "c.json", [{"image": image, "brain_mask": ["m.nii.gz"]}]))
+    assert case["brain_mask"] == mask
+    for wrong in (["m.nii.gz", "m.nii.gz"], 5, True, {"a": 1}):
+        for key in ("brain_mask", "label"):
+            with pytest.raises(InputError, match=rf"item 0 of .*c\.json has {key} .*, expected one path"):
+                list_cases(datalist_file=save_json(tmp_path / "c.json", [{"image": image, key: wrong}]))
+
+
+@pytest.mark.parametrize("nothing", [None, "n/a", "N/A", ""])
+def test_what_is_not_there_may_be_said_in_a_datalist(tmp_path, nothing):
+    image = str(save(tmp_path / "a.nii.gz"))
+    item = {"image": image, "label": nothing, "brain_mask": nothing}
+    (case,) = list_cases(datalist_file=save_json(tmp_path / "c.json", [item]))
+    assert set(case) == {"image", "subject", "name"}
+
+
+def test_a_datalist_may_begin_with_a_byte_order_mark(tmp_path):
+    save(tmp_path / "a.nii.gz")
+    (tmp_path / "c.json").write_text(json.dumps([{"image": "a.nii.gz"}]), encoding="utf-8-sig")
+    assert len(list_cases(datalist_file=tmp_path / "c.json")) == 1
+
+
+def test_columns_that_no_bundle_asks_for_do_no_harm(tmp_path):
+    save(tmp_path / "a.nii.gz")
+    item = {"image": "a.nii.gz", "score": "3.5", "age": 41, "pred": 5, "prob": "x", "failure": "x", "weight": 70}
+    (case,) = list_cases(datalist_file=save_json(tmp_path / "c.json", [item]))
+    assert set(case) == {"image", "subject", "name", "score", "age"}
+
+
+@pytest.mark.parametrize("names", [["FLAIR", "flair"], ["T1w", "FLAIR", "T1"]])
+def test_a_sequence_that_is_named_twice_is_refused(tmp_path, names):
+    save(tmp_path / "a.nii.gz")
+    content = {"sequences": names, "test": [{"image": ["a.nii.gz"] * len(names)}]}
+    with pytest.raises(InputError, match=r"c\.json has sequences .*, expected (FLAIR|T1w) once"):
+        list_cases(datalist_file=save_json(tmp_path / "c.json", content))
+    with pytest.raises(InputError, match=r"sequences is .*, expected (FLAIR|T1w) once"):
+        list_cases(tmp_path, sequences=names)
+
+
+@pytest.mark.parametrize("names", [5, [], ["", "T1w"], [5]])
+def test_sequences_that_are_no_names_are_refused(tmp_path, names):
+    with pytest.raises(InputError, match=r"sequences is .*, expected a list of names"):
+        list_cases(tmp_path, sequences=names)
+
+
+@pytest.mark.parametrize("image", ["~nobody-here/a.nii.gz", "a\0b.nii.gz", "x" * 300 + ".nii.gz", 5, {"a": 1}, [], [5]])
+def test_images_that_cannot_be_files_are_one_sentence(tmp_path, image):
+    with pytest.raises(InputError):
+        list_cases(datalist_file=save_json(tmp_path / "c.json", [{"image": image}]))
+
+
+def test_a_section_without_a_lesion_is_refused_before_anything_is_learned(tmp_path):
+    empty, full = str(save(tmp_path / "e.nii.gz", value=0)), str(save(tmp_path / "f.nii.gz"))
+    items = [{"image": full, "label": empty}, {"image": str(save(tmp_path / "g.nii.gz"))}]
+    path = save_json(tmp_path / "c.json", {"validation": items})
+    with pytest.raises(InputError, match=r"none of the 1 labels of the validation section of .*c\.json has a lesion"):
+        list_cases(datalist_file=path, section="validation", lesions=True)
+    assert len(list_cases(datalist_file=path, section="validation")) == 2
+    items[1]["label"] = full
+    assert len(list_cases(datalist_file=save_json(path, {"validation": items}), lesions=True)) == 2

@@ -160,7 +160,7 @@ def test_what_was_built_before_the_run_is_not_built_anew():
         ({"mirorr": "false"}, "--mirorr is no option, expected --mirror"),
         (
             {"max_epochs": 3},
-            "--max_epochs is no option of this config, expected one of bundle_root, mirror, output_dir, ",
+            "--max_epochs is no option of this config, expected one of bundle_root, mirror, ",
         ),
         ({"extra": {"a": 1}}, "--extra is no option, expected one of"),
         ({"threshold": "abc"}, "threshold is 'abc', expected a number above 0"),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -19,6 +20,7 @@ from common.metrics import average_precision, best_dice, dice, hd95_mm, lesion_d
 from common.page import CaseView, Section, Table, Tile
 from common.pictures import PREDICTION_COLOR, REFERENCE_COLOR, case_pictures
 from common.report import Report, write_html_report
+from common.tables import delimited
 
 SHAPE = (20, 24, 18)
 # 2 x 1.5 x 3 mm, stored as LPS: 9 mm^3 a voxel
@@ -588,3 +590,39 @@ def test_labels_are_filled_in_colors_of_their_own_and_named():
     blue, green = (colored[:, c] == colored.max(axis=1) for c in (2, 1))
     assert blue.sum() > 1000
     assert green.sum() > 500
+
+
+def test_one_case_that_cannot_be_scored_does_not_cost_the_report_of_the_others(cohort):
+    cases, out, *_ = cohort
+    label = cases[1]["label"]
+    Path(label).write_bytes(Path(label).read_bytes()[:200])
+    with pytest.raises(InputError, match=r"poor_lesion\.nii\.gz cannot be read"):
+        Report(cases, out).write()
+    assert not (out / "report.html").exists()
+    failures = {"missed": "no image"}
+    report = Report(cases, out, keep_going=True)
+    report.write(failures)
+    assert list(failures) == ["missed", "poor"]  # so that the run ends by an error
+    assert {row["name"] for row in report.rows} == {"good", "healthy"}
+    page = (out / "report.html").read_text()
+    assert "poor_lesion.nii.gz cannot be read" in page
+    assert "no image" in page
+    with pytest.raises(InputError, match=r"none of the 1 cases can be scored: .*poor_lesion"):
+        Report([cases[1]], out, keep_going=True).write()
+
+
+def test_a_reference_that_is_stored_by_a_slope_is_the_same_reference(cohort):
+    cases, out, masks, _ = cohort
+    image = nib.Nifti1Image(masks["good"][1] * 255, AFFINE)
+    image.header.set_slope_inter(1 / 255, 0)
+    expected = Evaluation(cases[:1], out).rows
+    nib.save(image, cases[0]["label"])
+    assert Evaluation(cases[:1], out).rows == expected
+    assert Evaluation(cases[:1], out).pooled["lesion"]["best_dice_any_threshold"] > 0
+
+
+def test_no_cell_of_a_table_is_a_formula():
+    values = ["=1+1", "@SUM(A1)", "+1+cmd", "-2+3", "\t=1", "\r=1"]
+    numbers = ["-2.5", "+1e3", -2.5, 3, True, None, float("nan"), "a"]
+    assert delimited([numbers]) == "-2.5,+1e3,-2.5,3,true,,,a\n"
+    assert delimited([values], "\t") == "'=1+1\t'@SUM(A1)\t'+1+cmd\t'-2+3\t'=1\t'=1\n"

@@ -293,10 +293,54 @@ def test_fluid_that_is_zero_inside_the_brain_is_brain():
 
 
 def test_a_given_mask_wins_over_the_voxels():
-    mask = meta(torch.tensor([1.0, 0, 2, 0]).reshape(1, 4, 1, 1))
+    mask = meta(torch.tensor([255.0, 0, 255, 0]).reshape(1, 4, 1, 1))
     out = BrainMaskd()({"image": meta(torch.arange(1.0, 5).reshape(1, 4, 1, 1)), "brain_mask": mask})
     assert out["brain_mask"].flatten().tolist() == [1, 0, 1, 0]
     assert out["image"].flatten().tolist() == [1, 0, 3, 0]
+
+
+SOFT = ndimage.gaussian_filter(np.pad(np.ones((4, 4, 4), dtype=np.float32), 2), 1)[None]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [SOFT, SOFT - 0.01, 2 * (SOFT > 0.5) - 1.0, (SOFT > 0.5) + 1e-2, (SOFT > 0.5) + 1.0 * (SOFT > 0.8), -1 + 0 * SOFT],
+    ids=["soft", "spline", "-1 outside", "0.01 outside", "tissues", "-1"],
+)
+def test_what_is_no_mask_of_two_values_is_refused(mask):
+    image = meta(uneven(torch.ones(1, 8, 8, 8)))
+    with pytest.raises(InputError, match=r"the brain mask scan\.nii\.gz of scan\.nii\.gz is no mask: .* values from"):
+        BrainMaskd()({"image": image, "brain_mask": meta(mask.astype(np.float32))})
+    inside = (SOFT > 0.5) * np.float32(200)
+    out = BrainMaskd()({"image": image, "brain_mask": meta(inside + np.float32(1e-6))})  # rounding is no third value
+    np.testing.assert_array_equal(np.asarray(out["brain_mask"]), inside > 0)
+
+
+def test_a_given_mask_is_looked_at_as_the_image_would_be(caplog):
+    caplog.set_level(logging.WARNING)
+    image = torch.zeros(1, 20, 20, 20)
+    image[0, 2:12, 2:12, 2:12] = 1
+    brain, image = meta(image, spacing=(14.0, 14, 14)), meta(uneven(torch.ones_like(image)), spacing=(14.0, 14, 14))
+    BrainMaskd()({"image": image, "brain_mask": brain})
+    assert "scan.nii.gz: 2.7 l are in the brain mask, expected a brain of up to 2.4 l" in caplog.text
+    BrainMaskd()({"image": image, "brain_mask": meta(torch.ones(1, 20, 20, 20), spacing=(14.0, 14, 14))})
+    assert "100 % of the voxels are in the brain mask" in caplog.text
+
+
+def test_a_background_of_almost_0_is_0_and_one_of_another_value_is_refused():
+    brain = np.zeros((1, 9, 9, 9), dtype=np.float32)
+    brain[0, 2:7, 2:7, 2:7] = 1
+    image = np.asarray(uneven(torch.from_numpy(brain)))
+    almost = np.where(brain > 0, image, np.float32(1e-5))
+    out = BrainMaskd()({"image": meta(almost)})
+    np.testing.assert_array_equal(np.asarray(out["brain_mask"]), brain)
+    np.testing.assert_array_equal(np.asarray(out["image"]), image)
+    other = np.where(brain > 0, image, np.float32(-1000))
+    other[0, 0, 4, 4] = 0  # elsewhere "no voxel is 0" says it
+    with pytest.raises(
+        InputError, match=r"scan\.nii\.gz: 83 % of the voxels are -1000, corners among them, expected 0"
+    ):
+        BrainMaskd()({"image": meta(other)})
 
 
 def test_an_image_with_a_skull_is_warned_of(caplog):
@@ -342,7 +386,7 @@ def test_an_empty_mask_and_a_mask_of_another_grid_are_refused():
     image = meta(torch.ones(1, 4, 4, 4))
     with pytest.raises(InputError, match=r"the brain mask of scan\.nii\.gz is empty"):
         BrainMaskd()({"image": image, "brain_mask": meta(torch.zeros(1, 4, 4, 4))})
-    with pytest.raises(InputError, match="have affines that differ by up to 1 mm, expected image and mask on one grid"):
+    with pytest.raises(InputError, match="have affines that differ by up to 3 mm at a corner, expected image and mask"):
         BrainMaskd()({"image": image, "brain_mask": meta(torch.ones(1, 4, 4, 4), spacing=(1, 2, 1))})
     with pytest.raises(InputError, match="has 2 channels, expected 1"):
         BrainMaskd()({"image": image, "brain_mask": meta(torch.ones(2, 4, 4, 4))})

@@ -39,6 +39,16 @@ def test_lesions_are_bright_on_flair_and_dark_on_t1_and_the_rest_stays(healthy):
     assert not images["FLAIR"][healthy.tissues == 0].any()
 
 
+def test_lesions_may_hide_on_t1w_and_are_as_bright_on_flair(healthy):
+    hidden, lesion = implanted(healthy, t1w_contrast=(0.0, 0.0))
+    marked, same = implanted(healthy, t1w_contrast=(1.0, 1.0))
+    np.testing.assert_array_equal(lesion, same)
+    np.testing.assert_array_equal(hidden["FLAIR"], marked["FLAIR"])
+    level = np.median(hidden["T1w"][(healthy.tissues == 3) & (lesion == 0)])
+    assert np.median(hidden["T1w"][lesion > 0]) == pytest.approx(level, rel=0.06)
+    assert np.median(marked["T1w"][lesion > 0]) < 0.8 * level
+
+
 def test_the_same_seed_gives_the_same_scan_in_any_unit(healthy):
     first, lesion = implanted(healthy, contrast=(0.6, 1.2), gamma=(0.8, 1.2))
     scaled = {name: 700 * image for name, image in healthy.images.items()}
@@ -97,6 +107,14 @@ def test_a_cohort_of_scans_keeps_people_apart_and_grids_as_they_are(healthy, tmp
     tissues = np.asarray(nib.load(datalist.parent / content["training"][0]["tissues"]).dataobj)
     np.testing.assert_array_equal(tissues == 4, first)
     (item,) = scans["training"]
+    styles = [{"t1w_contrast": (c, c), "pathology": "ms_confluent"} for c in (0.0, 1.0)]
+    datalist = implant_cohort(tmp_path / "styles", {"training": [item]}, counts, styles=styles, num_workers=1)
+    darkness = []
+    for case in json.loads(datalist.read_text())["training"]:
+        assert case["lesion_ml"] > 5
+        t1w, tissues = (np.asarray(nib.load(datalist.parent / case[key]).dataobj) for key in ("T1w", "tissues"))
+        darkness.append(np.median(t1w[tissues == 4]) / np.median(t1w[tissues == 3]))
+    assert darkness[0] > 0.93 > 0.8 > darkness[1]
     del item["FLAIR"]
     datalist = implant_cohort(tmp_path / "t1w", {"training": [item]}, {"training": 1}, sequence="T1w", num_workers=1)
     content = json.loads(datalist.read_text())

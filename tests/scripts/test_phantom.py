@@ -20,8 +20,10 @@ from phantom import (
 )
 from phantom.anatomy import Deformation
 from phantom.cohort import make_cohort
+from phantom.contrast import LESION_RANGE, SCANNERS, Scanner, lesion_contrasts
 
 COARSE = Grid.axial(3.0)
+PINNED = {"T1w": 35941.34, "T2w": 69465.37, "FLAIR": 49996.59}  # sums of the patient below
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,63 @@ def test_lesion_loads_are_those_of_the_measured_patients():
     assert 40 < np.quantile(load, 0.95) < 80
     assert 40 < np.median([len(v) for v in patients]) < 110
     assert 12 < np.median(np.concatenate(patients)) < 35
+
+
+def test_confluent_lesions_hold_most_of_a_large_load():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        volumes = ms_lesion_volumes(rng, confluent=True)
+        load = volumes.sum()
+        assert 9_999 < load < 60_001
+        assert volumes[-5:].sum() / load > 0.59
+        assert volumes[-2:].sum() > 0.2 * load
+        assert len(volumes) > 20
+
+
+def test_the_contrast_of_lesions_on_t1w_is_drawn_apart_from_flair_and_from_severity():
+    rng, severity = np.random.default_rng(0), torch.tensor([0.0, 1.0])
+    style = Scanner(lesion_t1w=(0.0, 1.15))
+    drawn = [lesion_contrasts(0.8, style, ["FLAIR", "T1w"], Grid((2, 2, 2), np.eye(4)), rng) for _ in range(400)]
+    factors = np.array([contrasts["T1w"].factor for contrasts in drawn])
+    assert 0.1 < np.mean(factors < 0.2) < 0.25  # of 0 to 1.15 evenly: 0.174
+    assert 0.08 < np.mean(factors > 1) < 0.2
+    mild, severe = LESION_RANGE["FLAIR"]
+    first = drawn[0]
+    np.testing.assert_allclose(
+        first["FLAIR"].tone("FLAIR", severity), [1 + 0.8 * (mild - 1), 1 + 0.8 * (severe - 1)], rtol=1e-6
+    )
+    expected = 1 + factors[0] * (LESION_RANGE["T1w"][1] - 1)
+    np.testing.assert_allclose(first["T1w"].tone("T1w", severity), [expected, expected], rtol=1e-6)
+    plain = lesion_contrasts(0.8, Scanner(), ["T1w"], Grid((2, 2, 2), np.eye(4)), rng)["T1w"]
+    assert (plain.factor, plain.severity, plain.uneven) == (0.8, None, None)
+
+
+def test_lesions_vary_inside_in_each_sequence_on_its_own():
+    grid = Grid((40, 40, 40), np.eye(4))
+    contrasts = lesion_contrasts(1.0, Scanner(lesion_variation=0.25), ["FLAIR", "T1w"], grid, np.random.default_rng(1))
+    uneven = [contrasts[name].uneven for name in ("FLAIR", "T1w")]
+    assert all(0.2 < float(u.std()) < 0.3 and float(u.mean()) == pytest.approx(1, abs=0.1) for u in uneven)
+    assert abs(np.corrcoef(*(u.ravel() for u in uneven))[0, 1]) < 0.5
+
+
+def test_lesions_that_t1w_does_not_show_are_as_bright_on_flair(patient):
+    def subject(contrast):
+        scanner = Scanner(lesion_t1w=(contrast, contrast))
+        return make_subject(1, "ms", scanner, COARSE, sequences=("FLAIR", "T1w"))
+
+    hidden, marked = subject(0.0), subject(1.0)
+    np.testing.assert_array_equal(hidden.images["FLAIR"], marked.images["FLAIR"])
+    lesion, white = hidden.lesion > 0, hidden.tissues == 3
+    level = np.median(hidden.images["T1w"][white])
+    assert np.median(hidden.images["T1w"][lesion]) > 0.93 * level
+    assert np.median(marked.images["T1w"][lesion]) < 0.85 * level
+    np.testing.assert_array_equal(hidden.lesion, patient.lesion)
+
+
+def test_a_scanner_without_options_makes_the_scans_that_it_always_made(patient):
+    sums = {name: float(image.sum(dtype=np.float64)) for name, image in patient.images.items()}
+    assert sums == pytest.approx(PINNED, rel=1e-4)
+    assert {SCANNERS[name].lesion_t1w for name in ("A", "B", "mixed")} == {None}
 
 
 def test_a_tissue_map_takes_the_place_of_the_template(healthy):

@@ -1,4 +1,4 @@
-"""Where training patches are cut, and channels that are left out."""
+"""Where training patches are cut, and channels that are left out, or changed one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 
 from common.errors import InputError
 from common.transforms.io import file_of
@@ -66,15 +66,22 @@ class RandDropChanneld(RandomizableTransform, MapTransform):
 
     Args:
         keys: images, (C, *spatial).
-        prob: probability that a channel is left out.
+        prob: probability that a channel is left out, any of them alike; or one probability for each channel.
+
+    Raises:
+        InputError: if probabilities are below 0, or their sum is above 1.
 
     Reference:
         Not in the paper, which takes the sequences that all data sets have.
     """
 
-    def __init__(self, keys: KeysCollection, prob: float = 0.1) -> None:
+    def __init__(self, keys: KeysCollection, prob: float | Sequence[float] = 0.1) -> None:
+        self.shares = None if isinstance(prob, (int, float)) else [float(p) for p in prob]
+        total = float(prob) if self.shares is None else sum(self.shares)
+        if min(self.shares or [total]) < 0 or total > 1:
+            raise InputError(f"the probabilities of a channel to be left out are {prob}, expected 0 to 1 in all")
         MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, prob)
+        RandomizableTransform.__init__(self, total)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -83,11 +90,40 @@ class RandDropChanneld(RandomizableTransform, MapTransform):
         for key in self.key_iterator(d):
             present = [i for i, channel in enumerate(d[key]) if channel.any()]
             if self._do_transform and len(present) > 1:
-                d[key] = self._without(d[key], present[int(choice * len(present))])
+                index = present[int(choice * len(present))] if self.shares is None else self._drawn(choice)
+                d[key] = self._without(d[key], index)
         return d
+
+    def _drawn(self, choice: float) -> int:
+        return int(np.searchsorted(np.cumsum(self.shares) / sum(self.shares), choice, side="right"))
 
     @staticmethod
     def _without(image: torch.Tensor, channel: int) -> torch.Tensor:
         plain = image.as_tensor().clone() if isinstance(image, MetaTensor) else image.clone()
         plain[channel] = 0
         return MetaTensor(plain).copy_meta_from(image) if isinstance(image, MetaTensor) else plain
+
+
+class RandEachChanneld(Randomizable, MapTransform):
+    """Apply a random transform to every channel on its own: sequences of one scan differ in contrast, blur and noise.
+
+    Args:
+        keys: images, (C, *spatial).
+        transform: of images, (1, *spatial) -> the same shape; drawn anew for every channel.
+    """
+
+    def __init__(self, keys: KeysCollection, transform: RandomizableTransform) -> None:
+        super().__init__(keys)
+        self.transform = transform
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandEachChanneld:
+        """As of MONAI; the transform draws from the same state."""
+        super().set_random_state(seed, state)
+        self.transform.set_random_state(state=self.R)
+        return self
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = torch.cat([self.transform(d[key][i : i + 1]) for i in range(len(d[key]))])
+        return d

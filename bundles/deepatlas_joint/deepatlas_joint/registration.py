@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -23,7 +22,9 @@ from common.data import list_cases
 from common.engines.events import gather
 from common.errors import InputError
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
-from common.transforms.io import file_of, grid_difference, on_grid_of, open_scan, stem, write_atomically
+from common.scans import grid_difference, on_grid_of, open_scan, read_scan, stem
+from common.tables import delimited
+from common.transforms.io import file_of, write_atomically
 
 from .validation import mean_dice
 
@@ -230,8 +231,8 @@ def _true_position(world: torch.Tensor, fixed_way: str, moving_way: str, iterati
 
 
 def _field_at(path: str, world: torch.Tensor) -> torch.Tensor:
-    scan = nib.load(path)
-    values = torch.from_numpy(np.asarray(scan.dataobj, dtype=np.float32)[:, :, :, 0]).movedim(-1, 0)
+    field, scan = read_scan(path, volumes=True)
+    values = torch.from_numpy(field[:, :, :, 0]).movedim(-1, 0)
     return sample(values, apply_affine(np.linalg.inv(scan.affine), world))
 
 
@@ -325,12 +326,6 @@ class MeasurePaird(MapTransform):
         if idist.get_rank() > 0:
             return path
         columns = list(dict.fromkeys(name for row in rows for name in row))
-
-        def save(part: Path) -> None:
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(rows)
-
-        write_atomically(path, save)
+        table = delimited([columns, *([row.get(name) for name in columns] for row in rows)])
+        write_atomically(path, lambda part: part.write_text(table, encoding="utf-8", newline=""))
         return path

@@ -10,7 +10,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, MultiSampleTrait, Randomizable
 
-from common.data import list_cases
+from common.data import check_lesions, list_cases
 from common.errors import InputError
 
 
@@ -33,7 +33,8 @@ def anomaly_cases(
         Cases with ``healthy``; those where it is false have ``label``.
 
     Raises:
-        InputError: if there is no case at all, or one is both labelled and healthy.
+        InputError: if there is no case at all, one is both labelled and healthy, or nobody is healthy and no label has
+            a lesion.
     """
     cases = []
     if dataset_dir is not None or datalist_file is not None:
@@ -51,6 +52,8 @@ def anomaly_cases(
         raise InputError(
             "none of dataset_dir, datalist_file and healthy_datalist_file is given, expected labelled or healthy cases"
         )
+    if not any(case["healthy"] for case in cases):
+        check_lesions(cases, f"the {section} section of {datalist_file or dataset_dir}")
     return cases
 
 

@@ -27,7 +27,7 @@ def write_pseudo_datalist(cases: Sequence[dict[str, Any]], output_dir: str | Pat
     Args:
         cases: what the teacher was run on.
         output_dir: where it wrote ``<name>_seg.nii.gz``, and ``<name>_prob.nii.gz``, the map that was cut at the
-            threshold. The map, where there is one, is listed as ``score``; soft labels are made of it.
+            threshold. The map, where there is one, is listed as ``predicted_map``; soft labels are made of it.
         source: how the masks came about; kept in every item.
 
     Raises:
@@ -43,7 +43,7 @@ def write_pseudo_datalist(cases: Sequence[dict[str, Any]], output_dir: str | Pat
         items.append({**{key: case[key] for key in kept if key in case}, "label": str(mask), "label_source": source})
         score = output_dir / f"{case['name']}_prob.nii.gz"
         if score.is_file():
-            items[-1]["score"] = str(score)
+            items[-1]["predicted_map"] = str(score)
     path = write_datalist(output_dir / "datalist.json", {"training": items})
     logger.info("%d pseudo-labelled scans in %s", len(items), path)
     return path
@@ -71,7 +71,7 @@ def training_cases(
         soft_range: makes pseudo-labels soft, see :class:`SoftLabeld`; None leaves them masks, as in the paper.
 
     Returns:
-        Cases with ``weight`` and ``soft`` for the loss, those with soft labels with ``score``.
+        Cases with ``weight`` and ``soft`` for the loss, those with soft labels with ``predicted_map``.
 
     Raises:
         InputError: if nothing is left to train on, a scan is both labelled and pseudo-labelled, an epoch is too short
@@ -81,7 +81,7 @@ def training_cases(
     cases = [{**case, "weight": 1.0, "soft": False} for case in labelled] if use_labels else []
     if pseudo_datalist_file is not None:
         soft = soft_range is not None
-        needed = ["label", "score"] if soft else ["label"]
+        needed = ["label", "predicted_map"] if soft else ["label"]
         pseudo = list_cases(datalist_file=pseudo_datalist_file, sequences=sequences, require=needed)
         pseudo = [{**case, "weight": float(pseudo_weight), "soft": soft} for case in pseudo]
         both = _files(cases) & _files(pseudo)
@@ -109,7 +109,7 @@ class SoftLabeld(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, score_key: str = "score", soft_range: Sequence[float] | None = None
+        self, keys: KeysCollection, score_key: str = "predicted_map", soft_range: Sequence[float] | None = None
     ) -> None:
         super().__init__(keys)
         self.score_key = score_key

@@ -1,4 +1,4 @@
-"""Checks and exports that run a bundle's code: the process of ``verify_bundle.py`` and ``export_bundle.py``.
+"""Checks and exports that run a bundle's code: the process of :mod:`release.verification` and :mod:`release.exporting`.
 
 Not a command for users. It is started with ``python -I``, so that the folder of the package, which it adds, is the only
 one on the import path beside the installed packages: code that is missing in the package is missing here. A job comes

@@ -1,0 +1,1 @@
+"""A release of a bundle: its package, the checks and exports of it."""
