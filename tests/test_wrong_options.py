@@ -122,7 +122,7 @@ def test_a_truth_value_of_any_bundle_is_what_it_says(bundle, text):
         ({"datalist": "cases.json"}, "--datalist is no option, expected --datalist_file"),
         ({"outptu_dir": "out"}, "--outptu_dir is no option, expected --output_dir"),
         ({"nomirror": True}, "--nomirror is no option"),
-        ({"wieghts": "a.pt"}, "--wieghts is no option, expected --weights"),
+        ({"weightz": "a.pt"}, "--weightz is no option, expected --weights"),
         ({"devise": "cpu"}, "--devise is no option, expected --device"),
         ({"learning_rate": 0.1}, "--learning_rate is no option of this config, expected "),
         ({"max_epochs": 1}, "--max_epochs is no option of this config, expected "),
@@ -258,7 +258,7 @@ def test_a_bundle_ends_at_a_wrong_option_with_one_line_and_writes_nothing(monai_
     layer.write_text('{"threshold": NaN}')
     config = "bundles/uad_autoencoder/configs/inference.json"
     rows = [
-        ((config, "--mirorr", "false"), "error: --mirorr is no option, expected --mirror"),
+        ((config, "--mirrorr", "false"), "error: --mirrorr is no option, expected --mirror"),
         ((config, "--threshold", "50"), "error: threshold is 50, expected a number from 0 to 1"),
         ((config, "--mirror", "maybe"), "error: mirror is 'maybe', expected true or false"),
         ((config, "--datalist", "cases.json"), "error: --datalist is no option, expected --datalist_file"),

@@ -157,7 +157,7 @@ def test_what_was_built_before_the_run_is_not_built_anew():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"mirorr": "false"}, "--mirorr is no option, expected --mirror"),
+        ({"mirrorr": "false"}, "--mirrorr is no option, expected --mirror"),
         (
             {"max_epochs": 3},
             "--max_epochs is no option of this config, expected one of bundle_root, mirror, ",
