@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -26,6 +25,7 @@ from scipy import ndimage
 
 from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
+from .scans import VOXEL_MM, grid_difference, read_scan, whole_numbers
 from .transforms.intensity import fill_holes
 from .transforms.io import file_of
 
@@ -97,7 +97,15 @@ def average_of_label_maps(
         classes: how many, background included.
         sigma_mm: sd of the Gaussian that smooths the classes.
         spacing_mm: voxel size.
+
+    Raises:
+        InputError: if a map is empty, or the numbers make no sense.
     """
+    if not sigma_mm >= 0 or not VOXEL_MM[0] <= spacing_mm <= VOXEL_MM[1]:
+        raise InputError(
+            f"sigma_mm is {sigma_mm:g} and spacing_mm {spacing_mm:g}, expected 0 or more and {VOXEL_MM[0]:g} to "
+            f"{VOXEL_MM[1]:g}"
+        )
     corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
     margin = 4 * sigma_mm + 2 * spacing_mm
     low = np.min([c.min(0) for c in corners], axis=0) - margin
@@ -119,7 +127,9 @@ def average_of_label_maps(
 
 def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
     """Corners of the box around what is not 0, (8, 3), voxels."""
-    box = ndimage.find_objects((labels > 0).astype(np.uint8))[0]
+    box = next(iter(ndimage.find_objects((labels > 0).astype(np.uint8))), None)
+    if box is None:
+        raise InputError("a label map is 0 everywhere, expected other labels in it")
     return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
 
 
@@ -155,15 +165,13 @@ def open_atlas(
 
 
 def _read_maps(paths: Sequence[str]) -> Atlas:
-    scans = [_open(path) for path in paths]
-    first = scans[0]
-    for path, scan in zip(paths, scans, strict=True):
-        if scan.shape[:3] != first.shape[:3] or not np.allclose(scan.affine, first.affine, atol=1e-3):
-            raise InputError(f"{path} and {paths[0]} differ in shape or affine, expected one grid for all classes")
-    maps = np.concatenate([np.asarray(s.dataobj, dtype=np.float32).reshape(*s.shape[:3], -1) for s in scans], axis=3)
-    maps = np.moveaxis(maps, 3, 0)
-    if not np.isfinite(maps).all():
-        raise InputError(f"{', '.join(paths)} has NaN or infinite voxels, expected probabilities")
+    scans = [read_scan(path, volumes=True) for path in paths]
+    affine = scans[0][1].affine
+    for path, (values, scan) in zip(paths, scans, strict=True):
+        difference = grid_difference(values.shape[:3], scan.affine, scans[0][0].shape[:3], affine)
+        if difference:
+            raise InputError(f"{path} and {paths[0]} have {difference}, expected one grid for all classes")
+    maps = np.moveaxis(np.concatenate([v.reshape(*v.shape[:3], -1) for v, _ in scans], axis=3), 3, 0)
     if maps.min() < 0:
         raise InputError(f"{', '.join(paths)} has probabilities down to {maps.min():g}, expected 0 or above")
     total = maps.sum(0)
@@ -173,11 +181,11 @@ def _read_maps(paths: Sequence[str]) -> Atlas:
             f"{', '.join(paths)}: the sum over {len(maps)} classes differs from 1 by up to {off:.3g}, expected at most "
             "0.02; background is the first class"
         )
-    return Atlas(torch.from_numpy(maps / total), first.affine)
+    return Atlas(torch.from_numpy(maps / total), affine)
 
 
 def _atlas_of_label_map(paths: Sequence[str], sigma_mm: float) -> Atlas:
-    if len(paths) != 1 or not sigma_mm >= 0:
+    if len(paths) != 1 or not (isinstance(sigma_mm, int | float) and sigma_mm >= 0):
         raise InputError(f"label_sigma_mm is {sigma_mm} for {len(paths)} files, expected 0 or above and one label map")
     labels, affine = read_label_map(paths[0])
     classes = torch.nn.functional.one_hot(torch.from_numpy(labels).long()).movedim(-1, 0).float()
@@ -190,20 +198,11 @@ def read_label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: if it holds something else.
     """
-    scan = _open(path)
-    values = np.asarray(scan.dataobj).squeeze()
-    if values.ndim != 3 or (values != np.floor(values)).any() or values.min() < 0 or values.max() > 255:
-        raise InputError(f"{path} has shape {scan.shape} and values up to {values.max():g}, expected labels 0, 1, ...")
+    values, scan = read_scan(path, dtype=None)
+    values = whole_numbers(values, path)
+    if values.min() < 0 or values.max() > 255:
+        raise InputError(f"{path} has values from {values.min():g} to {values.max():g}, expected labels 0, 1, ... 255")
     return values.astype(np.int64), scan.affine
-
-
-def _open(path: str) -> nib.Nifti1Image:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file, expected an atlas")
-    try:
-        return nib.load(path)
-    except nib.filebasedimages.ImageFileError as e:
-        raise InputError(f"{path} cannot be read ({e}), expected a NIfTI file") from e
 
 
 def atlas_on_grid(atlas: Atlas, to_atlas: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> torch.Tensor:

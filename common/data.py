@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -19,11 +18,12 @@ from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
 from tqdm import tqdm
 
 from .errors import InputError, find_input_error, is_out_of_memory
+from .files import read_json, write_json
 from .scans import grid_difference, is_scan_name, open_scan, read_scan, stem
-from .transforms.io import write_atomically
 
 logger = logging.getLogger(__name__)
 
+CASES = "a list of cases or a dict of such lists"
 _SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
 # endings of files that are no scan to work on, for a folder whose files do not name their sequence
 _DERIVED = ("seg", "dseg", "prob", "mask", "brainmask", "label", "labels", "lesion", "lesions", "tissue", "tissues")
@@ -109,7 +109,7 @@ def list_cases(
         source = Path(str(datalist_file))
         if dataset_dir is not None and Path(dataset_dir).resolve() not in source.resolve().parents:
             raise InputError(f"{source} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
-        content = read_json(source)
+        content = read_json(source, CASES)
         cases = _cases_of_datalist(content, source, section, mask_key)
         if healthy is not None:
             cases = _of_health(cases, healthy, content, source, section)
@@ -215,7 +215,7 @@ def split_by_subject(
         part -> cases, in the order given.
 
     Raises:
-        InputError: if there are fewer subjects than parts.
+        InputError: if there are fewer subjects than parts, or the seed is below 0.
         ValueError: if a fraction is not positive or their sum is not 1.
     """
     if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
@@ -225,6 +225,8 @@ def split_by_subject(
         raise InputError(
             f"{len(subjects)} subjects cannot fill {', '.join(fractions)}, expected {len(fractions)} or more"
         )
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
     np.random.default_rng(seed).shuffle(subjects)
     part_of: dict[str, str] = {}
     for part, count in _shares(len(subjects), fractions).items():
@@ -348,23 +350,8 @@ def write_datalist(
         ]
         for section, cases in sections.items()
     }
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(path, content)
     return path
-
-
-def read_json(path: Path, what: str = "a list of cases or a dict of such lists") -> Any:
-    """What a JSON file holds, by default one of cases.
-
-    Raises:
-        InputError: if it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file: {what}") from e
-    except (ValueError, RecursionError) as e:
-        raise InputError(f"{path} is no valid JSON ({e}), expected {what}") from e
 
 
 def sections_of(content: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -390,7 +377,7 @@ def read_sections(path: str | Path) -> tuple[dict[str, Any], dict[str, list[dict
         InputError: if the file cannot be read, has another form, or lists no case.
     """
     path = Path(path)
-    content = read_json(path)
+    content = read_json(path, CASES)
     content = {"training": content} if isinstance(content, list) else content
     _items_of(content, None, path)  # refuses what is no dict
     names = [*sections_of(content)]
@@ -798,6 +785,9 @@ def _checked_sequences(names: Any, where: str) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else names
     if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise InputError(f"{where} {str(names)[:80]}, expected a list of names such as T1w")
+    odd = [name for name in names if re.search(r"[^\w .+-]", name) or not name.isprintable()]
+    if odd:
+        raise InputError(f"{where} {str(odd)[:80]}, expected names of letters and digits such as T1w")
     twice = [name for name, count in Counter(map(_short, names)).items() if count > 1]
     if twice:
         named = next(name for name in names if _short(name) == twice[0])

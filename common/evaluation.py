@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import platform
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from .data import refuse_pseudo_labels, subject_of
 from .errors import InputError
+from .files import without_folders, write_text
 from .metrics import (
     LesionDetection,
     PrecisionRecall,
@@ -36,7 +36,7 @@ from .metrics import (
 )
 from .scans import grid_difference, open_scan, whole_numbers
 from .tables import delimited
-from .transforms.io import LoadScand, write_atomically
+from .transforms.io import LoadScand
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Evaluation:
         Args:
             failures: name of a case -> what is wrong with it, as ``ScanEvaluator.failures``.
         """
-        self.failures |= {name: _without_folders(sentence) for name, sentence in failures.items()}
+        self.failures |= {name: without_folders(sentence) for name, sentence in failures.items()}
         self.cases = [case for case in self.cases if case["name"] not in failures]
 
     def leave_out_unreadable(self) -> dict[str, str]:
@@ -228,8 +228,8 @@ class Evaluation:
         """Write ``metrics.csv`` and ``metrics.json`` to ``output_dir``; InputError if that cannot be done."""
         text = json.dumps(_for_json(self.as_dict()), indent=2, allow_nan=False) + "\n"  # computed before any writing
         table = delimited([_COLUMNS, *([row[key] for key in _COLUMNS] for row in self.rows)])
-        write_atomically(self.output_dir / "metrics.csv", lambda part: part.write_text(table, "utf-8", newline=""))
-        write_atomically(self.output_dir / "metrics.json", lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.output_dir / "metrics.csv", table)
+        write_text(self.output_dir / "metrics.json", text)
         for name, metrics in self.summary.items():
             dice = metrics["dice"]
             logger.info("Dice of %s: %.3f, mean of %d cases", name, dice.mean, dice.cases)
@@ -591,13 +591,6 @@ def shown(value: Any) -> Any:
     if isinstance(value, PurePath) or (isinstance(value, str) and PurePath(value).is_absolute()):
         return PurePath(value).name
     return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
-def _without_folders(sentence: str) -> str:
-    """A sentence with the names of files in it, but not their folders, for the same reason."""
-    # a folder may have spaces in its name: up to the name of a NIfTI file all of it goes, elsewhere up to a space
-    folders = r"(?:(?:(?!\.nii).)*[/\\](?=[^/\\]*\.nii)|\S*[/\\])"
-    return re.sub(rf"(?<![^\s'\"(])(?:[A-Za-z]:)?[/\\]{folders}", "", sentence)
 
 
 def versions() -> dict[str, str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .files import without_folders, write_text
 from .pictures import PREDICTION_COLOR, REFERENCE_COLOR, Picture
-from .transforms.io import write_atomically
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Section:
 
 
 def write_html_report(path: str | Path, title: str, sections: Sequence[Section], lead: str = "") -> Path:
-    """Write sections to one self-contained page.
+    """Write sections to one self-contained page; of files that it names it tells no folders.
 
     Args:
         path: HTML file; it appears whole or not at all.
@@ -73,11 +73,11 @@ def write_html_report(path: str | Path, title: str, sections: Sequence[Section],
         InputError: if the file cannot be written.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(src=_data_uri, share=_share)
+    environment.filters.update(src=_data_uri, share=_share, public=lambda text: without_folders(str(text)))
     text = environment.from_string(TEMPLATE).render(
         title=title, lead=lead, sections=list(sections), style=Markup(STYLE)
     )
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return Path(path)
 
 
@@ -223,7 +223,7 @@ TEMPLATE = """{% macro show(table) %}
 <div class="failures" role="note"><b>Failed</b>
 <dl>
 {% for name, sentence in section.failures %}
-<dt>{{ name }}</dt><dd>{{ sentence }}</dd>
+<dt>{{ name }}</dt><dd>{{ sentence | public }}</dd>
 {% endfor %}
 </dl></div>
 {% endif %}
@@ -278,7 +278,7 @@ TEMPLATE = """{% macro show(table) %}
 <details{% if sections | length == 1 %} open{% endif %}><summary>{{ name }}</summary>
 <dl>
 {% for term, text in entries %}
-<dt>{{ term }}</dt><dd>{{ text }}</dd>
+<dt>{{ term }}</dt><dd>{{ text | public }}</dd>
 {% endfor %}
 </dl></details>
 {% endif %}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -418,7 +419,8 @@ def _chart(x: str, y: str) -> tuple[Figure, Axes]:
 
 def _svg(figure: Figure) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": "equal pictures have equal names in them"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .evaluation import COLUMN, METRICS, Column, Evaluation, mean_dice, shown, versions
+from .files import Alone
 from .metrics import Summary, dice_over_thresholds, summarize
 from .page import CaseView, Section, Table, Tile, write_html_report
 from .pictures import (
@@ -81,18 +82,20 @@ class Report(Evaluation):
                 that who keeps them can end by an error.
 
         Raises:
-            InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written.
+            InputError: if a file is missing, unreadable or on another grid than its image, or cannot be written, or if
+                another process writes into the folder.
         """
         path = self.output_dir / "report.html"
         if idist.get_rank() > 0:
             return path
         failures = {} if failures is None else failures
         self.leave_out(failures)
-        if self.keep_going:
-            failures |= self.leave_out_unreadable()
-        section = self.section  # all is computed before the first file is written
-        self.save()
-        write_html_report(path, self.title, [section])
+        with Alone(self.output_dir):  # from the first mask that is read to the page
+            if self.keep_going:
+                failures |= self.leave_out_unreadable()
+            section = self.section  # all is computed before the first file is written
+            self.save()
+            write_html_report(path, self.title, [section])
         logger.info("report: %s", path)
         return path
 

@@ -12,7 +12,6 @@ the batch of its config, a validation of one scan or two, an inference of one. N
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -25,8 +24,8 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.files import write_json
 from common.options import types as t
-from common.transforms.io import write_atomically
 from datalists.survey import describe
 from planning.advice import Advice, Data, advise, read_data
 from planning.cost import InferenceCost, TrainingCost
@@ -65,8 +64,7 @@ def main(
     advice = advise(data, chosen, measure, steps, **overrides)
     print(text_of(data, advice))
     if output_file is not None:
-        text = json.dumps(as_dict(data, advice), indent=2) + "\n"
-        write_atomically(Path(output_file), lambda part: part.write_text(text, encoding="utf-8"))
+        write_json(output_file, as_dict(data, advice))
         print(f"wrote {output_file}")
 
 

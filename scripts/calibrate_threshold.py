@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import subject_of
 from common.errors import InputError
+from common.files import read_json, write_atomically
 from common.options import types as t
-from common.transforms.io import write_atomically
 from labels.calibration import Calibration, calibrate, check_cases
 from running.command_line import run_command
 from running.workflow import open_configs
@@ -100,7 +100,7 @@ def main(
             f"criterion is {criterion} and rate {rate}, expected a rate between 0 and 1 for false_positive_rate only"
         )
     configs = config_files(bundle, layers)
-    target = next((c for c in reversed(configs) if "threshold" in json.loads(c.read_text(encoding="utf-8"))), None)
+    target = next((c for c in reversed(configs) if "threshold" in read_json(c, "a config", dict)), None)
     if target is None:
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
     _refuse_test_section(datalist_file, section)
@@ -160,8 +160,8 @@ def _refuse_test_subjects(cases: Sequence[Case], datalist_file: str | None) -> N
 def _content(datalist_file: str | None) -> Any:
     """What a datalist holds; None where :func:`common.data.list_cases` will say what is wrong with it."""
     try:
-        return json.loads(Path(datalist_file).read_text(encoding="utf-8")) if datalist_file else None
-    except (OSError, ValueError):
+        return read_json(datalist_file) if datalist_file else None
+    except InputError:
         return None
 
 

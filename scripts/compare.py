@@ -12,8 +12,8 @@ sections training, validation and test. Started again, it goes on where it was s
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +24,7 @@ from monai.utils import ensure_tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
+from common.files import read_json
 from common.options import converted
 from common.options import types as t
 from comparison import Comparison, compare
@@ -68,8 +69,14 @@ def main(
         )
         for kind in ensure_tuple(target)
     ]
-    command = shlex.join(["python", "scripts/compare.py", *sys.argv[1:]])
+    command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
     compare(comparisons, "Comparison of methods", "", command, max_pictures)
+
+
+def shown(argument: str) -> str:
+    """An argument of the command line for the page: files by their names, without the folders of this computer."""
+    folders = r"(^|[=,\[('\"])(?:[A-Za-z]:)?[/\\](?:[^,'\"\])]*[/\\])?"
+    return re.sub(folders, r"\1", argument.rstrip("/\\"))
 
 
 def read_options(path: str | None) -> dict[str, dict[str, Any]]:
@@ -80,10 +87,7 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
     """
     if path is None:
         return {}
-    try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise InputError(f"{path} cannot be read ({e}), expected options as JSON") from e
+    options = read_json(path, "options, by <bundle>/<config>", dict)
     for name in converted(path, options, Annotated[dict[str, dict[str, Any]], "{<bundle>/<config>: {entry: value}}"]):
         bundle, _, config = name.partition("/")
         if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():

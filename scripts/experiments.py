@@ -12,8 +12,9 @@ import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from common.errors import InputError
+from common.files import Alone
 from common.options import types as t
 from running.command_line import run_command
 from study.evidence import machine, update, version_of
@@ -92,22 +94,16 @@ def run(bundle: str, budget: str, seeds: Sequence[int], output_dir: Path, pool: 
     """The experiment of a bundle, for the evidence; what is done already is read.
 
     Raises:
-        InputError: if ``output_dir`` has results of other settings.
+        InputError: if ``output_dir`` has results of other settings, or another process works in it.
     """
     study = import_module(f"study.{bundle}")
     settings = study.BUDGETS[budget]
     studies = {seed: study.Study(output_dir / bundle / budget / f"seed{seed}", seed, settings) for seed in seeds}
-    for one in studies.values():
-        one.keep_settings(version_of(bundle))
-    # seeds beside each other: one that waits for a teacher leaves its core to another
-    with ThreadPoolExecutor(len(studies)) as threads:
-        running = {seed: threads.submit(one.run, pool) for seed, one in studies.items()}
-        done, waiting = wait(running.values(), return_when=FIRST_EXCEPTION)
-        if waiting:  # one has failed: what has not begun need not begin
-            pool.shutdown(wait=False, cancel_futures=True)
-        for future in done:
-            future.result()
-    results = {seed: future.result() for seed, future in running.items()}
+    with ExitStack() as alone:
+        for one in studies.values():
+            alone.enter_context(Alone(one.folder))
+            one.keep_settings(version_of(bundle))
+        results = _results(studies, pool)
     return {
         "command": f"python scripts/experiments.py {bundle} --budget {budget} --seeds {','.join(map(str, studies))}",
         "budget": budget,
@@ -117,6 +113,19 @@ def run(bundle: str, budget: str, seeds: Sequence[int], output_dir: Path, pool: 
         "paper_note": study.PAPER_NOTE,
         **summarize(results, study),
     }
+
+
+def _results(studies: Mapping[int, Any], pool: Executor) -> dict[int, dict[str, Any]]:
+    """Seed -> results of its arms."""
+    # seeds beside each other: one that waits for a teacher leaves its core to another
+    with ThreadPoolExecutor(len(studies)) as threads:
+        running = {seed: threads.submit(one.run, pool) for seed, one in studies.items()}
+        done, waiting = wait(running.values(), return_when=FIRST_EXCEPTION)
+        if waiting:  # one has failed: what has not begun need not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+        for future in done:
+            future.result()
+    return {seed: future.result() for seed, future in running.items()}
 
 
 def minutes(spans: Iterable[Iterable[tuple[float, float]]]) -> float:

@@ -2,7 +2,7 @@
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
 stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by
-``--atlas_files atlas.nii.gz --classes N --neighbors "%atlas.json::neighbors"``.
+``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
 """
@@ -27,12 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
 
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
-from common.data import read_json
 from common.errors import InputError
+from common.files import read_json, write_atomically, write_text
 from common.options import converted
 from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
-from common.transforms.io import write_atomically
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from running.command_line import run_command
 from sae_segmentation.loss import neighbor_table
@@ -204,7 +203,6 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
     image = nib.Nifti1Image(np.moveaxis(counts, 0, 3), atlas.affine)
     image.header.set_slope_inter(1 / STEPS, 0)
     image.header.set_xyzt_units("mm")
-    output_file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output_file, lambda part: nib.save(image, part))
     rows = ",\n".join(f"        {json.dumps([round(value, 3) for value in row])}" for row in table.tolist())
     sources = [Path(source).name for source in sources]
@@ -213,7 +211,7 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
         f'    "neighbors": [\n{rows}\n    ]\n}}\n'
     )
     side = output_file.with_name(output_file.name.removesuffix(".nii.gz") + ".json")
-    write_atomically(side, lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(side, text)
 
 
 if __name__ == "__main__":

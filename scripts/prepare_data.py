@@ -20,7 +20,8 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import list_cases, read_json, sections_of
+from common.data import list_cases, sections_of
+from common.files import read_json
 from common.options import types as t
 from preparation import Settings, prepare_cases
 from running.command_line import run_command

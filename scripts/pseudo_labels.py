@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import read_sections, subject_of, write_datalist
 from common.errors import InputError
+from common.files import Alone
 from common.options import types as t
 from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 from labels.pseudo_labels import (
+    Case,
     CleanUp,
     Predictor,
     joined,
@@ -109,7 +111,20 @@ def main(
     refuse_leaks({"the pseudo-labelled cases": cases, **teachers, **learned_from(merge)}, judges, num_workers)
 
     notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in sources]}
-    items = write_labels(cases, output_dir, predictor, clean_up, dataset, notes)
+    with Alone(output_dir):
+        items = write_labels(cases, output_dir, predictor, clean_up, dataset, notes)
+        _write_list(items, output_dir, datalist_file, merge, tables, teachers)
+
+
+def _write_list(
+    items: Sequence[Case],
+    output_dir: str,
+    datalist_file: str,
+    merge: Sequence[str],
+    tables: Mapping[str, Any],
+    teachers: Mapping[str, Sequence[Case]],
+) -> None:
+    """The pseudo-labelled cases and those that they are joined with, and whom the predictor has seen."""
     header, sections = joined(items, datalist_file, merge)
     header |= {"label_sets": tables} if tables else {}
     seen = [

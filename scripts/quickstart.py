@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
 from common.evaluation import Evaluation, mean_dice
+from common.files import Alone, write_atomically, write_text
 from common.options import types as t
 from common.pictures import Picture, case_pictures
-from common.transforms.io import write_atomically
 from comparison import METHODS, Comparison, Result, compare, summary_text
 from phantom import TISSUES
 from phantom.cohort import make_cohort
@@ -84,8 +84,21 @@ def run(
         num_workers: processes that make the subjects.
 
     Raises:
-        InputError: if the folder holds anything else.
+        InputError: if the folder holds anything else, or another process works in it.
     """
+    with Alone(output_dir, is_file=True):
+        return _run(output_dir, bundles, groups, spacing, options, device, num_workers)
+
+
+def _run(
+    output_dir: Path,
+    bundles: Path,
+    groups: dict[str, tuple[int, int, int]],
+    spacing: float,
+    options: Mapping[str, Mapping[str, Any]],
+    device: str | None,
+    num_workers: int | None,
+) -> list[Comparison]:
     start = time.monotonic()
     clear(output_dir)
     print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
@@ -118,7 +131,7 @@ def clear(output_dir: Path) -> None:
         raise InputError(f"{output_dir} is a file, expected a new folder for the results")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not marker.is_file():
         raise InputError(f"{output_dir} holds files of something else, expected a new folder or one of an earlier run")
-    write_atomically(marker, lambda part: part.write_text("made by scripts/quickstart.py\n", encoding="utf-8"))
+    write_text(marker, "made by scripts/quickstart.py\n")
     tables = [path.name for target in TARGETS for path in output_dir.glob(f"{target}_*")]
     for path in (output_dir / name for name in ("cohort", "runs", "pictures", "report.html", *tables)):
         if path.is_dir() and not path.is_symlink():

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from common.errors import InputError
+from common.files import write_text
 from common.options import types as t
-from common.transforms.io import write_atomically
 from running.command_line import run_command
 from study.evidence import claims_of_card, put_between, read, render, summary_table
 
@@ -30,7 +30,7 @@ def main(check: t.Flag = False, root: t.ExistingFolder = str(ROOT)) -> None:
         if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             raise InputError(f"{path} differs from the evidence; run python scripts/render_evidence.py")
         if not check:
-            write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+            write_text(path, text)
 
 
 def pages(root: Path) -> dict[Path, str]:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
+from common.files import write_atomically
 from common.options import types as t
-from common.transforms.io import write_atomically
 from preparation import restore
 from running.command_line import run_command
 

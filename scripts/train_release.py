@@ -7,12 +7,11 @@ again. On a GPU, give it more to do: ``--minutes 25 --effort 4 --num_workers 8``
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common.data import list_cases, read_json, subject_of, write_datalist
+from common.data import list_cases, subject_of, write_datalist
 from common.errors import InputError
+from common.files import Alone, done_once, read_json, write_atomically
 from common.options import types as t
 from common.scans import on_grid_of
-from common.transforms.io import write_atomically
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
 from running.command_line import run_command
@@ -59,6 +58,7 @@ STYLES = (
 )
 VARIED_COPIES = {"training": 6, "validation": 3}
 T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person without lesions
+SUSPECTING = {"ace_multitask": ("T1w", "FLAIR"), "uad_autoencoder": ("FLAIR",)}  # bundles that say where lesions are
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
 MAX_WEIGHTS_BYTES = 16 * 2**20
@@ -109,7 +109,8 @@ def main(
     if from_shipped and bundle not in ("uad_autoencoder", "ace_multitask"):
         raise InputError(f"from_shipped is true for {bundle}, expected it for uad_autoencoder or ace_multitask")
     release.from_shipped = from_shipped
-    RECIPES[bundle](release)
+    with Alone(release.folder):
+        RECIPES[bundle](release)
 
 
 @dataclass
@@ -159,44 +160,56 @@ class Release:
 
     def cohort(self, name: str) -> Path:
         """Datalist of a cohort."""
-        datalist = self.folder / name / "datalist.json"
-        if not datalist.is_file():
+        scanner, pathology, training, validation = COHORTS[name]
+        options = {
+            "groups": {pathology: (training, validation, 0)},
+            "scanner": scanner,
+            "spacing": 1.0,
+            "sequences": ("FLAIR", "T1w"),
+            "seed": self.seed + list(COHORTS).index(name),
+            "prefix": name.replace("_", ""),
+            "extra_data": None if self.extra_data is None else Path(self.extra_data),
+        }
+        return self._cohort_of(name, options, lambda folder: make_cohort(folder, **options))
+
+    def _cohort_of(self, name: str, made_from: Mapping[str, Any], make: Callable[[Path], Path]) -> Path:
+        """Datalist of a cohort that is made once; of other settings than these it is made anew."""
+        folder, record = self.folder / name, self.folder / f"{name}.json"
+        if not (folder / "datalist.json").is_file():
+            record.unlink(missing_ok=True)
+
+        def work() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
             logger.info("making the cohort %s", name)
-            scanner, pathology, training, validation = COHORTS[name]
-            make_cohort(
-                self.folder / name,
-                {pathology: (training, validation, 0)},
-                scanner=scanner,
-                spacing=1.0,
-                sequences=("FLAIR", "T1w"),
-                seed=self.seed + list(COHORTS).index(name),
-                prefix=name.replace("_", ""),
-                extra_data=self.extra_data,
-            )
-        return datalist
+            make(folder)
+
+        done_once(record, made_from, work)
+        return folder / "datalist.json"
 
     def implanted(self, section: str, varied: bool = False) -> list[dict]:
         """Real scans with implanted lesions, of STYLES if varied; shipped weights say where they have some already."""
         if not self.scans("scans", section):
             return []
-        folder = self.folder / ("implanted_varied" if varied else "implanted")
-        if not (folder / "datalist.json").is_file():
-            logger.info("implanting lesions in real scans")
+        options: dict[str, Any] = {"seed": self.seed, "prefix": "i"}
+        if varied:
+            options = {"seed": self.seed + 2, "prefix": "iv", "styles": STYLES}
+        copies = VARIED_COPIES if varied else COPIES
+
+        def implant(folder: Path) -> Path:
             scans = self._with_tissues({part: self.scans("scans", part) for part in SECTIONS})
             masks = read_extra_data(self.extra_data)["lesions"]
-            options = {"seed": self.seed, "prefix": "i"}
-            if varied:
-                options = {"seed": self.seed + 2, "prefix": "iv", "styles": STYLES}
-            implant_cohort(folder, scans, VARIED_COPIES if varied else COPIES, masks, **options)
-        return list_cases(datalist_file=folder / "datalist.json", section=section)
+            return implant_cohort(folder, scans, copies, masks, **options)
+
+        made_from = {"extra_data": Path(self.extra_data), "copies": copies, **options}
+        datalist = self._cohort_of("implanted_varied" if varied else "implanted", made_from, implant)
+        return list_cases(datalist_file=datalist, section=section)
 
     def implanted_t1w(self, section: str) -> list[dict]:
         """T1 scans of people without lesions, by their tissue maps, with implanted lesions."""
         if not self.scans("tissue_scans", section):
             return []
-        datalist = self.folder / "implanted_t1w" / "datalist.json"
-        if not datalist.is_file():
-            logger.info("implanting lesions in T1 scans")
+
+        def implant(folder: Path) -> Path:
             scans = {
                 part: [
                     {"T1w": item["T1w"], "tissues": item["label"], "subject": subject_of({"image": item["T1w"]})}
@@ -205,7 +218,10 @@ class Release:
                 for part in SECTIONS
             }
             masks, options = read_extra_data(self.extra_data)["lesions"], {"seed": self.seed + 1, "prefix": "t"}
-            implant_cohort(self.folder / "implanted_t1w", scans, T1W_COPIES, masks, sequence="T1w", **options)
+            return implant_cohort(folder, scans, T1W_COPIES, masks, sequence="T1w", **options)
+
+        made_from = {"extra_data": Path(self.extra_data), "seed": self.seed, "copies": T1W_COPIES}
+        datalist = self._cohort_of("implanted_t1w", made_from, implant)
         return list_cases(datalist_file=datalist, sequences=("T1w",), section=section)
 
     def calibration(self) -> list[dict]:
@@ -214,12 +230,17 @@ class Release:
 
     def _with_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         """The scans with files of their tissues and of their suspected lesions."""
-        file = self.folder / "suspected" / "scans.json"
-        if file.is_file():
-            return read_json(file, "scans with their tissues")
+        made_from = {f"weights of {b}": ROOT / "bundles" / b / "models" / "model.pt" for b in SUSPECTING}
+        for part, items in scans.items():
+            for number, item in enumerate(items):
+                files = {key: Path(value) for key, value in item.items() if isinstance(value, str) and key != "subject"}
+                made_from |= {f"{key} of {part} {number}": file for key, file in files.items()}
+        return done_once(self.folder / "suspected" / "scans.json", made_from, lambda: self._find_tissues(scans))
+
+    def _find_tissues(self, scans: dict[str, list[dict]]) -> dict[str, list[dict]]:
         items = [item for section in scans.values() for item in section]
         maps = {}
-        for bundle, sequences in (("ace_multitask", ("T1w", "FLAIR")), ("uad_autoencoder", ("FLAIR",))):
+        for bundle, sequences in SUSPECTING.items():
             folder = self.folder / "suspected" / bundle
             cases = [{"image": [item.get(s) for s in sequences]} for item in items]
             cases = [c | {k: i[k] for k in ("brain_mask",) if k in i} for c, i in zip(cases, items, strict=True)]
@@ -239,7 +260,6 @@ class Release:
             item["tissues"], item["suspected"] = f"{of_ace}_seg.nii.gz", f"{of_uad}_suspected.nii.gz"
             image = on_grid_of(item["FLAIR"], suspected.astype(np.uint8))
             write_atomically(item["suspected"], lambda part, image=image: nib.save(image, part))
-        write_atomically(file, lambda part: part.write_text(json.dumps(scans), encoding="utf-8"))
         return scans
 
     def train(
@@ -335,7 +355,8 @@ def _uad_autoencoder(release: Release) -> None:
     release.train("varied", "train", 0.4, 60, ["unet"], learning_rate=5e-4, **options)
     release.ship("varied", "model.pt")
     datalist = write_datalist(release.folder / "uad_calibration.json", {"validation": release.calibration()})
-    release.calibrate(datalist, layers=(None, "inference_residual.json", "inference_threshold.json"))
+    layers = ("inference_scales.json", "inference_residual.json", "inference_threshold.json")
+    release.calibrate(datalist, layers=(None, *layers))
 
 
 def _uad_of_plain_lesions(release: Release) -> Path:

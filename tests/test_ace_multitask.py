@@ -192,7 +192,7 @@ def test_the_table_of_a_datalist_takes_the_place_of_the_configs(tmp_path):
     with pytest.raises(InputError, match=r"datalist.json: label_sets is .*, expected classes and datasets"):
         load_label_sets(config, path)
     path.write_text("{")
-    with pytest.raises(InputError, match=r"datalist.json cannot be read as JSON"):
+    with pytest.raises(InputError, match=r"datalist.json is no valid JSON"):
         load_label_sets(config, path)
 
 

@@ -12,6 +12,9 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from common.engines.settings import settings_of_training
+from common.files import difference
+
 # read by MONAI, by MONAI Label or by tracking, so nothing in the config needs to refer to them
 READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment_name", "finalize", "imports"}
 READ_FROM_OUTSIDE |= {"initialize", "is_not_rank0", "run", "run_name", "save_execute_config", "tracking_uri"}
@@ -133,6 +136,15 @@ def test_every_engine_that_tracking_reaches_is_protected_from_it(bundle):
             handlers, validator = [config[h[1:]] if isinstance(h, str) else h for h in config["handlers"]], None
         trackers = [handler for handler in handlers if handler["_target_"] == "common.engines.Tracker"]
         assert [tracker.get("validator") for tracker in trackers] == [validator], described(files)
+
+
+def test_a_training_may_go_on_in_another_number_of_processes(bundle):
+    layered = [stack for stack in stacks(bundle) if stack[-1].name == "multi_gpu_train.json"]
+    assert layered
+    for stack in layered:
+        alone, several = (settings_of_training(parsed(files)) for files in (stack[:-1], stack))
+        assert difference(several, alone) == ""
+        assert {"version", "seed", "max_epochs"} & alone.keys() == {"version", "seed"}
 
 
 def test_training_and_inference_have_the_same_network(bundle):

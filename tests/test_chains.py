@@ -437,8 +437,8 @@ def test_predicted_tissues_become_an_atlas_that_teaches_sae(run, people, tmp_pat
 
     given = {"datalist_file": lesions, "atlas_files": atlas, "spacing": [4.0, 4.0, 4.0]}
     training = {"max_epochs": 3, "val_interval": 1, "ckpt_dir": tmp_path / "sae", "output_dir": tmp_path / "sae"}
-    neighbors = f"%{tmp_path / 'atlas.json'}::neighbors"
-    done = run("sae_segmentation", "train", neighbors=neighbors, patch_size=[32, 32, 32], **given, **training)
+    training |= {"neighbors_file": tmp_path / "atlas.json", "patch_size": [32, 32, 32]}
+    done = run("sae_segmentation", "train", **given, **training)
     assert len(losses(done)) == 3
     run("sae_segmentation", "inference", weights=tmp_path / "sae" / "model.pt", output_dir=tmp_path / "seg", **given)
     cohort = {

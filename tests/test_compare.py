@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, load_script, make_head, save_nifti
+from bundle_tools import BUNDLES, ROOT, load_script, make_head, save_nifti
 from scipy.stats import wilcoxon
 
 from common.errors import InputError
@@ -20,7 +20,7 @@ from common.metrics import lesion_sizes
 from comparison import METHODS, TARGETS, Comparison, compare, holm, paired_difference
 from comparison.comparison import read_splits, uncertain_ml
 from comparison.report import Digest, disagreement, to_latex, to_markdown
-from comparison.trial import Unfit
+from comparison.trial import Split, Trial, Unfit
 from phantom.cohort import make_cohort
 
 script = load_script("compare")
@@ -180,6 +180,52 @@ def test_wrong_arguments_are_refused_early(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         Comparison(datalist, tmp_path / "out", **({"target": "lesion", "bundles": BUNDLES[0].parent} | arguments))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("/home/me/my scans/cases.json", "cases.json"),
+        ("--output_dir=/home/me/out/", "--output_dir=out"),
+        ("['/home/me/a.json','/home/me/b.json']", "['a.json','b.json']"),
+        ("cases/all.json", "cases/all.json"),
+        ("--seeds=1,2", "--seeds=1,2"),
+    ],
+)
+def test_the_command_on_the_page_names_files_and_not_folders(argument, expected):
+    assert script.shown(argument) == expected
+
+
+def test_a_step_goes_on_with_the_options_it_was_begun_with_and_begins_anew_with_others(tmp_path, monkeypatch):
+    image, found = tmp_path / "a.nii.gz", []
+    image.write_bytes(b"an image")
+    split = Split(0, [], [], [])
+
+    def step(stop=False, **options):
+        trial = Trial(tmp_path / "runs", split, TARGETS["lesion"], ["FLAIR"], 0, ROOT / "bundles", {})
+        folder = tmp_path / "runs" / "training"
+
+        def run():
+            found.append((folder / "state").exists())
+            (folder / "state").write_text("begun")
+            if stop:
+                raise KeyboardInterrupt
+
+        workflow = SimpleNamespace(run=run, finalize=lambda: None)
+        monkeypatch.setattr("comparison.trial.open_configs", lambda *args, **kwargs: workflow)
+        datalist = trial.write_cases({"training": [{"image": [str(image)], "case": "a"}]})
+        trial.step(folder, "uad_autoencoder", ["train"], {"datalist_file": datalist, **options})
+
+    with pytest.raises(KeyboardInterrupt):
+        step(stop=True, learning_rate=0.1)
+    step(learning_rate=0.1)
+    step(learning_rate=0.1)
+    assert found == [False, True]  # gone on with, and then done
+    step(learning_rate=0.2)
+    assert found == [False, True, False]
+    image.write_bytes(b"another image")
+    step(learning_rate=0.2)
+    assert found == [False, True, False, False]
 
 
 def test_options_of_unknown_configs_are_refused(tmp_path):

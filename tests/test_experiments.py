@@ -149,9 +149,9 @@ def test_scores_of_other_settings_are_not_taken_for_new_ones(tmp_path):
 
     study().keep_settings("0.1.0")
     study().keep_settings("0.1.0")
-    with pytest.raises(InputError, match=r"settings\.json has other settings than this experiment \(few\)"):
+    with pytest.raises(InputError, match=r"settings\.json: few is 5, the folder has nothing; expected the same"):
         study(few=5).keep_settings("0.1.0")
-    with pytest.raises(InputError, match=r"\(version\)"):
+    with pytest.raises(InputError, match=r"version is 0\.2\.0, the folder has 0\.1\.0"):
         study().keep_settings("0.2.0")
 
 

@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_named(people):
         ({"label_files": a, "classes": {"background": [0, 3], "grey": [3]}}, "has the value 3 in two classes"),
         ({"label_files": a, "classes": {"background": [0]}}, "expected two names or more"),
         ({"label_files": a, "classes": str(folder / "none.json")}, "none.json cannot be read"),
-        ({"label_files": str(folder / "none.nii.gz")}, "none.nii.gz: no such file"),
+        ({"label_files": str(folder / "none.nii.gz")}, "none.nii.gz does not exist"),
         ({"label_files": a, "datalist_file": a}, "expected either label_files or datalist_file"),
         ({}, "expected either label_files or datalist_file"),
     ]

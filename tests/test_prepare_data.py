@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from bundle_tools import load_script, save_nifti
+from bundle_tools import ROOT, load_script, save_nifti
 from scipy import ndimage
 
-from common import preparation
+import preparation
 from common.data import list_cases
 from common.errors import InputError
 from common.geometry import rotation_matrix
 from phantom import Grid, make_subject
-from preparation import Settings, read_record, restore
+from preparation import Settings, prepare_cases, read_record, restore
 from preparation.bias import bias_field
 from preparation.brain import extract_brain
 from preparation.registration import itk_affine, matrix_of, require_simpleitk, scan_to_scan, template_to_scan
@@ -200,6 +202,19 @@ def test_what_is_done_is_done_once(prepared, raw, caplog):
         main(str(prepared), dataset_dir=str(scans), sequences=("T1w", "FLAIR"), num_workers=1)
     assert "sub-1: done before" in caplog.text
     assert files == {path: path.stat().st_mtime_ns for path in (prepared / "sub-1").iterdir()}
+
+
+def test_while_another_process_prepares_into_a_folder_nothing_is_done_there(tmp_path):
+    code = "import sys, time; from common.files import Alone; a = Alone(sys.argv[1]); print(1, flush=1); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    try:
+        with pytest.raises(InputError, match=f"is in use by process {other.pid} on "):
+            prepare_cases({"cases": []}, tmp_path, Settings(("FLAIR",)))
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    finally:
+        other.kill()
+        other.wait()
 
 
 @pytest.mark.slow

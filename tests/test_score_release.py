@@ -91,7 +91,7 @@ def test_scans_are_read_with_what_they_have(listed):
     assert (patients.shows_lesions, healthy.shows_lesions) == (True, False)
     assert Path(healthy.references["healthy1"]["tissues"]) == listed.parent / "healthy" / "1_tissues.nii.gz"
     # nothing that a prediction could learn the truth from
-    assert set(patients.cases[0]) == {"subject", "image", "brain_mask", "content"}
+    assert set(patients.cases[0]) == {"subject", "image", "brain_mask"}
     fitting = {bundle: [scans.name for scans in read_real_scans(listed).sets_of(bundle)] for bundle in NEEDS}
     assert fitting == {
         "uad_autoencoder": ["patients"],

@@ -250,12 +250,12 @@ def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of(
     white = white_matter_level(image[1].numpy())
     out = AddBrightnessd("pred", weight=4.0)({"image": image, "pred": logits})["pred"][0, 0, 0, :4]
     b = (np.array([0.5, 0.6, 0.7, 0.9]) - white) / (0.7 - white)  # 0.7 is the median of what the network is sure of
-    squashed = 4 * np.tanh(np.array([-5, 5, 5, 5]))
-    torch.testing.assert_close(out, torch.tensor(squashed + 4 * (np.minimum(b, 1.6) - 0.65)).float(), atol=1e-4, rtol=0)
+    squashed = 8 * np.tanh(np.array([-2.5, 2.5, 2.5, 2.5]))
+    torch.testing.assert_close(out, torch.tensor(squashed + 4 * (np.minimum(b, 1) - 0.65)).float(), atol=1e-3, rtol=0)
     same = AddBrightnessd("pred", weight=0.0)({"image": image, "pred": logits})["pred"]
     assert same.equal(logits)
-    usual = AddBrightnessd("pred")({"image": image, "pred": torch.full_like(logits, -20.0)})["pred"][0, 0, 0, 3]
-    assert usual.item() == pytest.approx(4 * np.tanh(-5) + 4 * (min((0.9 / white - 1) / 0.4, 1.6) - 0.65), abs=1e-4)
+    usual = AddBrightnessd("pred")({"image": image, "pred": torch.full_like(logits, -20.0)})["pred"][0, 0, 0, 1]
+    assert usual.item() == pytest.approx(8 * np.tanh(-2.5) + 4 * ((0.6 / white - 1) / 0.4 - 0.65), abs=1e-3)
 
 
 # --- pseudo-labels ---------------------------------------------------------------------------------------------------

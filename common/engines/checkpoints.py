@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,14 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from ..errors import InputError
+from ..files import Alone, difference, write_atomically
 from .events import rank, run_last, words
+from .settings import config_at_work, let_tracking_fail, settings_of_training
 
 logger = logging.getLogger(__name__)
 
-_STATE = {"epoch", "max_epochs", "epoch_length", "processes", "objects"}  # keys of a saved training
+# keys of a saved training
+_STATE = {"epoch", "max_epochs", "epoch_length", "processes", "objects", "settings", "weights"}
 
 
 class LoadWeights:
@@ -78,12 +79,17 @@ class LoadWeights:
 
 
 class TrainingState:
-    """Save all that a training needs to go on, after every epoch, and go on from it when the training starts.
+    """Save all that a training needs to go on, at its start and after every epoch, and go on from it when it starts.
 
     With :class:`EpochSeed` the resumed training equals an uninterrupted one, on CPU bit for bit. What is saved: the
-    epoch, the state of each object, the gradient scaler of mixed precision, and the best metric of trainer and
-    validator. An epoch that was broken off is run again from its start. The file is replaced in one step, so a kill
-    while saving leaves the one before.
+    epoch, the state of each object, the gradient scaler of mixed precision, the best metric of trainer and validator,
+    and the best weights, which are written again when the training goes on: they may have to go elsewhere. An epoch
+    that was broken off is run again from its start. The file is replaced in one step, so a kill while saving leaves the
+    one before.
+
+    In a config it also saves what the training is made from: the settings, and hashes of the files of its cases (see
+    :func:`settings_of_training`, also for what may change). A training of others is not gone on with. While it runs no
+    other process may write the state or the weights.
 
     A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts anew, with a
     warning, as a second training request in MONAI Label has to. With more epochs the objects go on as they were saved,
@@ -98,8 +104,9 @@ class TrainingState:
         resume: False starts anew and overwrites the file.
 
     Raises:
-        InputError: when the training starts, if the file is unreadable, or belongs to another network, optimizer, data
-            set or number of epochs; after an epoch, if it cannot be written.
+        InputError: when the training starts, if the file is unreadable or cannot be written, belongs to another
+            network, optimizer, data set, number of epochs or other settings, or if another process writes it or the
+            weights; at the end, if no validation gave weights.
     """
 
     def __init__(
@@ -111,19 +118,40 @@ class TrainingState:
         }
         self.validator = validator
         self.resume = resume
+        self._config = config_at_work()
+        self._settings: dict[str, Any] = {}
+        self._alone: list[Alone] = []
         self._read_back = False
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
         run_last(engine, self.save)
+        run_last(engine, self.finish, Events.COMPLETED)  # behind a last validation
 
     def restore(self, engine: Engine) -> None:
         """Put engine and objects where the file says, unless there is none or it holds a finished training."""
         if rank(engine) == 0:
-            check_folder(self.path)  # now, not after the first epoch
+            written = [keeper.path for keeper in self._keepers()]
+            self._alone = [Alone(path, is_file=True) for path in (self.path, *written)]
+            self._settings = settings_of_training(self._config, written)
         saved = self._read(engine) if self.resume and self.path.exists() else None
+        idist.barrier()  # nobody writes before all have read
+        for keeper in self._keepers():
+            keeper.kept = None
         if saved is None:
-            return
+            self.save(engine)  # a kill in the first epoch may come after its weights were written
+        else:
+            self._go_on(engine, saved)
+
+    def finish(self, engine: Engine) -> None:
+        """Let other processes write, and refuse to end without weights."""
+        for alone in self._alone:
+            alone.close()
+        missing = [keeper.path for keeper in self._keepers() if keeper.kept is None]
+        if missing and rank(engine) == 0:
+            raise InputError(f"{missing[0]} was not written, expected a validation whose metric is a number")
+
+    def _go_on(self, engine: Engine, saved: Mapping[str, Any]) -> None:
         for name, target in self.objects.items():
             self._load(name, target, saved["objects"][name])
         scaler = getattr(engine, "scaler", None)
@@ -135,8 +163,11 @@ class TrainingState:
             engine.state.epoch_length = saved["epoch_length"]
         engine.state.epoch = saved["epoch"]
         engine.state.iteration = saved["epoch"] * engine.state.epoch_length
-        if rank(engine) == 0:
-            logger.info("resuming after epoch %d of %d from %s", saved["epoch"], engine.state.max_epochs, self.path)
+        if rank(engine) > 0:
+            return
+        for keeper in self._keepers():
+            keeper.keep(saved["weights"].get(keeper.path.name))
+        logger.info("resuming after epoch %d of %d from %s", saved["epoch"], engine.state.max_epochs, self.path)
 
     def save(self, engine: Engine) -> None:
         """Write the state after the epoch that the engine has just completed."""
@@ -148,16 +179,23 @@ class TrainingState:
             "max_epochs": engine.state.max_epochs,
             "epoch_length": engine.state.epoch_length,
             "processes": idist.get_world_size(),
+            "settings": self._settings,
             "objects": {name: _plain(target.state_dict()) for name, target in self.objects.items()},
             "best": {
                 role: [float(other.state.best_metric), int(other.state.best_metric_epoch)]
                 for role, other in self._engines(engine).items()
             },
+            "weights": {keeper.path.name: keeper.kept for keeper in self._keepers() if keeper.kept is not None},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         # read the first one back: what cannot be loaded again should be known now, not after the crash
         save_tensors(state, self.path, read_back=not self._read_back)
         self._read_back = True
+
+    def _keepers(self) -> list[BestWeights]:
+        """Those who keep the best weights of this training."""
+        entries = () if self.validator is None else self.validator._event_handlers[Events.EPOCH_COMPLETED]
+        return [handler for handler, *_ in entries if isinstance(handler, BestWeights)]
 
     def _engines(self, engine: Engine) -> dict[str, Engine]:
         engines = {"trainer": engine, "validator": self.validator}
@@ -180,6 +218,9 @@ class TrainingState:
         return None
 
     def _check(self, saved: Mapping[str, Any], engine: Engine) -> None:
+        changed = difference(self._settings, saved["settings"], "the state") if rank(engine) == 0 else ""
+        if changed:
+            raise InputError(f"{self.path}: {changed}; expected the same to go on (or --resume False to start anew)")
         expected = {
             "objects": sorted(self.objects),
             "engines with a best metric": sorted(self._engines(engine)),
@@ -230,9 +271,17 @@ class BestWeights:
     def __init__(self, path: str | Path, network: nn.Module) -> None:
         self.path = Path(path)
         self.network = network
+        self.kept: dict[str, torch.Tensor] | None = None  # what is in the file
+        let_tracking_fail()
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def keep(self, weights: dict[str, torch.Tensor] | None) -> None:
+        """Write weights, unless there are none, and remember them."""
+        self.kept = weights
+        if weights is not None:
+            save_tensors(weights, self.path)
 
     def __call__(self, engine: Engine) -> None:
         state = engine.state
@@ -246,7 +295,7 @@ class BestWeights:
             logger.warning("%s is no number at epoch %d: weights not kept", state.key_metric_name, state.epoch)
         elif rank(engine) == 0:
             weights = bare(self.network).state_dict()
-            save_tensors({key: value.detach().cpu().clone() for key, value in weights.items()}, self.path)
+            self.keep({key: value.detach().cpu().clone() for key, value in weights.items()})
             logger.debug("%s %g at epoch %d: %s", state.key_metric_name, state.best_metric, state.epoch, self.path)
 
 
@@ -273,37 +322,6 @@ def first_mismatch(network: nn.Module, weights: Mapping[str, torch.Tensor], stri
     return f"found {unexpected}, expected no such parameter" if unexpected is not None and strict else ""
 
 
-def check_folder(path: Path) -> None:
-    """Make the folder of a file; raises InputError if that fails or it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made ({error.strerror}), expected a writable folder") from error
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path.parent}: cannot be written, expected a writable folder")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, and put that file in the place of ``path`` once the block is done.
-
-    Raises:
-        InputError: if the folder cannot be made or written; ``path`` is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        check_folder(path)
-        yield temporary
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise InputError(f"{path}: cannot be written ({reason}), expected a writable folder with space") from error
-        raise
-
-
 def save_tensors(data: Any, path: Path, read_back: bool = False) -> None:
     """``torch.save`` that never leaves half a file.
 
@@ -324,10 +342,7 @@ def save_tensors(data: Any, path: Path, read_back: bool = False) -> None:
             torch.load(packed, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise TypeError(f"{path}: a state_dict holds more than tensors and plain Python objects") from error
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(packed.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(path, lambda part: part.write_bytes(packed.getbuffer()))
 
 
 def _read_tensors(path: Path) -> Any:

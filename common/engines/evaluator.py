@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
@@ -18,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import InputError, find_input_error, is_out_of_memory
+from ..files import Alone
 from .events import gather, progress_bar, words
 
 logger = logging.getLogger(__name__)
@@ -37,6 +40,9 @@ class ScanEvaluator(SupervisedEvaluator):
     Under ``torchrun`` every process has its own batches; failures are those of all of them, and the first process draws
     the bar.
 
+    While it runs no other process may write to the folders that the postprocessing writes to (its steps with an
+    ``output_dir``): the files of two runs would be mixed.
+
     Args:
         device: where the network runs.
         val_data_loader: batches of cases; ``name`` in a batch is what the case is called. A batch with ``failure``, a
@@ -52,8 +58,8 @@ class ScanEvaluator(SupervisedEvaluator):
         kwargs: all else that SupervisedEvaluator takes.
 
     Raises:
-        InputError: if ``keep_going`` meets metrics; when run, at the first case that fails, with ``keep_going`` at the
-            end, naming all that failed.
+        InputError: if ``keep_going`` meets metrics; when run, if another process writes to its folders, or at the first
+            case that fails, with ``keep_going`` at the end, naming all that failed.
     """
 
     def __init__(
@@ -80,6 +86,8 @@ class ScanEvaluator(SupervisedEvaluator):
         self.defer_failures = defer_failures
         self.progress = progress
         self.failures: dict[str, str] = {}  # name of a case -> sentence
+        steps = getattr(kwargs.get("postprocessing"), "transforms", ())
+        self._output_dirs = {Path(step.output_dir) for step in steps if hasattr(step, "output_dir")}
         self._cases = 0  # of the last run
         self._failed = False
         self._names: list[str] = []
@@ -93,7 +101,12 @@ class ScanEvaluator(SupervisedEvaluator):
         self._case_start = time.monotonic()
         # closed on errors too, so that the message stands below the bar
         options = {} if self.progress and idist.get_rank() == 0 else {"disable": True}
-        with progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options) as self._bar:
+        with ExitStack() as stack:
+            for folder in self._output_dirs if idist.get_rank() == 0 else ():
+                stack.enter_context(Alone(folder))
+            self._bar = stack.enter_context(
+                progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options)
+            )
             super().run(global_epoch)
         if self.keep_going:
             self.failures = {name: text for part in gather(self.failures) for name, text in part.items()}

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.data import decollate_batch
 
 from ..errors import InputError
-from .checkpoints import replacing
+from ..files import write_atomically
 from .events import rank, words
 from .tracking import mlflow_handlers
 
@@ -121,8 +121,7 @@ class ValidationPictures:
             figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         figure.suptitle(f"epoch {engine.state.epoch}", fontsize=10)
         path = self.output_dir / f"epoch_{engine.state.epoch:04d}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=100)
+        write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=100))
         for handler in mlflow_handlers(engine):
             handler.client.log_artifact(handler.cur_run.info.run_id, str(path), "validation")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import re
+import sqlite3
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from ignite.engine import Engine, Events
 from monai.handlers import MLFlowHandler
 from monai.utils import optional_import
 
+from ..files import read_json
 from .checkpoints import BestWeights
 from .events import run_last
+from .settings import let_tracking_fail
 
 entities, _ = optional_import("mlflow.entities")
 
@@ -55,6 +58,7 @@ class Tracker:
     def __init__(self, files: Sequence[str | Path] = (), validator: Engine | None = None) -> None:
         self.files = [Path(file) for file in files]
         self.validator = validator
+        let_tracking_fail()
         self._background: Background | None = None  # None without tracking, or if it is given up at the start
         self._clients: list[tuple[MLFlowHandler, Any]] = []
         self._runs: list[tuple[Any, str]] = []  # client and run of each handler of the engine
@@ -148,6 +152,34 @@ class Tracker:
         for file in files:
             self._log_file(file)
         self._background.close()
+
+
+class TolerantMLFlowHandler(MLFlowHandler):
+    """MONAI's handler, but where its store cannot be opened the run goes on without it, with a warning.
+
+    MLflow opens a store when the handler is made, and tries again for minutes with a database that is locked, damaged
+    or does not answer. A local one is looked at before; any other has as long as :class:`Background` gives it.
+    """
+
+    def __init__(self, tracking_uri: str | None = None, **kwargs: Any) -> None:
+        self.opened = False
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri or f"sqlite:///{Path.cwd() / 'mlruns.db'}"
+        if uri.startswith(("http://", "https://")):  # nothing is opened before the run starts
+            self._open(tracking_uri, kwargs)
+            return
+        background = Background(uri)
+        if uri.startswith("sqlite:///"):
+            background.call(check_database, Path(uri.removeprefix("sqlite:///")))
+        background.call(self._open, tracking_uri, kwargs)
+        background.close()
+
+    def _open(self, tracking_uri: str | None, kwargs: Mapping[str, Any]) -> None:
+        super().__init__(tracking_uri, **kwargs)
+        self.opened = True
+
+    def attach(self, engine: Engine) -> None:
+        if self.opened:
+            super().attach(engine)
 
 
 class Background:
@@ -274,8 +306,17 @@ def settings_of(config: Path) -> dict[str, Any]:
             return all(map(is_plain, value))
         return not isinstance(value, dict) and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
 
-    content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    content = read_json(config, "a config", dict) if config.is_file() else {}
     return {key: value for key, value in content.items() if is_plain(value) and key not in OF_TRACKING}
+
+
+def check_database(file: Path) -> None:
+    """Raise an error of sqlite3 if a local database is no database or cannot be written now."""
+    if file.exists():
+        with closing(sqlite3.connect(file, timeout=PATIENCE / 2, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("SELECT count(*) FROM sqlite_master")
+            database.execute("ROLLBACK")
 
 
 def check_answer(uri: str, seconds: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from monai.utils import ensure_tuple, ensure_tuple_rep
 from numpy.typing import DTypeLike
 
 from ..errors import InputError
+from ..files import write_atomically
 from ..scans import (
     UNREADABLE,
     WHOLE,
@@ -227,39 +228,10 @@ class SaveScand(SaveImaged):
         return array
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` make a file under a temporary name beside ``path``, then give it its name.
-
-    Args:
-        path: file to make or to replace; its folder is made if need be.
-        write: called with the temporary path, which ends like ``path``.
-
-    Raises:
-        InputError: if the folder cannot be made or written, or is full; no partial file remains.
-    """
-    path = Path(path)
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as e:
-        raise InputError(f"{path} cannot be written ({_first_line(e)}), expected a folder with space and access") from e
-
-
 def file_of(scan: Any) -> str:
     """Path of the file that a MetaTensor was read from, the first of several; ``image`` if it came from no file."""
     path = scan.meta.get("filename_or_obj") if isinstance(scan, MetaTensor) else None
     return str(ensure_tuple(path)[0]) if path else "image"
-
-
-def _first_line(error: Exception) -> str:
-    """First line of an error, without the path that the sentence around it names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _listed(values: Sequence[float]) -> str:

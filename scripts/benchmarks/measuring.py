@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
+from common.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / "scripts" / "benchmark.py"
@@ -27,7 +27,7 @@ def sequences_of(bundle: str) -> tuple[str, ...]:
     config = ROOT / "bundles" / bundle / "configs" / "inference.json"
     if not config.is_file():
         raise InputError(f"{bundle} is no bundle, expected a folder in bundles/")
-    return tuple(json.loads(config.read_text(encoding="utf-8"))["sequences"])
+    return tuple(read_json(config)["sequences"])
 
 
 def in_own_process(*arguments: object) -> str:

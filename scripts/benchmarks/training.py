@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -35,6 +34,7 @@ def training(
         overrides: further entries of train.json to replace.
     """
     from common.data import list_cases, write_datalist
+    from common.files import read_json
     from phantom.cohort import make_cohort
     from planning.cost import peak_memory_gib, time_steps
     from running.workflow import open_configs
@@ -44,8 +44,8 @@ def training(
         groups = {"ms": (subjects, 2, 0)}
         sequences = sequences_of(bundle)
         cohort = make_cohort(Path(folder) / "cohort", groups, spacing=1.0, sequences=sequences)
-        config = (ROOT / "bundles" / bundle / "configs" / "train.json").read_text(encoding="utf-8")
-        labels = "tissues" if "label_sets" in json.loads(config) else "label"
+        config = read_json(ROOT / "bundles" / bundle / "configs" / "train.json")
+        labels = "tissues" if "label_sets" in config else "label"
         sections = {
             section: [
                 {"image": [case[sequence] for sequence in sequences], "label": case[labels], "dataset": "joint"}

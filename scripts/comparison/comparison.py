@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -14,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from common.data import check_splits, list_cases, read_json, sections_of
+from common.data import check_splits, list_cases, sections_of
 from common.errors import InputError, find_input_error
 from common.evaluation import Evaluation, Scans
+from common.files import done_once, read_json
 from common.metrics import dice_over_thresholds, lesion_sizes
-from common.transforms.io import write_atomically
 from datalists.survey import parts_by_fold
 
 from .methods import Method, choose
@@ -189,7 +187,7 @@ class Comparison:
         name = method.name if self.weights == "train" else "_".join([method.bundle, *method.layers])
         folder = trial.folder / "masks" / name
         trial.predict(method.bundle, method.layers, {"test": trial.split.test}, folder, **options)
-        known = json.loads((folder / "cases.json").read_text("utf-8"))
+        known = read_json(folder / "cases.json")
         case_of = {name: case for case, name in known["names"].items() if name not in known["failures"]}
         evaluation = self._evaluation(trial, method, folder, known, case_of)
         return Result(
@@ -209,7 +207,7 @@ class Comparison:
     def _evaluation(
         self, trial: Trial, method: Method, folder: Path, known: Mapping[str, Any], case_of: Mapping[str, str]
     ) -> Evaluation:
-        metadata = json.loads((self.bundles / method.bundle / "configs" / "metadata.json").read_text("utf-8"))
+        metadata = read_json(self.bundles / method.bundle / "configs" / "metadata.json")
         channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
         cases = []
         for name, case_id in case_of.items():
@@ -237,30 +235,29 @@ class Comparison:
         self, folder: Path, method: Method, evaluation: Evaluation, case_of: Mapping[str, str], threshold: float | None
     ) -> dict[str, Any]:
         """Rows, lesions, curve and uncertain volumes, from the files or as they were computed before."""
-        file = folder / f"scores_{self.target}.json"
-        state = hashlib.sha256((folder / "done.json").read_bytes())
+
+        def score() -> dict[str, Any]:
+            found = {"rows": [row | {"case": case_of[row["name"]]} for row in evaluation.rows]}
+            found |= {"lesions": [], "uncertain_ml": {}, "thresholds": [], "curve": []}
+            if not self.aim.lesions:
+                return found
+            for case in evaluation.cases:
+                scans = evaluation.load(case)
+                found["lesions"] += [[case_of[case["name"]], *lesion] for lesion in _lesions(scans)]
+                if method.is_probability and scans.scores is not None:
+                    found["uncertain_ml"][case_of[case["name"]]] = uncertain_ml(scans)
+            maps, masks = evaluation.maps_on_disk()
+            if len(maps) and threshold is not None:
+                thresholds = np.linspace(0, 2 * threshold if threshold > 0.5 else min(1, 2 * threshold), POINTS)
+                curve = dice_over_thresholds(maps, masks, thresholds)
+                found["thresholds"] = thresholds.tolist()
+                found["curve"] = curve[~np.isnan(curve).all(axis=1)].tolist()
+            return found
+
+        made_from: dict[str, Any] = {"predictions": folder / "done.json"}
         for case in evaluation.cases:
-            state.update(case["name"].encode() + (Path(case["label"]).read_bytes() if "label" in case else b""))
-        key = state.hexdigest()
-        known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        if known.get("key") != key:
-            known = {"key": key, "rows": [row | {"case": case_of[row["name"]]} for row in evaluation.rows]}
-            known |= {"lesions": [], "uncertain_ml": {}, "thresholds": [], "curve": []}
-            if self.aim.lesions:
-                for case in evaluation.cases:
-                    scans = evaluation.load(case)
-                    known["lesions"] += [[case_of[case["name"]], *lesion] for lesion in _lesions(scans)]
-                    if method.is_probability and scans.scores is not None:
-                        known["uncertain_ml"][case_of[case["name"]]] = uncertain_ml(scans)
-                maps, masks = evaluation.maps_on_disk()
-                if len(maps) and threshold is not None:
-                    thresholds = np.linspace(0, 2 * threshold if threshold > 0.5 else min(1, 2 * threshold), POINTS)
-                    curve = dice_over_thresholds(maps, masks, thresholds)
-                    known["thresholds"] = thresholds.tolist()
-                    known["curve"] = curve[~np.isnan(curve).all(axis=1)].tolist()
-            text = json.dumps(known, default=lambda value: value.item())
-            write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return {name: value for name, value in known.items() if name != "key"}
+            made_from[f"reference of {case['name']}"] = Path(case["label"]) if "label" in case else None
+        return done_once(folder / f"scores_{self.target}.json", made_from, score)
 
 
 def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list[Split]]:

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from common.data import subject_of
 from common.errors import InputError
 from common.evaluation import Scans, shown, versions
+from common.files import Alone, sha256_of, write_text
 from common.metrics import Summary, dice, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture, box_chart, mean_threshold_chart, method_pictures
 from common.tables import delimited
-from common.transforms.io import write_atomically
 
 from .comparison import Comparison, Result
 from .statistics import Difference, holm, paired_difference
@@ -188,15 +188,18 @@ def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: s
         Path of the page.
 
     Raises:
-        InputError: if a method could not be used at all; at the end, if a method or a case failed.
+        InputError: if a method could not be used at all, or another process works in the folder; at the end, if a
+            method or a case failed.
     """
-    for comparison in comparisons:
-        comparison.run()
-    digests = [Digest(comparison) for comparison in comparisons]
-    sections = [_section(digest, command, max_pictures) for digest in digests]
-    for digest in digests:
-        _write_tables(digest)
-    page = write_html_report(comparisons[0].output_dir / "report.html", title, sections, lead)
+    output_dir = comparisons[0].output_dir
+    with Alone(output_dir):
+        for comparison in comparisons:
+            comparison.run()
+        digests = [Digest(comparison) for comparison in comparisons]
+        sections = [_section(digest, command, max_pictures) for digest in digests]
+        for digest in digests:
+            _write_tables(digest)
+        page = write_html_report(output_dir / "report.html", title, sections, lead)
     logger.info("report: %s", page)
     failed = {name: text for digest in digests for name, text in _failures(digest) if not name.endswith(LEFT_OUT)}
     if failed:
@@ -257,7 +260,7 @@ def _write_tables(digest: Digest) -> None:
         f"{target}_pairs.csv": delimited([heading, *pairs]),
     }
     for name, text in texts.items():
-        write_atomically(folder / name, lambda part, text=text: part.write_text(text, encoding="utf-8", newline=""))
+        write_text(folder / name, text)
 
 
 def to_markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -466,7 +469,7 @@ def _provenance(comparison: Comparison, command: str) -> list[tuple[str, str]]:
         if r.threshold is not None
     }
     weights = {
-        f"weights of {name}": hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        f"weights of {name}": sha256_of(path)[:16]
         for name in dict.fromkeys(r.method.bundle for r in comparison.results)
         if comparison.weights == "shipped" and (path := comparison.bundles / name / "models" / "model.pt").is_file()
     }
@@ -474,7 +477,7 @@ def _provenance(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     facts = {
         "command": command,
         "datalist": comparison.datalist_file.name,
-        "datalist, SHA-256": hashlib.sha256(comparison.datalist_file.read_bytes()).hexdigest()[:16],
+        "datalist, SHA-256": sha256_of(comparison.datalist_file)[:16],
         "images and labels, SHA-256": data_hash(comparison),
         "seeds": ", ".join(map(str, comparison.seeds)) if comparison.weights == "train" else "none",
         "seconds of this run": f"{comparison.seconds:.0f}",
@@ -488,7 +491,7 @@ def data_hash(comparison: Comparison) -> str:
     for case in comparison.cases.values():
         for path in [*case["image"], comparison.aim.label_of(case)]:
             if path is not None:
-                state.update(Path(path).read_bytes())
+                state.update(sha256_of(path).encode())
     return state.hexdigest()[:16]
 
 

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai.utils import ensure_tuple
+
 from common.data import list_cases, write_datalist
 from common.errors import InputError
-from common.transforms.io import write_atomically
+from common.files import done_once, read_json, write_json
 from datalists.survey import read_facts
 from labels.calibration import calibrate, check_cases
-from running.workflow import open_configs
+from running.workflow import Entry, open_configs
 
 from .targets import TARGETS, Target
 
@@ -157,7 +159,7 @@ class Trial:
         Raises:
             Unfit: if the datalist has no such sequence.
         """
-        config = json.loads((self.bundles / bundle / "configs" / "inference.json").read_text("utf-8"))
+        config = read_json(self.bundles / bundle / "configs" / "inference.json")
         image_of = dict(zip(self.sequences, case["image"], strict=True))
         missing = [s for s in config["sequences"] if s not in {*image_of, *config.get("optional_sequences", ())}]
         if missing:
@@ -206,10 +208,11 @@ class Trial:
                 "names": {case["case"]: case["name"] for case in parser.get_parsed_content("datalist")},
                 "failures": parser.get_parsed_content("evaluator").failures,
                 "threshold": parser.get_parsed_content("threshold") if "threshold" in parser else None,
-                "threshold_source": parser.get("threshold_source"),
+                "threshold_source": (
+                    parser.get_parsed_content("threshold_source") if "threshold_source" in parser else None
+                ),
             }
-            text = json.dumps(content, indent=2)
-            write_atomically(folder / "cases.json", lambda part: part.write_text(text, encoding="utf-8"))
+            write_json(folder / "cases.json", content)
 
         self.step(folder, bundle, ["inference", *layers], options, keep)
         return folder
@@ -217,26 +220,27 @@ class Trial:
     def calibrate(self, bundle: str, layers: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         """Threshold of the largest Dice on the validation cases, as options of inference; none without a threshold."""
         configs = [self.bundles / bundle / "configs" / f"{name}.json" for name in ("inference", *layers)]
-        has_threshold = any("threshold" in json.loads(config.read_text("utf-8")) for config in configs)
+        has_threshold = any("threshold" in read_json(config) for config in configs)
         if not has_threshold or not self.target.lesions:
             return {}
         validation = {"validation": self.labelled()["validation"]}
         folder = self.predict(bundle, layers, validation, **options)
-        file = folder / "threshold.json"
-        if not file.is_file():
-            config = json.loads(configs[0].read_text("utf-8"))
+
+        def find() -> dict[str, Any]:
+            config = read_json(configs[0])
             cases = list_cases(
                 datalist_file=self.write_cases(validation),
                 sequences=config["sequences"],
                 optional_sequences=config.get("optional_sequences", ()),
             )
-            failed = json.loads((folder / "cases.json").read_text("utf-8"))["failures"]
+            failed = read_json(folder / "cases.json")["failures"]
             cases = [case for case in cases if case["name"] not in failed]
             check_cases(cases, "best_dice")
             found = calibrate(cases, folder, "best_dice", data=f"validation of fold {self.split.number}")
-            text = json.dumps({"threshold": found.threshold, "threshold_source": found.source})
-            write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return json.loads(file.read_text("utf-8"))
+            return {"threshold": found.threshold, "threshold_source": found.source}
+
+        made_from = {f"label of {case['case']}": Path(case["label"]) for case in validation["validation"]}
+        return done_once(folder / "threshold.json", {"predictions": folder / "done.json", **made_from}, find)
 
     def step(
         self,
@@ -248,6 +252,8 @@ class Trial:
     ) -> None:
         """Run configs whose outputs go to a folder, unless ``done.json`` there says that just this was done.
 
+        What was begun with other settings is removed, what was begun with these is gone on with.
+
         Args:
             folder: of the outputs; what is in it is removed if something else was done there.
             bundle: name of the bundle.
@@ -256,43 +262,43 @@ class Trial:
             keep: called with the workflow after its run.
         """
         extra = [self.options.get(f"{bundle}/{config}", {}) for config in configs]
-        options = options | self.device | {key: value for part in extra for key, value in part.items()}
-        key = self._key(bundle, configs, options)
-        done = folder / "done.json"
-        known = json.loads(done.read_text("utf-8")) if done.is_file() else {}
-        if known.get("key") != key:
-            if known:
-                shutil.rmtree(folder)  # of other settings
+        given = {key: value for part in extra for key, value in part.items()}
+        entries = options | self.device | {key: Entry(value) for key, value in given.items()}
+
+        def run() -> dict[str, float]:
             logger.info("%s: %s", bundle, ", ".join(configs))
             start = time.monotonic()
-            workflow = open_configs(self.bundles / bundle, list(configs), logging_file=False, **options)
+            workflow = open_configs(self.bundles / bundle, list(configs), logging_file=False, **entries)
             workflow.run()
             workflow.finalize()
             keep(workflow)
-            known = {"key": key, "seconds": round(time.monotonic() - start, 1)}
-            text = json.dumps(known)
-            write_atomically(done, lambda part: part.write_text(text, encoding="utf-8"))
-        self.seconds[str(folder)] = known["seconds"]
+            return {"seconds": round(time.monotonic() - start, 1)}
 
-    def _key(self, bundle: str, configs: Sequence[str], options: Mapping[str, Any]) -> str:
-        """Hash of the configs, and of the options with what is in the files that they name."""
-        state = hashlib.sha256()
-        for config in ("metadata", *configs):
-            state.update(_file_hash(self.bundles / bundle / "configs" / f"{config}.json"))
-        for name, value in sorted(options.items()):
-            state.update(f"{name}={value}".encode())
-            if name not in ("ckpt_dir", "output_dir") and isinstance(value, Path):
-                state.update(_file_hash(value))
+        made_from = self._made_from(bundle, configs, options | self.device | given)
+        done = done_once(folder / "done.json", made_from, run, lambda: shutil.rmtree(folder))
+        self.seconds[str(folder)] = done["seconds"]
+
+    def _made_from(self, bundle: str, configs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+        """The configs and options, and the files that they name: of the cases, and of weights."""
+        root = self.bundles / bundle
+        made_from = {name: value for name, value in options.items() if name not in ("ckpt_dir", "output_dir")}
+        made_from |= {f"{name}.json": root / "configs" / f"{name}.json" for name in ("metadata", *configs)}
         if not configs[0].startswith("train") and not any("weights" in name or "handlers" in name for name in options):
-            for path in sorted((self.bundles / bundle / "models").glob("*.pt")):
-                state.update(_file_hash(path))
-        return state.hexdigest()
+            made_from |= {path.name: path for path in sorted((root / "models").glob("*.pt"))}
+        return made_from | _listed_files(options["datalist_file"])
+
+
+def _listed_files(datalist: Path) -> dict[str, Path]:
+    """The files that a datalist names, by their places in it."""
+    found = {}
+    for section, cases in read_json(datalist, kind=dict).items():
+        for number, case in enumerate(case for case in cases if isinstance(case, dict)):
+            for key, value in case.items():
+                paths = [datalist.parent / path for path in ensure_tuple(value) if isinstance(path, str)]
+                found |= {f"{section} {number}, {key} {f.name}": f for f in paths if f.is_file()}
+    return found
 
 
 def _plain(case: Case) -> Case:
     """A case without its labels."""
     return {key: case[key] for key in _KEPT if key in case}
-
-
-def _file_hash(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()

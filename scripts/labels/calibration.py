@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,7 @@ def calibrate(
     Raises:
         InputError: if there is no lesion voxel, or no threshold keeps the rate.
     """
+    data = re.sub(r"[$@%\s]+", " ", data).strip()  # it goes into a config, where these signs are followed
     brains = [_brain(case) & _decided(case, ignore_value) for case in cases]
     maps = (_read(Path(output_dir) / f"{case['name']}_prob.nii.gz") for case in cases)
     scores = [values[brain] for values, brain in zip(maps, brains, strict=True)]  # 6 MB of a head at 1 mm

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,9 +16,10 @@ from tqdm import tqdm
 
 from common.data import list_cases, read_sections
 from common.errors import InputError
+from common.files import read_json, sha256_of, write_json
 from common.scans import grid_difference
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
-from common.transforms.io import file_of, write_atomically
+from common.transforms.io import file_of
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +99,12 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
         for i, step in enumerate(steps)
         if isinstance(step, dict) and str(step.get("_target_")).endswith("RemoveSmallComponentsd")
     ]
-    metadata = json.loads(files[-1].read_text(encoding="utf-8"))
+    metadata = read_json(files[-1], "metadata of a bundle", dict)
     return Predictor(
         bundle=root.name,
         version=metadata["version"],
         configs=tuple(configs),
-        weights={Path(path).name: _sha256(Path(path)) for path in found},
+        weights={Path(path).name: sha256_of(path) for path in found},
         sequences=tuple(parser.get_parsed_content("sequences")),
         threshold=parser.get_parsed_content("threshold") if "threshold" in parser.get() else None,
         threshold_source=parser.get("threshold_source"),
@@ -118,12 +117,6 @@ def _weights_of(parser: ConfigParser) -> list[str]:
     loading = [i for i, h in handlers if isinstance(h, dict) and str(h.get("_target_")).endswith("LoadWeights")]
     paths = [parser.get_parsed_content(f"handlers::{i}::path") for i in loading]
     return [path for path in paths if path is not None]
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, expected the weights that the predictions were made with")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def predicted_cases(
@@ -296,7 +289,7 @@ def _write_sidecar(
         **notes,
     }
     path = label.with_name(label.name.removesuffix(".nii.gz") + ".json")
-    write_atomically(path, lambda part: part.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8"))
+    write_json(path, made)
 
 
 def joined(
@@ -368,7 +361,7 @@ def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertai
     """
     result: dict[str, Any] = {}
     for path in files:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = read_json(path)
         own = content.get("label_sets", {}) if isinstance(content, dict) else {}
         if own.get("classes", result.get("classes")) != result.get("classes", own.get("classes")):
             raise InputError(f"{path} has the classes {own['classes']}, expected {result['classes']} as the others")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +14,8 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.files import read_json, refuse_filled, whole_folder, write_json
+from common.scans import read_scan, whole_numbers
 from running.processes import process_pool
 
 from . import (
@@ -64,7 +63,7 @@ def make_cohort(
 
     Args:
         output_dir: new or empty folder; gets ``sub-*/anat/*.nii.gz``, ``dataset_description.json``, ``datalist.json``.
-            It appears when the cohort is complete; until then the files are in ``.<name>.partial`` beside it.
+            It appears when the cohort is complete; until then the files are in a hidden folder beside it.
         groups: pathology -> number of subjects for training, validation and test.
         scanner: key of :data:`phantom.SCANNERS`.
         spacing: voxel size in mm of the axial grid, one or three numbers.
@@ -89,10 +88,10 @@ def make_cohort(
         Path of ``datalist.json``, in MONAI's decathlon form.
 
     Raises:
-        InputError: if the folder holds something, or a name or number is not understood.
+        InputError: if the folder holds something or is being made, or a name or number is not understood.
     """
     output_dir = Path(output_dir)
-    _refuse_filled(output_dir)
+    refuse_filled(output_dir)
     unknown = set(groups) - set(PATHOLOGIES)
     if unknown:
         raise InputError(f"groups name {', '.join(sorted(unknown))}; expected some of {', '.join(PATHOLOGIES)}")
@@ -126,7 +125,7 @@ def make_cohort(
         "affine": affine,
         "fine_mm": fine_mm,
     }
-    with _complete_folder(output_dir) as partial:
+    with whole_folder(output_dir) as partial:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         written = list(
             tqdm(
@@ -143,9 +142,9 @@ def make_cohort(
             sections[job.section].append({"image": image, "label": case[label], **case})
 
         description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
-        _write_json(partial / "dataset_description.json", description)
+        write_json(partial / "dataset_description.json", description)
         names = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}[label]
-        _write_json(
+        write_json(
             partial / "datalist.json",
             {
                 "name": description["Name"],
@@ -199,7 +198,7 @@ def implant_cohort(
         InputError: if the folder holds something, or there is no scan.
     """
     output_dir = Path(output_dir)
-    _refuse_filled(output_dir)
+    refuse_filled(output_dir)
     jobs: list[tuple] = []
     for section, items in scans.items():
         masks = (lesions or {}).get(section, [])
@@ -209,7 +208,7 @@ def implant_cohort(
                 jobs.append((len(jobs), section, item, mask, styles[copy % len(styles)]))
     if not jobs:
         raise InputError("no scan to implant lesions in; expected at least one")
-    with _complete_folder(output_dir) as partial:
+    with whole_folder(output_dir) as partial:
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
         work = functools.partial(_implant_and_write, output_dir=partial, sequence=sequence, seed=seed, prefix=prefix)
         cases = tqdm(
@@ -218,38 +217,18 @@ def implant_cohort(
         for (_, section, *_), case in zip(jobs, cases, strict=True):
             sections[section].append(case)
         name = f"Lesions implanted in real scans, seed {seed}"
-        _write_json(partial / "datalist.json", {"name": name, "sequences": [sequence], **sections})
+        write_json(partial / "datalist.json", {"name": name, "sequences": [sequence], **sections})
     return output_dir / "datalist.json"
-
-
-def _refuse_filled(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty; expected a new folder for the cohort")
-
-
-@contextmanager
-def _complete_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to fill, which takes its name at the end, or is removed if something fails."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, prefix: str) -> dict:
     number, _, item, mask, style = job
-    tissues = _open_label_map(item["tissues"])
-    grid = Grid(tissues.shape, tissues.affine)
-    voxels = np.asarray(tissues.dataobj).astype(np.uint8)
-    images = {s: np.asarray(_open_label_map(item[s]).dataobj, dtype=np.float32) for s in SEQUENCES if s in item}
+    voxels, tissues = read_scan(item["tissues"], dtype=None)
+    voxels = whole_numbers(voxels, item["tissues"]).astype(np.uint8)
+    grid = Grid(voxels.shape, tissues.affine)
+    images = {s: read_scan(item[s])[0] for s in SEQUENCES if s in item}
     images = {name: np.where(voxels > 0, image.clip(0), 0) for name, image in images.items()}
-    suspected = item.get("suspected") and np.asarray(_open_label_map(item["suspected"]).dataobj) > 0
+    suspected = item.get("suspected") and read_scan(item["suspected"])[0] > 0
     to_template = np.asarray(item["world_to_mni"]) if "world_to_mni" in item else None
     try:
         images, lesion = implant_lesions(
@@ -296,8 +275,8 @@ def read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]
     if path is None:
         return {}
     path = Path(path)
+    content = read_json(path, "extra data: tissues and lesions", dict)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return {
             kind: {
                 section: [
@@ -308,8 +287,6 @@ def read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]
             }
             for kind in ("tissues", "lesions")
         }
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a JSON file with extra data") from e
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(
             f"{path} is not understood ({e}), expected tissues and lesions, dicts of sections with lists of labels"
@@ -322,22 +299,16 @@ def _flat(matrix: list[list[float]]) -> tuple[float, ...]:
 
 @functools.lru_cache(maxsize=2)
 def _anatomy(file: str, to_template: tuple[float, ...] | None) -> Anatomy:
-    scan = _open_label_map(file)
+    labels, scan = read_scan(file, dtype=None)
     try:
-        return anatomy_of_labels(np.asarray(scan.dataobj), scan.affine, _square(to_template))
+        return anatomy_of_labels(whole_numbers(labels, file), scan.affine, _square(to_template))
     except ValueError as e:
         raise InputError(f"{file}: {e}") from e
 
 
 def _lesion_map(item: tuple) -> torch.Tensor:
-    scan = _open_label_map(item[0])
-    return lesion_map_of_mask(np.asarray(scan.dataobj) > 0, scan.affine, _square(item[1]))
-
-
-def _open_label_map(file: str) -> nib.Nifti1Image:
-    from common.transforms.io import open_scan  # imports MONAI, which cohorts without extra data need not wait for
-
-    return open_scan(file)
+    mask, scan = read_scan(item[0])
+    return lesion_map_of_mask(mask > 0, scan.affine, _square(item[1]))
 
 
 def _square(flat: tuple[float, ...] | None) -> np.ndarray | None:
@@ -418,12 +389,4 @@ def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, vector: bool
     image.set_sform(affine, code=1)
     if vector:
         image.header.set_intent("vector")
-    temporary = path.with_name(f".{path.name}")
-    nib.save(image, temporary)
-    temporary.replace(path)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    nib.save(image, path)

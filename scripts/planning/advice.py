@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from common.data import check_splits, list_cases, read_json, sections_of, subject_of, write_datalist
+from common.data import check_splits, list_cases, sections_of, subject_of, write_datalist
 from common.errors import InputError, find_input_error
+from common.files import read_json
 from datalists.survey import FileFacts, survey
-from running.workflow import open_configs
+from running.workflow import Entry, open_configs
 
 from .cost import InferenceCost, TrainingCost, inference_cost, measured, training_cost
 
@@ -380,19 +381,25 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
     remarks += _doubtful_scans(cases, data.facts)
     if not missing and route.values:
         remarks += _doubtful_labels(route, _label_cases(route, used, data), data)
+    learned = f" --sequences {shlex.quote(json.dumps(changed['sequences']))}" if changed else ""
     commands = tuple(
-        text.format(configs=f"bundles/{route.bundle}/configs", datalist=shlex.quote(str(data.path)))
-        + (f" --sequences '{json.dumps(changed['sequences'])}'" if changed and "monai.bundle" in text else "")
+        text.format(configs=f"bundles/{route.bundle}/configs", datalist=_in_command(data.path))
+        + (learned if "monai.bundle" in text else "")
         for text in route.commands
     )
     once = tuple(tuple(dict.fromkeys(texts)) for texts in (missing, remarks))
     return route, Advice(route.bundle, route.way, route.gives, *once, commands, {}), used
 
 
+def _in_command(path: Path) -> str:
+    """A path for a shell and for MONAI's command line, where a word that begins with $, @ or % is followed."""
+    return shlex.quote(f"./{path}" if str(path).startswith(("$", "@", "%", "-", "~")) else str(path))
+
+
 def _config(bundle: str, configs: Sequence[str]) -> dict[str, Any]:
     """The entries at the top of a config and the layers on it."""
     files = [ROOT / "bundles" / bundle / "configs" / f"{name}.json" for name in configs]
-    return {key: value for file in files for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    return {key: value for file in files for key, value in read_json(file).items()}
 
 
 def _has(sequences: Sequence[str], name: str) -> bool:
@@ -510,7 +517,7 @@ def _unfit_for_table(route: Route, used: _Used, data: Data) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         # as in the training, which also looks at the voxels
         uncached = {
-            f"{part}#dataset": {"_target_": "Dataset", "data": f"@{part}#data"} for part in ("train", "validate")
+            f"{part}#dataset": Entry({"_target_": "Dataset", "data": f"@{part}#data"}) for part in ("train", "validate")
         }
         datalist = _write(Path(folder) / "cases.json", parts, data)
         try:

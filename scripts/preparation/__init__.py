@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common.data import name_cases, write_datalist
 from common.errors import InputError
+from common.files import Alone
 from common.page import CaseView, Section, Tile, write_html_report
 from common.pictures import Picture
 from running.processes import process_pool
@@ -44,10 +45,17 @@ def prepare_cases(
         Path of ``prepared.json``: the cases that are prepared, in their sections.
 
     Raises:
-        InputError: at the end, naming the cases that could not be prepared; or at once, if SimpleITK is missing.
+        InputError: at the end, naming the cases that could not be prepared; or at once, if SimpleITK is missing, or
+            another process prepares into the folder.
     """
     require_simpleitk()
-    output_dir = Path(output_dir)
+    with Alone(output_dir):
+        return _prepare(sections, Path(output_dir), settings, num_workers)
+
+
+def _prepare(
+    sections: dict[str, Sequence[dict[str, Any]]], output_dir: Path, settings: Settings, num_workers: int | None
+) -> Path:
     cases = _named([dict(case) for part in sections.values() for case in part], settings.sequences)
     done: dict[str, Path] = {}
     failures: dict[str, str] = {}

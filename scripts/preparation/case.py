@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +17,11 @@ from PIL import Image
 
 from common.atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, misfit_of, template_grid
 from common.errors import InputError
+from common.files import fingerprint_of, read_json, sha256_of, write_atomically, write_json
 from common.pictures import Picture, case_pictures
+from common.scans import grid_difference
 from common.transforms.intensity import fill_holes
-from common.transforms.io import LoadScand, grid_difference, write_atomically
+from common.transforms.io import LoadScand
 
 from .bias import bias_field
 from .brain import extract_brain
@@ -84,9 +84,9 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     name = case["name"]
     folder = Path(output_dir) / name
     files = _files(case, settings)
-    inputs = {role: {"file": path, "sha256": _sha256(path)} for role, path in files.items()}
+    inputs = {role: {"file": Path(path).name, "sha256": sha256_of(path)} for role, path in files.items()}
     record_file = folder / f"{name}.json"
-    wanted = json.loads(json.dumps(asdict(settings)))
+    wanted = fingerprint_of(asdict(settings))
     if _is_done(record_file, inputs, wanted):
         logger.info("%s: done before", name)
         return record_file
@@ -173,8 +173,7 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
         },
         "item": _item(case, settings, {key: file for key, (file, _) in outputs.items()}),
     }
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(record_file, lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(record_file, record)
     logger.info("%s: prepared", name)
     return record_file
 
@@ -183,19 +182,18 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """What was done to a case.
 
     Returns:
-        ``name``, ``settings``, ``inputs`` (file and hash), ``versions``, ``reference``, ``brain`` (how it was found),
-        ``brain_ml``, ``template_misfit`` (see :func:`common.atlas.align_atlas`), ``to_template`` (4 x 4, from the world
-        of the raw reference, RAS mm), ``raw`` (of each sequence shape and affine, and ``to_prepared`` from its world to
-        that of the prepared images), ``item`` for the datalist, paths relative to the folder.
+        ``name``, ``settings``, ``inputs`` (file names and hashes), ``versions``, ``reference``, ``brain`` (how it
+        was found), ``brain_ml``, ``template_misfit`` (see :func:`common.atlas.align_atlas`), ``to_template`` (4 x 4,
+        from the world of the raw reference, RAS mm), ``raw`` (of each sequence shape and affine, and ``to_prepared``
+        from its world to that of the prepared images), ``item`` for the datalist, paths relative to the folder.
 
     Raises:
         InputError: if the file is no such record.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-        record["raw"], record["item"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is no record of a prepared case ({type(e).__name__}), expected <name>.json") from e
+    record = read_json(path, "<name>.json of a prepared case", dict)
+    missing = {"raw", "item", "inputs", "settings"} - set(record)
+    if missing:
+        raise InputError(f"{path} has no {min(missing)}, expected <name>.json of a prepared case")
     return record
 
 
@@ -238,13 +236,6 @@ def _files(case: Mapping[str, Any], settings: Settings) -> dict[str, str]:
     paths = case["image"] if isinstance(case["image"], list | tuple) else [case["image"]]
     files = {role: path for role, path in zip(settings.sequences, paths, strict=True) if path is not None}
     return files | {key: case[key] for key in ("brain_mask", *settings.label_keys) if key in case}
-
-
-def _sha256(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as e:
-        raise InputError(f"{path} cannot be read ({e.strerror}), expected a NIfTI file") from e
 
 
 def _is_done(record_file: Path, inputs: dict[str, dict[str, str]], settings: dict[str, Any]) -> bool:

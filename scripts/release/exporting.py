@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import tempfile
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import read_json, write_atomically
 
 from .packaging import ROOT, package_bundle
 from .verification import run_in_own_process, unpack
@@ -27,15 +28,14 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
             the network in PyTorch by more than the tolerance in ``bundle_process.py``.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         package = unpack(package_bundle(name, folder, root=root), Path(folder))
         results = run_in_own_process(package, {check: {} for check in FILES}, Path(folder))
         failures = [f"{result.check}: {failure}" for result in results for failure in result.failures]
         if failures:
             raise InputError(f"bundle {name} cannot be exported: {'; '.join(failures)}")
-        version = json.loads((package / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+        version = read_json(package / "configs" / "metadata.json")["version"]
         paths = [output_dir / f"{name}_v{version}{Path(file).suffix}" for file in FILES.values()]
         for file, path in zip(FILES.values(), paths, strict=True):
-            (Path(folder) / file).replace(path)
+            write_atomically(path, lambda part, file=file: shutil.copyfile(Path(folder) / file, part))
     return paths

@@ -10,13 +10,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import InputError
+from common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
@@ -296,21 +296,16 @@ def _listed(contents: dict[str, bytes], name: str, address: str) -> dict[str, by
 
 
 def _write_zip(path: Path, contents: dict[str, bytes]) -> Path:
-    """Write sorted entries with a fixed date, under a temporary name until complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    """Write sorted entries with a fixed date; the file appears when it is complete."""
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
             for entry, data in sorted(contents.items()):
                 info = zipfile.ZipInfo(entry, FIXED_DATE)
                 info.compress_type = zipfile.ZIP_DEFLATED
                 info.create_system = 3  # Unix, also when packed on Windows: same bytes everywhere
                 info.external_attr = 0o644 << 16
                 archive.writestr(info, data)
-        temporary.replace(path)
-    except OSError as e:
-        raise InputError(f"cannot write {path}: {e.strerror}") from e
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+
+    write_atomically(path, write)
     return path

@@ -24,6 +24,7 @@ import jsonschema
 import yaml
 
 from common.errors import InputError
+from common.files import read_json
 
 from .packaging import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
@@ -224,7 +225,7 @@ def check_card(package: Path) -> Iterator[str]:
 def check_release(package: Path, model_info: str | Path) -> Iterator[str]:
     """The version was not released before."""
     release = f"{package.name}_v{_metadata(package)['version']}"
-    if release in json.loads(Path(model_info).read_text(encoding="utf-8")):
+    if release in read_json(model_info):
         yield f"{release} was released before: give it a new version"
 
 
@@ -232,7 +233,7 @@ CHECKS = (check_files, check_sizes, check_license, check_version, check_metadata
 
 
 def _metadata(package: Path) -> dict:
-    return json.loads((package / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    return read_json(package / "configs" / "metadata.json")
 
 
 def _large_files(package: Path) -> list[dict]:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from monai.bundle import ConfigWorkflow
 
 from common.errors import InputError
+
+
+class Entry(NamedTuple):
+    """An override that is a piece of a config: references and expressions in it count, ``_target_`` makes an object.
+
+    For what a tool or its user wrote, never for what came out of a datalist, a header or the name of a file.
+    """
+
+    value: Any
 
 
 def open_configs(
@@ -23,7 +33,8 @@ def open_configs(
         bundle: folder of the bundle; it joins the import path.
         configs: names of files in its ``configs/``, a complete one and the layers on it, without or with ``.json``.
         logging_file: False leaves logging as it is; None takes the bundle's ``logging.conf``.
-        overrides: entries of the configs to replace, by id; paths become text.
+        overrides: entries of the configs to replace, by id; paths become text. They are data, see :func:`as_data`: what
+            looks like an expression is text. A piece of a config is given as :class:`Entry`.
 
     Raises:
         InputError: if a config does not exist.
@@ -41,11 +52,49 @@ def open_configs(
             [str(path) for path in files],
             logging_file=logging_file,
             workflow_type="train" if names[0].startswith("train") else "inference",
-            bundle_root=str(root),
-            **{key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()},
+            bundle_root=as_data(root),
+            **{key: value.value if isinstance(value, Entry) else as_data(value) for key, value in overrides.items()},
         )
     workflow.initialize()
     return workflow
+
+
+def as_data(value: Any) -> Any:
+    """What a config has to hold for its parser to give back this value, whatever text is in it.
+
+    MONAI's parser runs text that begins with ``$``, follows ``@`` and ``%``, and makes an object of a dict with
+    ``_target_``. A value with such a thing in it becomes one expression, its own literal, in which none of these
+    characters is left; any other value stays as it is. Paths become text.
+
+    Args:
+        value: text, number, boolean, None or path, or lists, tuples and dicts of them; other objects stay as they are.
+    """
+    value = str(value) if isinstance(value, Path) else value
+    return f"${_literal(value)}" if _looks_like_config(value) else value
+
+
+def _looks_like_config(value: Any) -> bool:
+    if isinstance(value, str | Path):
+        return any(sign in str(value) for sign in "$@%")
+    if isinstance(value, Mapping):
+        return any(str(key).startswith("_") or _looks_like_config([key, item]) for key, item in value.items())
+    return isinstance(value, list | tuple) and any(map(_looks_like_config, value))
+
+
+def _literal(value: Any) -> str:
+    """A Python literal without a character that means something to MONAI's parser."""
+    if isinstance(value, str | Path):
+        signs = (c if c.isascii() and (c.isalnum() or c in " .,/-") else f"\\U{ord(c):08x}" for c in str(value))
+        return f"'{''.join(signs)}'"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    if isinstance(value, bool | int | float | None):
+        return repr(value)
+    raise TypeError(f"a {type(value).__name__} stands beside text that looks like an expression, expected plain data")
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
+from common.scans import read_scan
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import Entry, run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -171,7 +171,7 @@ class Study(SeedStudy):
                 threshold=0.5,
                 mirror=False,  # every scan as it is, as in the paper
                 background_in_brain=True,  # what naive cross entropy makes of tissue
-                handlers=handlers,
+                handlers=Entry(handlers),
                 **self.settings["common"],
                 **network,
             )
@@ -237,4 +237,4 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
 
 
 def _read(path: str | Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    return read_scan(path)[0]

@@ -15,12 +15,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from common.atlas import template_grid
 from common.data import list_cases
 from common.metrics import dice
+from common.scans import read_scan
 from phantom import STRUCTURES, Grid
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
@@ -216,7 +216,7 @@ class Study(SeedStudy):
         found = {}
         for case in list_cases(datalist_file=self._datalist, sequences=["T1w"], section="test", require=["label"]):
             files = folder / f"{case['name']}_seg.nii.gz", case["label"]
-            mask, truth = (np.asarray(nib.load(file).dataobj) for file in files)
+            mask, truth = (read_scan(file)[0] for file in files)
             found[case["subject"]] = (
                 np.nanmean([dice(mask == value, truth == value) for value in STRUCTURES if value]),
                 1,

@@ -14,11 +14,11 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice
+from common.scans import read_scan
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
 
@@ -306,4 +306,4 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
 
 
 def _read(path: str | Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    return read_scan(path)[0]

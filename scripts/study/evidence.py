@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections import Counter
@@ -14,9 +13,8 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from common.transforms.io import write_atomically
+from common.files import read_json, write_json, write_text
 
-from .seed import write_json
 from .verdicts import HELD, METHOD, NOT_HELD, WITHIN_NOISE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +33,7 @@ def machine(device: str | None = None) -> str:
 def version_of(bundle: str) -> str:
     """Version of a bundle, from its metadata."""
     path = ROOT / "bundles" / bundle / "configs" / "metadata.json"
-    return json.loads(path.read_text(encoding="utf-8"))["version"]
+    return read_json(path)["version"]
 
 
 def update(evidence_dir: Path, bundle: str, key: str, content: Mapping[str, Any]) -> Path:
@@ -61,14 +59,14 @@ def update(evidence_dir: Path, bundle: str, key: str, content: Mapping[str, Any]
     evidence = read(evidence_dir, bundle) | {key: content}
     write_json(evidence_dir / f"{bundle}.json", evidence)
     page = evidence_dir / f"{bundle}.md"
-    write_atomically(page, lambda part: part.write_text(render(evidence), encoding="utf-8"))
+    write_text(page, render(evidence))
     return page
 
 
 def read(evidence_dir: Path, bundle: str) -> dict[str, Any]:
     """Evidence of a bundle, with neither key as long as nothing was measured."""
     path = evidence_dir / f"{bundle}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"bundle": bundle}
+    return read_json(path) if path.is_file() else {"bundle": bundle}
 
 
 def render(evidence: Mapping[str, Any]) -> str:

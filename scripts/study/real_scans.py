@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,12 @@ import numpy as np
 
 from common.data import list_cases
 from common.evaluation import Evaluation
+from common.files import done_once, read_json
 from common.metrics import best_dice, summarize
-from common.transforms.io import write_atomically
 from comparison import TARGETS
 from comparison.trial import Split, Trial
 
-from .scan_sets import LESION, Case, RealScans, ScanSet, hash_of
+from .scan_sets import LESION, Case, RealScans, ScanSet
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ PROPAGATION = ("inference_propagation",)
 METHODS = {
     "uad_autoencoder": (
         Method("U-Net", "uad_autoencoder"),
+        Method("U-Net at two sizes, with brightness", "uad_autoencoder", ("inference_scales",)),
         Method("residual of the auto-encoder", "uad_autoencoder", ("inference_residual",)),
         FLAIR_THRESHOLD,
     ),
@@ -127,7 +127,7 @@ class Scoring:
         return self._config(bundle, "metadata")
 
     def _config(self, bundle: str, name: str) -> dict[str, Any]:
-        return json.loads((self.bundles / bundle / "configs" / f"{name}.json").read_text("utf-8"))
+        return read_json(self.bundles / bundle / "configs" / f"{name}.json")
 
     def _trial(self, scans: ScanSet) -> Trial:
         """The folder of a set, where steps are done once."""
@@ -168,19 +168,18 @@ class Scoring:
         datalist = trial.write_cases({"test": scans.cases})
         trial.step(folder, method.bundle, configs, {"datalist_file": datalist, "output_dir": folder, **options})
 
-        file = folder / "scores.json"
         references = [path for paths in scans.references.values() for path in paths.values()]
-        key = hash_of([folder / "done.json", *references, __file__])
-        known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        if known.get("key") != key:
+        files = {"predictions": folder / "done.json", "code": Path(__file__)}
+        files |= {path: Path(path) for path in references}
+
+        def score() -> Scores:
             config = self._config(method.bundle, "inference")
             optional = config.get("optional_sequences", ())
             cases = list_cases(datalist_file=datalist, sequences=config["sequences"], optional_sequences=optional)
             channels = self.metadata(method.bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
-            known = {"key": key, "scores": score_files(cases, scans, folder, channels)}
-            text = json.dumps(known)
-            write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
-        return known["scores"]
+            return score_files(cases, scans, folder, channels)
+
+        return done_once(folder / "scores.json", files, score)
 
     # registration
 
@@ -189,7 +188,6 @@ class Scoring:
         trial = self._trial(scans)
         subjects = scans.cases[: self.registration_subjects]
         cases = [case | {"label": scans.references[case["subject"]]["tissues"]} for case in subjects]
-        cases = [case | {"label_content": hash_of([case["label"]])} for case in cases]
         datalist = trial.write_cases({"test": cases})
         pairs = self._register(trial, "registration", datalist, {})
         shipped = pair_scores(pairs)

@@ -7,21 +7,21 @@ paper. Every training has the same scans, network, patches and number of steps.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from make_atlas import main as make_atlas
 
 from common.atlas import align_atlas, icbm_atlas
 from common.data import list_cases, write_datalist
+from common.files import write_json
 from common.metrics import dice, hd95_mm
+from common.scans import read_scan
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
@@ -140,7 +140,7 @@ class Study(SeedStudy):
             **self._options(sequence, atlas),
             **self.settings["training"],
             beta=self.settings["beta"] if field else 0.0,
-            neighbors=f"%{self.data / atlas}.json::neighbors",
+            neighbors_file=self.data / f"{atlas}.json",
             output_dir=self.folder / arm / "train",
             ckpt_dir=self.folder / arm / "models",
             seed=self.seed,
@@ -198,7 +198,7 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     people = list_cases(datalist_file=folder / "people" / "datalist.json", sequences=["T1w"])
     for name, recipe in settings["atlases"].items():
         items = [{"label": p["label"], "world_to_mni": _to_template(p["image"])} for p in people[: recipe["people"]]]
-        (folder / f"{name}_people.json").write_text(json.dumps({"training": items}))
+        write_json(folder / f"{name}_people.json", {"training": items})
         make_atlas(
             str(folder / f"{name}.nii.gz"),
             datalist_file=str(folder / f"{name}_people.json"),
@@ -210,9 +210,8 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
 
 def _to_template(path: str) -> list[list[float]]:
     """Affine map from the world of a scan to that of the template, so that people can be averaged."""
-    scan = nib.load(path)
-    image = torch.from_numpy(np.asarray(scan.dataobj, dtype=np.float32))
-    to_template, _ = align_atlas(icbm_atlas(), image, scan.affine)
+    image, scan = read_scan(path)
+    to_template, _ = align_atlas(icbm_atlas(), torch.from_numpy(image), scan.affine)
     return to_template.tolist()
 
 
@@ -222,8 +221,8 @@ def _score(datalist: Path, output_dir: Path) -> Result:
     cases: dict[str, dict[str, tuple[float, float]]] = {"dice": {}, "hd95": {}}
     found = []
     for case in list_cases(datalist_file=datalist, section="test", require=["label"]):
-        scan = nib.load(output_dir / f"{case['name']}_seg.nii.gz")
-        mask, truth = np.asarray(scan.dataobj), np.asarray(nib.load(case["label"]).dataobj)
+        mask, scan = read_scan(output_dir / f"{case['name']}_seg.nii.gz")
+        truth, _ = read_scan(case["label"])
         distances = [hd95_mm(mask == v, truth == v, scan.header.get_zooms()) for v in values]
         found.append([dice(mask == v, truth == v) for v in values])
         cases["dice"][case["subject"]] = sum(found[-1]), len(values)

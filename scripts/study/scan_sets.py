@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.data import check_cases, read_json
+from common.data import check_cases
 from common.errors import InputError
+from common.files import read_json
 from datalists.survey import read_facts
 
 Case = dict[str, Any]
@@ -118,14 +118,6 @@ def read_real_scans(path: str | Path) -> RealScans:
     return RealScans(path, sets, controls, labelled)
 
 
-def hash_of(paths: Sequence[str | Path]) -> str:
-    """Hash of what is in some files, in their order."""
-    state = hashlib.sha256()
-    for path in paths:
-        state.update(hashlib.sha256(Path(path).read_bytes()).digest())
-    return state.hexdigest()
-
-
 def _read_set(item: Any, path: Path) -> ScanSet:
     item = _checked(item, f"a set of {path}", ("name", "title", "note", "cases"), ("adapt",))
     if not re.fullmatch(r"[\w-]+", str(item["name"])):
@@ -168,9 +160,8 @@ def _read_set(item: Any, path: Path) -> ScanSet:
 
 
 def _to_predict(case: Case) -> Case:
-    """A case without its references, and with a hash of its files."""
-    kept = {key: case[key] for key in ("subject", "image", "brain_mask") if key in case}
-    return kept | {"content": hash_of([*case["image"], *([case["brain_mask"]] if "brain_mask" in case else [])])}
+    """A case without its references."""
+    return {key: case[key] for key in ("subject", "image", "brain_mask") if key in case}
 
 
 def _checked(item: Any, where: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Any]:

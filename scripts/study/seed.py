@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from common.errors import InputError
+from common.files import difference, fingerprint_of, read_json, write_json
 from common.metrics import voxel_overlap
-from common.transforms.io import write_atomically
 
 # of one arm: "values", score -> value; and "cases", score -> subject -> (numerator, denominator)
 Result = dict[str, Any]
@@ -46,16 +45,6 @@ def dice_parts(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, fl
     return 2.0 * overlap.true_positives, float(overlap.predicted_voxels + overlap.reference_voxels)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write what JSON can hold; who reads the file finds all of it or nothing.
-
-    Raises:
-        ValueError: if a number is nan or infinite, which JSON does not have.
-    """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
 class SeedStudy(ABC):
     """All arms of one seed. It goes to the processes that train, so it holds nothing but names and numbers.
 
@@ -85,17 +74,13 @@ class SeedStudy(ABC):
             InputError: if the folder holds results of other settings or of another version.
         """
         path = self.folder / "settings.json"
-        wanted = json.loads(json.dumps({"version": version, "seed": self.seed, **self.settings}))
+        wanted = fingerprint_of({"version": version, "seed": self.seed, **self.settings})
         if not path.is_file():
             write_json(path, wanted)
             return
-        found = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        changed = difference(wanted, read_json(path, "settings of an experiment", dict), "the folder")
         if changed:
-            raise InputError(
-                f"{path} has other settings than this experiment ({', '.join(changed)}); "
-                "remove its folder or give another output_dir"
-            )
+            raise InputError(f"{path}: {changed}; expected the same: remove its folder or give another output_dir")
 
     def once(self, arm: str, work: Callable[..., Result], *arguments: Any) -> Result:
         """What ``work`` returns, kept in a file with the time it took: an arm that is done is not run again."""
@@ -104,9 +89,9 @@ class SeedStudy(ABC):
             began = time.time()
             result = work(*arguments)
             write_json(path, {**result, "began": began, "ended": time.time()})
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     def spans(self) -> list[tuple[float, float]]:
         """When work on the arms began and ended, in seconds."""
-        kept = [json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("*/scores.json")]
+        kept = [read_json(path) for path in self.folder.glob("*/scores.json")]
         return [(result["began"], result["ended"]) for result in kept]

@@ -11,11 +11,11 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice, lesion_detection
+from common.scans import read_scan
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
 
@@ -269,4 +269,4 @@ class Study(SeedStudy):
 
 
 def _read(path: str | Path) -> np.ndarray:
-    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    return read_scan(path)[0]

@@ -72,13 +72,13 @@ def test_a_label_map_becomes_probabilities(tmp_path):
 
 
 def test_what_is_no_atlas_is_named(tmp_path, maps):
-    with pytest.raises(InputError, match=r"none\.nii: no such file, expected an atlas"):
+    with pytest.raises(InputError, match=r"none\.nii does not exist, expected a NIfTI file"):
         open_atlas(str(tmp_path / "none.nii"))
     with pytest.raises(InputError, match=r"sum over 3 classes differs from 1 by up to 0\.1, expected at most"):
         open_atlas(save(tmp_path / "sum.nii", maps * 0.9))
     with pytest.raises(InputError, match=r"probabilities down to -0\.5, expected 0 or above"):
         open_atlas(save(tmp_path / "negative.nii", maps - 0.5))
-    with pytest.raises(InputError, match=r"nan\.nii has NaN or infinite voxels, expected probabilities"):
+    with pytest.raises(InputError, match=r"nan\.nii has 32 NaN or infinite voxels of 192, expected finite values"):
         open_atlas(save(tmp_path / "nan.nii", np.where(maps > 0.7, np.nan, maps)))
     with pytest.raises(InputError, match="has 3 classes with background, expected 4 as the network"):
         open_atlas(save(tmp_path / "three.nii", maps), 4)

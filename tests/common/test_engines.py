@@ -1,11 +1,13 @@
 """Engines and handlers, on a network of a few weights and images of 8 x 8 pixels."""
 
+import io
 import json
 import logging
 import multiprocessing
 import os
 import random
 import signal
+import time
 from types import SimpleNamespace
 
 import ignite.distributed as idist
@@ -39,7 +41,9 @@ from common.engines import (
 )
 from common.engines.checkpoints import save_tensors
 from common.engines.pictures import _contour, fullest_slice, spread_positions
+from common.engines.settings import settings_of_training
 from common.errors import InputError, find_input_error
+from common.files import Alone, difference
 
 FORK = multiprocessing.get_context("fork")
 
@@ -179,6 +183,159 @@ def test_the_best_metric_is_remembered_over_a_kill(tmp_path):
     assert (resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch) == (0.7, 2)
     kept = torch.load(tmp_path / "model.pt", weights_only=True)
     assert all(torch.equal(kept[key], best[key]) for key in best)
+
+
+def begun_with_the_weights_that_it_writes(folder):
+    training = make_training(folder)
+    training.network.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+    return training
+
+
+def test_a_training_killed_in_its_first_epoch_goes_on_from_the_weights_that_it_had(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        save_tensors(make_network().state_dict(), folder / "model.pt")
+    begun_with_the_weights_that_it_writes(straight).trainer.run()
+
+    def train():
+        training = begun_with_the_weights_that_it_writes(killed)
+        # behind the validation, which writes the weights, and before the state is saved
+        training.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        training.trainer.run()
+
+    before = (killed / "model.pt").read_bytes()
+    process = FORK.Process(target=train)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert (killed / "model.pt").read_bytes() != before
+    begun_with_the_weights_that_it_writes(killed).trainer.run()
+    one, other = (torch.load(folder / "state.pt", weights_only=True)["objects"] for folder in (straight, killed))
+    assert all(torch.equal(value, other["network"][key]) for key, value in one["network"].items())
+
+
+@pytest.mark.slow
+def test_a_training_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_been(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        save_tensors(make_network().state_dict(), folder / "model.pt")
+    began = time.monotonic()
+    begun_with_the_weights_that_it_writes(straight).trainer.run()
+    taken = time.monotonic() - began
+
+    def train():
+        training = begun_with_the_weights_that_it_writes(killed)
+        training.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: time.sleep(0.02))
+        training.trainer.run()
+
+    rng = random.Random(0)
+    for number in range(12):
+        process = FORK.Process(target=train)
+        process.start()
+        process.join(rng.uniform(0, 0.3 if number < 6 else 0.3 + taken))  # half of them at the start
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # once at its end it would begin anew
+            break
+    else:
+        begun_with_the_weights_that_it_writes(killed).trainer.run()
+    for name in ("state.pt", "model.pt"):
+        one, other = (torch.load(folder / name, weights_only=True) for folder in (straight, killed))
+        one, other = (found["objects"]["network"] if name == "state.pt" else found for found in (one, other))
+        assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert {path.name for path in killed.iterdir()} == {"state.pt", "model.pt"}
+
+
+def test_the_best_weights_go_where_the_resumed_training_writes_though_no_later_ones_are_better(tmp_path):
+    killed_training(tmp_path, "workers 0", iteration=7)  # 0.7 of the second epoch stays the best
+    best = (tmp_path / "model.pt").read_bytes()
+    resumed = make_training(tmp_path)
+    (keeper,) = (h for h, *_ in resumed.evaluator._event_handlers[Events.EPOCH_COMPLETED] if isinstance(h, BestWeights))
+    keeper.path = tmp_path / "other" / "model.pt"
+    save_tensors({"shipped": torch.zeros(1)}, keeper.path)  # as a bundle has them
+    resumed.trainer.run()
+    kept, expected = (torch.load(io.BytesIO(data), weights_only=True) for data in (keeper.path.read_bytes(), best))
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[key], expected[key]) for key in kept)
+
+
+def test_a_training_without_a_metric_that_is_a_number_ends_with_an_error(tmp_path):
+    training = make_training(tmp_path, max_epochs=1, scores=(float("nan"),))
+    with pytest.raises(InputError, match=r"model\.pt was not written, expected a validation whose metric is a number"):
+        training.trainer.run()
+
+
+@pytest.mark.parametrize("same", ["state.pt", "model.pt"])
+def test_of_two_trainings_that_write_one_file_the_second_is_refused(tmp_path, same):
+    reading, writing = os.pipe()
+
+    def train():
+        training = make_training(tmp_path)
+        training.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: (os.write(writing, b"x"), time.sleep(60)))
+        training.trainer.run()
+
+    first = FORK.Process(target=train)
+    first.start()
+    os.read(reading, 1)
+    second = make_training(tmp_path if same == "state.pt" else tmp_path / "other")
+    for handler, *_ in second.evaluator._event_handlers[Events.EPOCH_COMPLETED]:
+        if isinstance(handler, BestWeights):
+            handler.path = tmp_path / "model.pt"
+    try:
+        with pytest.raises(InputError, match=rf"{same} is in use by process {first.pid} on .* since "):
+            second.trainer.run()
+    finally:
+        first.kill()
+        first.join()
+    make_training(tmp_path).trainer.run()
+    assert {path.name for path in tmp_path.iterdir()} - {"other"} == {"state.pt", "model.pt"}
+
+
+def settings_in(folder, **changes):
+    """Settings of a training with a config, on two cases."""
+    folder.mkdir(exist_ok=True)
+    for name in ("a.nii.gz", "b.nii.gz", "a_label.nii.gz"):
+        if not (folder / name).exists():
+            (folder / name).write_text(name)
+    config = {
+        "seed": 1,
+        "max_epochs": 5,
+        "output_dir": str(folder),
+        "sequences": ["FLAIR"],
+        "optimizer": {"_target_": "torch.optim.Adam", "_desc_": "why", "lr": "@rate", "eps": 1e-8},
+        "rate": 0.1,
+        "train": {"dataloader": {"_target_": "DataLoader", "num_workers": 2, "shuffle": True}},
+        "data": [
+            {"image": str(folder / "a.nii.gz"), "label": str(folder / "a_label.nii.gz")},
+            {"image": [str(folder / "b.nii.gz"), None], "subject": "b", "weight": 0.5},
+        ],
+    }
+    parser = ConfigParser({**config, **{key: value for key, value in changes.items() if "#" not in key}})
+    for key, value in changes.items():
+        parser[key.replace("#", "::")] = value
+    parser.get_parsed_content("data")
+    return settings_of_training(parser)
+
+
+def test_how_long_and_where_a_training_runs_may_change_and_nothing_else(tmp_path):
+    before = settings_in(tmp_path / "one")
+    free = {"max_epochs": 9, "output_dir": "x", "train#dataloader#num_workers": 0, "train#dataloader#shuffle": False}
+    assert difference(settings_in(tmp_path / "one", **free), before) == ""
+    for change, words in [
+        ({"seed": 2}, "seed is 2, the state has 1"),
+        ({"rate": 0.2}, "rate is 0.2, the state has 0.1"),
+        ({"optimizer#lr": 0.3}, "optimizer#lr is 0.3, the state has nothing"),
+        ({"optimizer#eps": 1e-4}, "optimizer#eps is 0.0001, the state has 1e-08"),
+        ({"sequences": ["T1w"]}, "sequences#0 is T1w, the state has FLAIR"),
+    ]:
+        assert difference(settings_in(tmp_path / "one", **change), before, "the state") == words
+
+
+def test_cases_are_known_by_what_is_in_their_files(tmp_path):
+    before = settings_in(tmp_path / "one")
+    assert difference(settings_in(tmp_path / "two"), before) == ""  # the same files in another folder
+    (tmp_path / "one" / "a_label.nii.gz").write_text("drawn anew")
+    assert "label of case 1 (a) in data is SHA-256 " in difference(settings_in(tmp_path / "one"), before, "the state")
 
 
 def test_epochs_differ_and_ranks_differ_and_the_same_epoch_repeats():
@@ -336,7 +493,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        with pytest.raises(InputError, match=r"state\.pt: cannot be written"):
+        with pytest.raises(InputError, match=r"state\.pt cannot be written"):
             save_tensors({"epoch": 2, "weights": torch.zeros(100_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -349,7 +506,7 @@ def test_a_folder_that_cannot_be_made_stops_the_training_before_its_first_step(t
     (tmp_path / "file").write_text("")
     training = make_training(tmp_path / "file")
     losses = losses_of(training)
-    with pytest.raises(InputError, match="file: cannot be made"):
+    with pytest.raises(InputError, match="file cannot be written"):
         training.trainer.run()
     assert losses == []
 
@@ -535,6 +692,31 @@ def test_failures_can_wait_until_the_other_cases_were_used():
     assert evaluator.failures == {"b": "found no voxels"}
     with pytest.raises(InputError, match="1 of 2 cases failed: b: found no voxels"):
         evaluator.raise_failures()
+
+
+def test_while_another_process_writes_to_its_folder_an_inference_does_not_begin(tmp_path):
+    class Save:
+        output_dir = tmp_path / "out"
+
+        def __call__(self, item):
+            assert [path.name for path in tmp_path.iterdir()] == ["out"]
+            return item
+
+    evaluator = ScanEvaluator("cpu", [one_case()], Doubling(), postprocessing=Compose([Save()]))
+    reading, writing = os.pipe()
+    other = FORK.Process(target=lambda: (Alone(tmp_path / "out"), os.write(writing, b"x"), time.sleep(60)))
+    other.start()
+    os.read(reading, 1)
+    try:
+        with pytest.raises(InputError, match=f"out is in use by process {other.pid} on .* since "):
+            evaluator.run()
+        assert evaluator.state.iteration == 0
+    finally:
+        other.kill()
+        other.join()
+    evaluator.run()
+    assert evaluator.state.iteration == 1
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_nothing_waits_where_every_case_failed():

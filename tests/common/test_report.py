@@ -6,11 +6,14 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from bundle_tools import ROOT
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -167,6 +170,31 @@ def test_page_names_worst_cases_first_and_needs_no_network(cohort):
     assert page.count('<img loading="lazy" src="data:image/png;base64,') >= 4 * 5
     assert page.count('src="data:image/svg+xml;base64,') == 4
     assert "the threshold in use, 0.5" in page
+
+
+def test_the_same_evaluation_twice_gives_the_same_bytes_but_for_the_time(cohort):
+    cases, folder, *_ = cohort
+    found = []
+    for _ in range(2):
+        Report(cases, folder).write()
+        numbers = json.loads((folder / "metrics.json").read_text())
+        numbers.pop("created")
+        found.append([numbers, *((folder / name).read_bytes() for name in ("report.html", "metrics.csv"))])
+    assert found[0] == found[1]
+
+
+def test_while_another_process_writes_into_the_folder_there_is_no_report(cohort):
+    cases, folder, *_ = cohort
+    code = "import sys, time; from common.files import Alone; a = Alone(sys.argv[1]); print(1, flush=1); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, folder], cwd=ROOT, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    try:
+        with pytest.raises(InputError, match=f"is in use by process {other.pid} on "):
+            Report(cases, folder).write()
+        assert not (folder / "report.html").exists()
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_user_text_is_escaped(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import Metric, Run
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import MeanSquaredError, MLFlowHandler, from_engine
 from torch import nn
@@ -109,6 +111,56 @@ def test_a_dead_server_is_given_up_with_one_warning(dead_server, iteration_log, 
     assert warning.startswith(f"tracking at {dead_server} is given up, the run goes on without it (")
     assert (tmp_path / "model.pt").is_file()
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+
+
+def unusable_store(kind: str, folder: Path) -> tuple[str, object]:
+    """Address of a store that cannot be opened, and what has to live as long as it shall be so."""
+    database = folder / "mlruns.db"
+    lock = sqlite3.connect(database)
+    if kind == "locked":
+        lock.execute("CREATE TABLE other (x)")
+        lock.commit()
+        lock.execute("BEGIN EXCLUSIVE")
+    elif kind == "damaged":
+        database.write_bytes(b"no database " * 1000)
+    elif kind == "in a file":
+        database.write_text("no folder")
+        database = database / "mlruns.db"
+    uri = {"unknown": "nobody://knows/this", "folder": f"file://{folder}", "path": str(folder)}
+    return uri.get(kind, f"sqlite:///{database}"), lock
+
+
+@pytest.mark.parametrize("kind", ["locked", "damaged", "in a file", "unknown", "folder", "path"])
+def test_a_store_that_cannot_be_opened_is_given_up_and_the_run_goes_on(kind, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("common.engines.tracking.PATIENCE", 1.0)
+    uri, _lock = unusable_store(kind, tmp_path)
+    tracking = {"_target_": "MLFlowHandler", "tracking_uri": uri, "experiment_name": "test", "run_name": "run"}
+    config = {  # MONAI puts its handlers behind all others
+        "network": {"_target_": "torch.nn.Identity"},
+        "validator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "$torch.device('cpu')",
+            "val_data_loader": ["$dict(image=torch.ones(1, 1, 2, 2))"],
+            "network": "@network",
+            "val_handlers": [
+                {"_target_": "common.engines.BestWeights", "path": "model.pt", "network": "@network"},
+                tracking,
+            ],
+        },
+        "trainer": {
+            "_target_": "SupervisedEvaluator",
+            "device": "$torch.device('cpu')",
+            "val_data_loader": ["$dict(image=torch.ones(1, 1, 2, 2))"],
+            "network": "@network",
+            "val_handlers": [{"_target_": "common.engines.Tracker", "validator": "@validator"}, tracking],
+        },
+    }
+    trainer = ConfigParser(config).get_parsed_content("trainer")
+    trainer.run()
+    assert trainer.state.iteration == 1
+    found = [w for w in warnings(caplog) if "is given up, the run goes on without it" in w]
+    assert len(found) == 2  # one each
+    assert found[0].startswith(f"tracking at {uri} ")
 
 
 class Server:

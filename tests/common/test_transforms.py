@@ -46,7 +46,6 @@ from common.transforms import (
     without_small_components,
 )
 from common.transforms.anomaly import median_size
-from common.transforms.io import write_atomically
 
 # oblique, anisotropic, first axis to the left, origin off zero
 TILT, TURN = np.deg2rad(9), np.deg2rad(-6)
@@ -743,16 +742,6 @@ def test_a_full_folder_leaves_no_part_of_a_file_and_the_old_one_in_place(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in out.iterdir()] == ["x_prob.nii.gz"]
     assert (out / "x_prob.nii.gz").read_text() == "old"
-
-
-def test_an_error_while_writing_leaves_nothing(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise KeyError("bug")
-
-    with pytest.raises(KeyError):
-        write_atomically(tmp_path / "x.json", fail)
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_components_agree_with_scipy_on_noise():

@@ -359,7 +359,7 @@ def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, pati
     ("content", "match"),
     [
         (None, "cannot be read"),
-        ("[", "is not understood"),
+        ("[", "is no valid JSON"),
         ('{"tissues": {"training": [{"image": "x.nii.gz"}]}}', "is not understood"),
         ('{"tissues": {"training": [{"label": "none.nii.gz"}]}}', "none.nii.gz"),
     ],
@@ -412,10 +412,10 @@ def test_a_cohort_that_breaks_off_leaves_nothing_and_a_killed_one_is_made_again(
         "num_workers": 1,
     }
     monkeypatch.setattr("phantom.cohort.make_subject", one_then_full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match=r"new cannot be written \(no space left on device\)"):
         make_cohort(tmp_path / "new", **options)
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
-    (tmp_path / ".new.partial" / "sub-001").mkdir(parents=True)  # what a killed run leaves behind
+    (tmp_path / ".new.part-0123" / "sub-001").mkdir(parents=True)  # what a killed run leaves behind
     make_cohort(tmp_path / "new", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]

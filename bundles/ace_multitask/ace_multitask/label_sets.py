@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_data_type, convert_to_dst_type
 
 from common.errors import InputError
+from common.files import read_json
 from common.transforms.io import file_of
 
 IGNORE = "ignore"
@@ -259,10 +259,7 @@ def load_label_sets(config: Mapping[str, Any], datalist_file: str | Path | None 
     """
     own: Any = {}
     if datalist_file is not None:
-        try:
-            datalist = json.loads(Path(datalist_file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise InputError(f"{datalist_file} cannot be read as JSON ({e}), expected lists of cases") from e
+        datalist = read_json(datalist_file, "lists of cases")
         own = datalist.get("label_sets", {}) if isinstance(datalist, dict) else {}
     source = f"{datalist_file}: label_sets" if own else "label_sets"
     if not isinstance(own, Mapping) or set(config | own) != {"classes", "datasets"}:

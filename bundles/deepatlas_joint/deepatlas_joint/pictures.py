@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from common.files import write_atomically
 from common.geometry import voxel_grid, warp
-from common.transforms.io import write_atomically
 
 LINE_COLOR = "#56B4E9"
 LINE_EVERY = 3  # voxels

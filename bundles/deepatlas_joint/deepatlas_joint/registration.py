@@ -21,10 +21,11 @@ from monai.utils import ensure_tuple
 from common.data import list_cases
 from common.engines.events import gather
 from common.errors import InputError
+from common.files import write_atomically, write_text
 from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
 from common.scans import grid_difference, on_grid_of, open_scan, read_scan, stem
 from common.tables import delimited
-from common.transforms.io import file_of, write_atomically
+from common.transforms.io import file_of
 
 from .validation import mean_dice
 
@@ -327,5 +328,5 @@ class MeasurePaird(MapTransform):
             return path
         columns = list(dict.fromkeys(name for row in rows for name in row))
         table = delimited([columns, *([row.get(name) for name in columns] for row in rows)])
-        write_atomically(path, lambda part: part.write_text(table, encoding="utf-8", newline=""))
+        write_text(path, table)
         return path

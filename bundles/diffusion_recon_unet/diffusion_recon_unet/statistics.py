@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from scipy import ndimage
 from common.data import BrainSlices
 from common.engines.events import rank
 from common.errors import InputError
-from common.transforms.io import file_of, write_atomically
+from common.files import read_json, write_json
+from common.transforms.io import file_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +92,7 @@ class SaveStatistics:
             "distance": round(max(float((quantiles - mean).abs().mean(1).max()), _SMALLEST_DISTANCE), 4),
             "contrast": [round(min(contrasts), 4), round(max(contrasts), 4)],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda part: part.write_text(json.dumps(content, indent=2) + "\n"))
+        write_json(self.path, content)
 
 
 class CheckStatisticsd(MapTransform):
@@ -115,13 +114,10 @@ class CheckStatisticsd(MapTransform):
         super().__init__(keys)
         self.path = Path(path)
         self.ratio = ratio
+        content = read_json(self.path, "statistics of the training")
         try:
-            text = self.path.read_text(encoding="utf-8")
-            content = json.loads(text)
             self.mean, self.distance = torch.tensor(content["quantiles"]), float(content["distance"])
             self.lowest, self.highest = map(float, content["contrast"])
-        except OSError as e:
-            raise InputError(f"{self.path} cannot be read ({e.strerror}), expected statistics of the training") from e
         except (ValueError, KeyError, TypeError) as e:
             raise InputError(
                 f"{self.path} holds no quantiles, distance and contrast of a training, expected them"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from common.errors import InputError
+from common.files import read_json
 
 from .network import PRIOR_FLOOR
 
@@ -87,6 +92,29 @@ class _MarkovField(torch.autograd.Function):
             return -2 * grad * field, None, None
         towards_neighbors = neighbor_sum(torch.einsum("ba,naxyz->nbxyz", table, q * grad))
         return -grad * field - towards_neighbors, None, None
+
+
+def read_neighbors(
+    file: str | Path | None, table: Sequence[Sequence[float]] | None = None
+) -> Sequence[Sequence[float]] | None:
+    """The table of neighbors of an atlas, read as data: nothing in it is an expression.
+
+    Args:
+        file: JSON with ``neighbors``, as ``scripts/make_atlas.py`` writes it beside an atlas.
+        table: what is taken without a file.
+
+    Raises:
+        InputError: if it cannot be read, or holds no square of finite numbers.
+    """
+    if file is None:
+        return table
+    content = read_json(Path(str(file)), "an atlas's table of neighbors")
+    rows = content.get("neighbors") if isinstance(content, dict) else None
+    is_table = isinstance(rows, list) and rows and all(isinstance(row, list) and len(row) == len(rows) for row in rows)
+    numbers = [value for row in rows for value in row] if is_table else [None]
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in numbers):
+        raise InputError(f"{file} has the neighbors {str(rows)[:80]}, expected a square table of numbers")
+    return rows
 
 
 class EvidenceLowerBound(nn.Module):

@@ -65,9 +65,9 @@ class GradedLabeld(MapTransform):
 class AddBrightnessd(MapTransform):
     """Logits that say how bright a place is too: a halo, of which the network is as sure as of its lesion, comes below.
 
-    ``limit * tanh(logit / limit) + weight * (min(b, 1.6) - 0.65)``, where ``b`` is 0 at white matter and 1 at the
-    median of what the network is sure of in the same scan (a logit above 2), at ``usual`` times white matter if that is
-    nothing.
+    ``limit * tanh(logit / limit) + weight * (b - 0.65)``, where ``b`` is 0 at white matter and 1, its largest value, at
+    the median of what the network is sure of in the same scan (a logit above 2), at ``usual`` times white matter if
+    that is nothing; -1 is its lowest. What is brighter than lesions, as vessels and rests of skull are, gains nothing.
 
     Args:
         keys: logits, (1, *spatial).
@@ -82,7 +82,7 @@ class AddBrightnessd(MapTransform):
         keys: KeysCollection,
         image_key: str = "image",
         weight: float = 4.0,
-        limit: float = 4.0,
+        limit: float = 8.0,
         usual: float = 1.4,
     ) -> None:
         super().__init__(keys)
@@ -99,6 +99,6 @@ class AddBrightnessd(MapTransform):
             ratio = image / white_matter_level(image.numpy(force=True))
             sure = ratio[(torch.as_tensor(d[key])[0] > SURE) & (ratio > LEAST)]
             typical = float(sure.median()) if len(sure) else self.usual
-            brightness = ((ratio - 1) / (typical - 1)).clamp(max=1.6) - 0.65
+            brightness = ((ratio - 1) / (typical - 1)).clamp(-1, 1) - 0.65
             d[key] = self.limit * torch.tanh(d[key] / self.limit) + self.weight * brightness
         return d
