@@ -125,6 +125,7 @@ VOCABULARY: dict[str, Option] = {
     "class_variance": Option(t.Flag, "a variance of the reconstruction for every class"),
     "warmup": Option(t.Whole, "training steps without reconstruction"),
     "neighbors": Option(t.Matrix | None, "logarithms of how often two classes are neighbors, a row for each"),
+    "neighbors_file": Option(t.File | None, "JSON of make_atlas.py, whose table takes the place of neighbors"),
     "neighbors_source": Option(t.Text, "where the table is from"),
     "registration_steps": Option(t.Whole, "registration steps of an epoch"),
     "segmentation_steps": Option(t.Whole, "segmentation steps of an epoch"),
