@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import sys
 from collections.abc import Iterator
-from types import TracebackType
+from threading import current_thread, main_thread
+from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
 
@@ -14,6 +16,7 @@ logger = logging.getLogger(__name__)
 _PRINTED = re.compile(r"^(?:\w+\.)*InputError: (.+)$", re.MULTILINE)
 # their engines and transforms log an exception that they catch and raise again
 _REPEATING = ("ignite.", "monai.", "DataStats")
+_interrupts: list[int] = []  # signals of Ctrl-C that came
 
 
 class InputError(ValueError):
@@ -49,8 +52,16 @@ def find_input_error(exception: BaseException | None) -> InputError | None:
 
 
 def _is_interrupt(exception: BaseException | None) -> bool:
-    """Whether it is Ctrl-C, or an exception raised while one was on its way."""
-    return any(isinstance(current, KeyboardInterrupt) for current in _chain(exception))
+    """Whether it is Ctrl-C, an exception raised while one was on its way, or the end of workers that it stopped too."""
+    return any(
+        isinstance(current, KeyboardInterrupt) or (_interrupts and "DataLoader worker" in str(current))
+        for current in _chain(exception)
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 def _chain(exception: BaseException | None) -> Iterator[BaseException]:
@@ -86,6 +97,8 @@ def install_error_hook() -> None:
     if getattr(sys.excepthook, "input_error", None) is InputError:
         return
     _filter_loggers()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,10 @@ def break_down(item):
 @pytest.fixture
 def excepthook():
     """Undoes what install_error_hook does to the process."""
-    hook, logger_class = sys.excepthook, logging.getLoggerClass()
+    hook, logger_class, handler = sys.excepthook, logging.getLoggerClass(), signal.getsignal(signal.SIGINT)
     yield
     sys.excepthook = hook
+    signal.signal(signal.SIGINT, handler)
     logging.setLoggerClass(logger_class)
 
 
@@ -187,6 +189,13 @@ def test_a_bundle_whose_input_is_right_writes_its_output(config, monai_bundle):
 @pytest.mark.parametrize("raised", ["KeyboardInterrupt", "RuntimeError('in a handler') from KeyboardInterrupt()"])
 def test_ctrl_c_ends_a_process_with_one_line_and_its_own_exit_code(raised):
     code = f"from common.errors import *; install_error_hook(); raise {raised}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+def test_workers_that_ctrl_c_ends_before_the_main_process_are_no_error_of_their_own():
+    stop = "import signal\ntry: signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt: pass\n"
+    code = f"from common.errors import *; install_error_hook()\n{stop}raise RuntimeError('DataLoader worker (pid 7)')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
