@@ -27,7 +27,8 @@ CASES = "a list of cases or a dict of such lists"
 _SUFFIXES = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
 # endings of files that are no scan to work on, for a folder whose files do not name their sequence
 _DERIVED = ("seg", "dseg", "prob", "mask", "brainmask", "label", "labels", "lesion", "lesions", "tissue", "tissues")
-_SEQUENCES = ("t1", "t2", "flair", "pd")  # in names, with or without a w
+# what files call a sequence, in upper or lower case
+_SEQUENCES = {"T1w": r"t1w?|(?:t1w?[-_]?)?mp-?rage", "T2w": "t2w?", "PDw": "pdw?", "FLAIR": r"(?:t2w?[-_]?)?flair"}
 _FILES = ("image", "label", "brain_mask")
 # what may stand beside `<case>_<sequence>.nii.gz`
 _COMPANIONS = {
@@ -45,7 +46,7 @@ _VISIT = re.compile(
     r"(?:ses|session|study|visit|scan|exam|run|time|timepoint|tp|wave|day|week|month|year)[_-]?\d{1,2}|[tvmwyd]\d{1,3})",
     re.IGNORECASE,
 )
-_SEQUENCE_ENDING = re.compile(rf"(.+)_(?:{'|'.join(_SEQUENCES)})w?", re.IGNORECASE)
+_SEQUENCE_ENDING = re.compile(rf"(.+?)_(?:{'|'.join(_SEQUENCES.values())})", re.IGNORECASE)
 
 
 def list_cases(
@@ -64,11 +65,12 @@ def list_cases(
     """Cases to work on, each checked by the headers of its files.
 
     From a folder, flat or BIDS-like (``sub-*/[ses-*/]anat``): the files that end in ``_<sequence>.nii[.gz]``, where
-    upper and lower case, and T1w and T1, are the same; beside them a brain mask (``_brainmask``, ``_desc-brain_mask``)
-    and a label (``_lesion``, ``_label``, ``_label-lesion_mask``) if they are there. If no file names its sequence and
-    one sequence is asked for: every NIfTI file directly in the folder but masks and maps. A folder of nnU-Net, of files
-    ``<case>_<channel>`` as ``p1_0000.nii.gz``, is read by the ``dataset.json`` in it or above it, which says what the
-    channels are. Names that differ in a visit only, as ``p1_study1`` and ``p1_study2``, are of one subject.
+    upper and lower case are the same, and so are T1w, T1 and MPRAGE, FLAIR and T2_FLAIR; beside them a brain mask
+    (``_brainmask``, ``_desc-brain_mask``) and a label (``_lesion``, ``_label``, ``_label-lesion_mask``) if they are
+    there. If no file names its sequence and one sequence is asked for: every NIfTI file directly in the folder but
+    masks and maps. A folder of nnU-Net, of files ``<case>_<channel>`` as ``p1_0000.nii.gz``, is read by the
+    ``dataset.json`` in it or above it, which says what the channels are. Names that differ in a visit only, as
+    ``p1_study1`` and ``p1_study2``, are of one subject.
 
     From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
     the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
@@ -83,7 +85,8 @@ def list_cases(
         section: list to take from a JSON dict, as ``training``; without it all are joined.
         require: keys that every case must have.
         mask_key: key of the brain mask in the JSON.
-        optional_sequences: those of which a JSON may say null in the place of a path; a case needs one path at least.
+        optional_sequences: those that a case may lack, or of which a JSON may say null in the place of a path; a case
+            needs one path at least.
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
             of its sections says anything about health, and of a folder.
@@ -117,7 +120,7 @@ def list_cases(
             cases = _of_sequences(cases, content["sequences"], sequences, optional_sequences, source)
     elif dataset_dir is not None:
         source = Path(dataset_dir)
-        cases = _cases_of_folder(source, sequences)
+        cases = _cases_of_folder(source, sequences, optional_sequences)
     else:
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset is not None:
@@ -180,6 +183,26 @@ def name_cases(cases: list[dict[str, Any]]) -> None:
         logger.info("%d images share their name, so outputs go to sub-folders, as %s", len(repeated), example)
     for case, name in zip(cases, names, strict=True):
         case["name"] = name
+
+
+def sequence_name(name: str) -> str:
+    """BIDS' name of a sequence, as T1w for T1 or MPRAGE, FLAIR for t2_flair; any other name as it is."""
+    return next((known for known, names in _SEQUENCES.items() if re.fullmatch(names, name, re.IGNORECASE)), name)
+
+
+def prefix_of(name: str, sequence: str) -> str | None:
+    """What stands in the name of a file before its sequence, as ``sub-1_`` in ``sub-1_T1w``.
+
+    Args:
+        name: without ``.nii.gz``.
+        sequence: any of its names.
+
+    Returns:
+        None if the name does not end in the sequence.
+    """
+    names = _SEQUENCES.get(sequence_name(sequence), re.escape(sequence.removesuffix("w")) + "w?")
+    match = re.fullmatch(rf"(.*?_)?(?:{names})", name, re.IGNORECASE)
+    return None if match is None else match[1] or ""
 
 
 def paths_beside(path: str | Path, sequences: Sequence[str]) -> list[str | None]:
@@ -318,7 +341,7 @@ def subject_of(case: Mapping[str, Any]) -> str:
     path = Path(_images(case)[0])
     if bids := _bids_subject(path):
         return bids
-    if stem(path).lower().removesuffix("w") in _SEQUENCES:
+    if sequence_name(stem(path)) in _SEQUENCES:
         folder = path.parent
         is_visit = _without_visit(f"a_{folder.name}") == "a"
         return folder.parent.name if is_visit else _without_visit(folder.name)
@@ -492,7 +515,7 @@ def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:
     return list_data_collate(batch)
 
 
-def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str, Any]]:
+def _cases_of_folder(folder: Path, sequences: tuple[str, ...], optional: Sequence[str] = ()) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder, expected one with NIfTI files")
     files = sorted(p for pattern in _FOLDERS for p in _nifti_files(folder, pattern))
@@ -503,7 +526,8 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
     found = [_files_by_prefix(files, sequence) for sequence in sequences]
     if any(found):
         beside = {str(path).lower(): str(path) for path in files}
-        cases = [_case_of_prefix(prefix, sequences, found, beside) for prefix in sorted(set().union(*found))]
+        prefixes = sorted(set().union(*found))
+        cases = [_case_of_prefix(prefix, sequences, optional, found, beside) for prefix in prefixes]
     elif any(channel for _, channel in map(_prefix_and_channel, files) if channel == "0000"):
         cases = _cases_of_channels(folder, files, sequences)
     elif len(sequences) == 1:
@@ -534,7 +558,8 @@ def _cases_of_folder(folder: Path, sequences: tuple[str, ...]) -> list[dict[str,
 
 def _named_otherwise(path: str | Path, sequence: str) -> str | None:
     """The sequence in a file's name, if there is one and none is the expected one."""
-    named = [word for word in re.split(r"[^A-Za-z0-9]+", stem(path)) if _short(word) in _SEQUENCES]
+    name = re.sub(_SEQUENCES["FLAIR"], "FLAIR", stem(path), flags=re.IGNORECASE)  # t2_flair is no T2
+    named = [word for word in re.split(r"[^A-Za-z0-9]+", name) if sequence_name(word) in _SEQUENCES]
     return named[-1] if named and _short(sequence) not in map(_short, named) else None
 
 
@@ -547,14 +572,12 @@ def _nifti_files(folder: Path, pattern: str) -> list[Path]:
 
 def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
     """Path up to where the sequence begins -> file."""
-    # BIDS writes T1w and T2w
-    name = re.compile(rf"(.*_)?{re.escape(sequence.removesuffix('w'))}w?", re.IGNORECASE)
     found: dict[str, str] = {}
     for path in files:
-        match = name.fullmatch(stem(path))
-        if match is None:
+        before = prefix_of(stem(path), sequence)
+        if before is None:
             continue
-        prefix = f"{path.parent}/{match[1] or ''}"
+        prefix = f"{path.parent}/{before}"
         if prefix in found:
             raise InputError(f"{path} and {found[prefix]} are both {sequence} of one case, expected one of them")
         found[prefix] = str(path)
@@ -562,13 +585,18 @@ def _files_by_prefix(files: Sequence[Path], sequence: str) -> dict[str, str]:
 
 
 def _case_of_prefix(
-    prefix: str, sequences: tuple[str, ...], found: list[dict[str, str]], beside: Mapping[str, str]
+    prefix: str,
+    sequences: tuple[str, ...],
+    optional: Sequence[str],
+    found: list[dict[str, str]],
+    beside: Mapping[str, str],
 ) -> dict[str, Any]:
     for sequence, files in zip(sequences, found, strict=True):
-        if prefix not in files:
+        if prefix not in files and sequence not in optional:
             raise InputError(f"{prefix}{sequence}.nii.gz does not exist, expected {', '.join(sequences)} of every case")
-    images = [files[prefix] for files in found]
-    subject = _bids_subject(images[0]) or _without_visit(Path(prefix).name.rstrip("_"))
+    images = [files.get(prefix) for files in found]
+    first = next(path for path in images if path)
+    subject = _bids_subject(first) or _without_visit(Path(prefix).name.rstrip("_"))
     case: dict[str, Any] = {"image": images, "subject": subject}
     # fMRIPrep writes sub-01_desc-preproc_T1w, and beside it sub-01_desc-brain_mask
     beginnings = dict.fromkeys([prefix, re.sub(r"(?<=[_/])desc-[^_/]+_(?=[^/]*$)", "", prefix)])
@@ -776,8 +804,8 @@ def _without_healthy_unlabelled(cases: list[dict[str, Any]], source: Path) -> li
 
 
 def _short(name: str) -> str:
-    """The name of a sequence as it is compared: BIDS writes T1w and T2w, others T1 and T2."""
-    return name.lower().removesuffix("w")
+    """The name of a sequence as it is compared: BIDS writes T1w and FLAIR, others T1, MPRAGE, t2_flair."""
+    return sequence_name(name).lower().removesuffix("w")
 
 
 def _checked_sequences(names: Any, where: str) -> tuple[str, ...]:
@@ -859,7 +887,10 @@ def _check_grids(case: dict[str, Any], require: Sequence[str], one_grid: bool) -
         other = open_scan(path)
         difference = grid_difference(other.shape[:3], other.affine, first.shape[:3], first.affine)
         if difference and one_grid:
-            raise InputError(f"{path} and {files[0]} have {difference}, expected one grid for all files of a case")
+            hint = "; scripts/prepare_data.py brings the sequences of a case onto one" if path in _images(case) else ""
+            raise InputError(
+                f"{path} and {files[0]} have {difference}, expected one grid for all files of a case{hint}"
+            )
 
 
 def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:

@@ -33,11 +33,12 @@ class Table:
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case: its name, the facts about it, its pictures."""
+    """One case: its name, the facts about it, its pictures, each in a row of its own if they are wide."""
 
     name: str
     facts: Sequence[tuple[str, str]]
     pictures: Sequence[Picture] = ()
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ tbody th {{ font-weight:500; }}
 .facts span {{ color:var(--muted); }}
 .panels {{ display:grid; gap:10px; grid-template-columns:repeat(3,1fr); }}
 .panels.many {{ grid-template-columns:repeat(4,1fr); }}
+.panels.wide {{ grid-template-columns:1fr; }}
+.panels.wide img {{ aspect-ratio:auto; }}
 .panels img {{ display:block; width:100%; aspect-ratio:1; object-fit:contain; background:#000; border-radius:6px; }}
 .panels figcaption {{ margin-top:3px; }}
 details {{ margin-top:14px; }}
@@ -262,7 +265,7 @@ TEMPLATE = """{% macro show(table) %}
 {% endfor %}
 </p>
 {% if case.pictures %}
-<div class="panels{{ ' many' if case.pictures | length > 6 }}">
+<div class="panels{{ ' wide' if case.wide else ' many' if case.pictures | length > 6 }}">
 {% for picture in case.pictures %}
 <figure><img loading="lazy" src="{{ picture | src }}" alt="{{ case.name }}: {{ picture.alt }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>

@@ -3,7 +3,7 @@
 Usage, from the root of the repository, with a datalist of ``scripts/make_datalist.py``:
 
     python scripts/advise.py cases.json
-    python scripts/advise.py cases.json --bundles uad_autoencoder,sae_segmentation --output_file advice.json
+    python scripts/advise.py cases.json --bundles NAME,NAME --output_file advice.json
     python scripts/advise.py cases.json --measure False
 
 Every file is read. Time and memory are measured: a few steps of each training with the first scans, the settings and

@@ -1,7 +1,7 @@
-"""Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
+"""Where the time goes: ``python scripts/benchmark.py inference NAME`` or ``training NAME``.
 
-``step ace_multitask`` compares steps of a bundle with the plain way, as its ``benchmark.py`` offers them. ``cohort
-uad_autoencoder`` compares one process with several that share the scans. ``preparation`` says how good the brain
+``step NAME`` compares steps of a bundle with the plain way, as its ``benchmark.py`` offers them. ``cohort
+NAME`` compares one process with several that share the scans. ``preparation`` says how good the brain
 extraction and the registration of ``prepare_data.py`` are, on phantoms.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.

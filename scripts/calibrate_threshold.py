@@ -2,10 +2,10 @@
 
 Usage, from the root of the repository:
 
-    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file cases.json --section validation
-    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file healthy.json --section validation \
+    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation
+    python scripts/calibrate_threshold.py NAME --datalist_file healthy.json --section validation \
         --criterion false_positive_rate --rate 0.01 --write
-    python scripts/calibrate_threshold.py ace_multitask --datalist_file cases.json --section validation --dataset lesion
+    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation --dataset lesion
 
 The bundle writes its maps as for a user; the threshold is found on these files, at voxels of the brain, before small
 components are removed. Scans that a result is to be reported on must not be among the cases.

@@ -52,7 +52,7 @@ def main(
         datalist_file: JSON of scripts/make_datalist.py, with labels.
         output_dir: of the page, the tables, and runs/, which holds trainings and masks.
         target: lesion, tissue, or both.
-        methods: some of those that scripts/comparison/methods.py lists; by default all that fit.
+        methods: some of those that the descriptions of the bundles list; by default all that fit.
         weights: shipped, or train.
         seeds: of the trainings.
         options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.

@@ -1,4 +1,4 @@
-"""Small-scale check of methods' claims: ``python scripts/experiments.py uad_autoencoder``.
+"""Small-scale check of methods' claims: ``python scripts/experiments.py NAME``.
 
 Every arm is trained and applied through the bundle's own configs, on phantoms. Thresholds and checkpoints are chosen on
 validation subjects; test subjects are only scored. Where a score is said to be of any threshold, it is of the one that
@@ -24,6 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from catalog import bundle_names
 from common.errors import InputError
 from common.files import Alone
 from common.options import types as t
@@ -33,7 +34,8 @@ from study.verdicts import summarize
 
 logger = logging.getLogger("experiments")
 
-BUNDLES = ("uad_autoencoder", "ace_multitask", "sae_segmentation", "deepatlas_joint", "diffusion_recon_unet")
+# those with a study
+BUNDLES = tuple(name for name in bundle_names() if (ROOT / "scripts" / "study" / f"{name}.py").is_file())
 # for the trainings, read when their processes start: one thread, and memory kept from step to step, not given back
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

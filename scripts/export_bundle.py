@@ -2,7 +2,7 @@
 
 Usage, from the root of the repository:
 
-    python scripts/export_bundle.py uad_autoencoder --output_dir exports
+    python scripts/export_bundle.py NAME --output_dir exports
 
 TorchScript is made by script, or by trace where the model card says so; ONNX by the tracing exporter of torch, for any
 batch and any size that the network takes. The network of ``inference.json`` is exported, one tensor to one: what comes

@@ -1,7 +1,7 @@
 """An atlas of label maps: ``python scripts/make_atlas.py --label_files a.nii.gz --output_file atlas.nii.gz``.
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
-stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by
+stands beside which: what a bundle learns from in the place of labelled scans. It takes them by
 ``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -24,8 +25,9 @@ from pydantic import Field
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
+sys.path.insert(0, str(ROOT))
 
+from catalog import BUNDLES, descriptions
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.errors import InputError
 from common.files import read_json, write_atomically, write_text
@@ -34,7 +36,6 @@ from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
 from running.command_line import run_command
-from sae_segmentation.loss import neighbor_table
 
 STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding
 
@@ -89,6 +90,7 @@ def main(
     people = read_people(label_files, datalist_file, section)
     guard(people, datalist_file, keep_out.split(",") if isinstance(keep_out, str) else keep_out)
     groups = read_groups(classes)
+    neighbor_table = find_neighbor_table()
     maps, tables = [], []
     for path, to_shared, item in tqdm(people, desc="label maps", unit="map", disable=None):
         values, affine = read_label_map(path)
@@ -103,6 +105,14 @@ def main(
     for name, share in zip(groups, atlas.probabilities.mean((1, 2, 3)).tolist(), strict=True):
         logger.info("%-24s %8.1f ml", name, share * atlas.probabilities[0].numel() * spacing_mm**3 / 1000)
     logger.info("wrote %s", output_file)
+
+
+def find_neighbor_table() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """The function that makes the table, of the bundle whose description names one."""
+    name, function = next((n, d.neighbor_table) for n, d in descriptions().items() if d.neighbor_table)
+    sys.path.insert(1, str(BUNDLES / name))
+    module, _, attribute = function.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 def read_people(label_files: str | Sequence[str] | None, datalist_file: str | None, section: str) -> list[Person]:

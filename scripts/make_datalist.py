@@ -6,6 +6,7 @@ Usage, from the root of the repository:
     python scripts/make_datalist.py cases.json --pattern 'scans/{subject}/{sequence}.nii.gz' \
         --label 'scans/{subject}/lesion.nii.gz' --sequences FLAIR --folds 5
     python scripts/make_datalist.py cases.json --table cases.tsv --sequences T1w --validation 0.2
+    python scripts/make_datalist.py cases.json --datalist_file prepared/prepared.json --sequences FLAIR --validation 0.2
 
 Every file is read: grids, spacings, label values and files with the same voxels are reported.
 """
@@ -32,10 +33,11 @@ logger = logging.getLogger("make_datalist")
 
 
 def main(
-    datalist_file: t.NewFile,
+    output_file: t.NewFile,
     dataset_dir: t.ExistingFolder | None = None,
     pattern: t.Text | None = None,
     table: t.File | None = None,
+    datalist_file: t.File | None = None,
     sequences: t.Names = ("FLAIR",),
     optional_sequences: t.NamesOrNone = (),
     label: t.Text | None = None,
@@ -52,10 +54,11 @@ def main(
     """Write a datalist and report what is in it.
 
     Args:
-        datalist_file: JSON to write; its paths are relative to it.
+        output_file: JSON to write; its paths are relative to it.
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         pattern: path of an image with {subject}, {sequence} and {session}, as in the examples.
         table: CSV or TSV with a heading: a column per sequence, label, brain_mask, subject, healthy, and any others.
+        datalist_file: JSON with cases, as prepare_data.py writes it; its sections are joined, and split anew.
         sequences: what the images of a case are, in the order of the channels.
         optional_sequences: those that a case may lack, in a pattern or a table.
         label: with a pattern, the path of the label.
@@ -71,12 +74,14 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences, optional = ensure_tuple(sequences), ensure_tuple(optional_sequences)
-    if sum(source is not None for source in (dataset_dir, pattern, table)) != 1:
-        raise InputError("expected exactly one of dataset_dir, pattern and table")
+    if sum(source is not None for source in (dataset_dir, pattern, table, datalist_file)) != 1:
+        raise InputError("expected exactly one of dataset_dir, pattern, table and datalist_file")
     if pattern is None and (label or brain_mask):
         raise InputError("label or brain_mask is given without pattern, expected them with a pattern only")
-    if dataset_dir is not None:
-        cases = list_cases(dataset_dir, sequences=sequences, one_grid=one_grid)
+    if dataset_dir is not None or datalist_file is not None:
+        cases = list_cases(
+            dataset_dir, datalist_file, sequences=sequences, optional_sequences=optional, one_grid=one_grid
+        )
     else:
         source = pattern or table
         items = (
@@ -91,9 +96,9 @@ def main(
     facts = survey(cases, num_workers)
     refuse_leaks(cases, duplicates(cases, facts))
     sections = split(cases, validation, test, folds, seed)
-    write_datalist(datalist_file, sections, {"sequences": list(sequences)})
+    write_datalist(output_file, sections, {"sequences": list(sequences)})
     logger.info("%s", describe(cases, sequences, facts))
-    logger.info("wrote %s: %s", datalist_file, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
+    logger.info("wrote %s: %s", output_file, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
 
 
 def refuse_leaks(cases: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> None:

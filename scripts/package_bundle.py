@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/package_bundle.py uad_autoencoder --output_dir packages
-    python scripts/package_bundle.py uad_autoencoder --output_dir packages --large_files https://example.org/uad_autoencoder
+    python scripts/package_bundle.py NAME --output_dir packages
+    python scripts/package_bundle.py NAME --output_dir packages --large_files https://example.org/NAME
 
 The second is the form for a pull request to the model zoo: without the weights, which lie below the given address.
 """

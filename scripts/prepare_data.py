@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import list_cases, sections_of
+from common.data import list_cases, sections_of, sequence_name
 from common.files import read_json
 from common.options import types as t
 from preparation import Settings, prepare_cases
@@ -40,6 +41,7 @@ def main(
     space: Literal["own", "template"] = "own",
     spacing: t.Positive = 1.0,
     skull_stripped: t.Flag = False,
+    brain_extraction: t.Text = "auto",
     coregister: t.Flag = True,
     bias_correction: t.Flag = True,
     num_workers: t.Count | None = None,
@@ -50,20 +52,29 @@ def main(
         output_dir: gets a folder per case, prepared.json and preparation.html.
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         datalist_file: JSON with cases, in its place.
-        sequences: what the images of a case are. The first is the reference, on whose grid the others come to lie.
+        sequences: what the images of a case are, T1w (or T1, MPRAGE), T2w, PDw, FLAIR (or t2_flair) or other names. The
+            first is the reference, on whose grid the others come to lie.
         optional_sequences: those that a case may lack.
         label_keys: keys of label maps that come along, each on the grid of one of the images.
         mask_key: key of the brain mask in the JSON; where a case has one, it is taken in the place of a search.
         space: own (the grid of the reference, axes to right, front and top) or template (a grid of ICBM 152).
         spacing: voxel size in the template's space, mm.
         skull_stripped: True for scans without head, which are 0 outside of the brain.
+        brain_extraction: deepbet (of the T1w), template, or auto: deepbet where it is installed and there is a T1w.
         coregister: False takes the headers' word for where the sequences of a case lie.
         bias_correction: False leaves out N4.
         num_workers: cases at a time; all cores by default.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(
-        ensure_tuple(sequences), space, spacing, skull_stripped, coregister, bias_correction, ensure_tuple(label_keys)
+        sequences=tuple(map(sequence_name, _names(sequences))),
+        space=space,
+        spacing=spacing,
+        skull_stripped=skull_stripped,
+        brain_extraction=brain_extraction,
+        coregister=coregister,
+        bias_correction=bias_correction,
+        label_keys=_names(label_keys),
     )
     content = None if datalist_file is None else read_json(Path(datalist_file))
     parts = [*sections_of(content)] if isinstance(content, dict) else [None]
@@ -74,12 +85,17 @@ def main(
             settings.sequences,
             part,
             mask_key=mask_key,
-            optional_sequences=ensure_tuple(optional_sequences),
+            optional_sequences=tuple(map(sequence_name, _names(optional_sequences))),
             one_grid=False,
         )
         for part in parts
     }
     logger.info("wrote %s", prepare_cases(sections, output_dir, settings, num_workers))
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Names that come as one text with commas, or as several."""
+    return tuple(name.strip() for item in ensure_tuple(given) for name in str(item).split(","))
 
 
 if __name__ == "__main__":

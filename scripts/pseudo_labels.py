@@ -3,7 +3,7 @@
 Usage, from the root of the repository; docs/chains.md goes through every chain:
 
     python scripts/pseudo_labels.py chain --datalist_file scans.json --section training --results results \
-        --bundle uad_autoencoder --layers inference_residual.json --trained_on healthy.json \
+        --bundle NAME --layers inference_residual.json --trained_on healthy.json \
         --dataset lesion --merge tissues.json,lesions.json
 
 The folder ``chain`` gets a label for every case, beside it a JSON that says where it is from, and ``datalist.json``.
@@ -81,7 +81,7 @@ def main(
         threshold: of the map; that of the configs by default.
         min_volume_mm3: smaller lesions are left out; as in the configs by default.
         erosion_mm: what lies this near to the surface of the brain is no lesion.
-        uncertain: low and high: from low on a voxel is unsure (value 2, which ace_multitask ignores), from high on it
+        uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
             is lesion; in the place of the threshold.
         dataset: name that the pseudo-labelled cases get, for bundles that learn from several data sets.
         label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.

@@ -26,7 +26,7 @@ from common.evaluation import Evaluation, mean_dice
 from common.files import Alone, write_atomically, write_text
 from common.options import types as t
 from common.pictures import Picture, case_pictures
-from comparison import METHODS, Comparison, Result, compare, summary_text
+from comparison import Comparison, Result, compare, summary_text
 from phantom import TISSUES
 from phantom.cohort import make_cohort
 from planning.advice import advise
@@ -143,8 +143,9 @@ def clear(output_dir: Path) -> None:
 def write_pictures(comparisons: Sequence[Comparison], folder: Path) -> None:
     """For each bundle, of the cases with its median and its lowest Dice, three panels side by side as one PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    for bundle in dict.fromkeys(method.bundle for method in METHODS.values()):
-        found = [r for c in comparisons for r in c.results if r.method.bundle == bundle and not r.method.layers]
+    results = [result for comparison in comparisons for result in comparison.results]
+    for bundle in dict.fromkeys(result.method.bundle for result in results):
+        found = [r for r in results if r.method.bundle == bundle and not r.method.inference.layers]
         evaluation = found[0].evaluation
         scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
         for name, case in ((bundle, scored[len(scored) // 2]), (f"{bundle}_worst", scored[0])):

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.data import sequence_name
 from common.errors import InputError
 from common.files import write_atomically
 from common.options import types as t
-from preparation import restore
+from preparation import read_record, restore, sequence_of
 from running.command_line import run_command
 
 logger = logging.getLogger("restore_data")
@@ -33,7 +34,8 @@ def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, seq
         maps: NIfTI file, or a pattern of several; each begins with the name of its case, as bundles call their results.
         prepared_dir: output of prepare_data.py.
         output_dir: gets files of the same names.
-        sequence: on whose raw grid; the reference's by default.
+        sequence: on whose raw grid; by default that of the sequence in the name of each map, as FLAIR in
+            sub-1_FLAIR_seg.nii.gz, or else of the reference.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     files = sorted(glob.glob(str(maps)))  # noqa: PTH207  # a pattern may be absolute
@@ -43,9 +45,12 @@ def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, seq
         target = Path(output_dir) / Path(file).name
         if target.resolve() == Path(file).resolve():
             raise InputError(f"{target} would replace the map itself, expected another output_dir")
-        image = restore(file, record_of(file, prepared_dir), sequence)
+        record_file = record_of(file, prepared_dir)
+        image = restore(file, record_file, sequence)
         write_atomically(target, lambda part, image=image: nib.save(image, part))
-        logger.info("wrote %s", target)
+        record = read_record(record_file)
+        matched = sequence_of(file, record) if sequence is None else sequence_name(sequence)
+        logger.info("wrote %s, on the grid of %s", target, record["inputs"][matched]["file"])
 
 
 def record_of(file: str, prepared_dir: str) -> Path:

@@ -61,6 +61,7 @@ T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person wi
 SUSPECTING = {"ace_multitask": ("T1w", "FLAIR"), "uad_autoencoder": ("FLAIR",)}  # bundles that say where lesions are
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
+SAE_STEPS = 210
 MAX_WEIGHTS_BYTES = 16 * 2**20
 
 
@@ -89,7 +90,9 @@ def main(
             without labels, in which uad_autoencoder, ace_multitask and diffusion_recon_unet implant lesions; T1w,
             brain_mask and world_to_mni may be left out. And ``"lesion_scans": {"training": [{"FLAIR": path, "T1w":
             path, "brain_mask": path, "lesion": path, "subject": name}], "validation": [...]}``, scans with drawn
-            lesions, for the last stage of uad_autoencoder and ace_multitask.
+            lesions, for the last stage of uad_autoencoder and ace_multitask. And ``"t1w_scans": {"training": [{"T1w":
+            path, "brain_mask": path, "subject": name}], "validation": [...]}``, T1 scans of further scanners without
+            labels, for sae_segmentation.
         seed: of phantoms and trainings.
         amp: networks in bfloat16.
         minutes: for all trainings together, each has its share; phantoms and thresholds are not counted. A training
@@ -443,11 +446,15 @@ def _ace_datalist(release: Release, file: str, healthy: Sequence[str], cases: di
 
 
 def _sae_segmentation(release: Release) -> None:
-    """T1 scans without labels: real ones, or, where there are none, healthy phantoms."""
+    """T1 scans without labels: real ones, of further scanners too, or, where there are none, healthy phantoms."""
     sections = _t1w(release, labels=False)
+    for section, cases in sections.items():
+        for item in release.scans("t1w_scans", section):
+            cases.append({"image": item["T1w"]} | {key: item[key] for key in ("brain_mask", "subject") if key in item})
     # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
     datalist = write_datalist(release.folder / "sae.json", sections)
-    release.train("train", "train", 1.0, datalist_file=datalist, max_epochs=30)
+    steps = (len(sections["training"]) + 1) // 2  # of an epoch, two scans each
+    release.train("train", "train", 1.0, datalist_file=datalist, max_epochs=round(SAE_STEPS / steps))
     release.ship("train", "model.pt")
 
 

@@ -217,7 +217,7 @@ def test_a_bids_folder_is_a_source_too(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "expected exactly one of dataset_dir, pattern and table"),
+        ({}, "expected exactly one of dataset_dir, pattern, table and datalist_file"),
         ({"dataset_dir": "a", "table": "b"}, "expected exactly one of"),
         ({"dataset_dir": "a", "label": "b"}, "expected them with a pattern only"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -15,20 +17,23 @@ import pytest
 import SimpleITK as sitk
 from bundle_tools import ROOT, load_script, save_nifti
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 import preparation
-from common.data import list_cases
+from common.data import list_cases, prefix_of, sequence_name
 from common.errors import InputError
 from common.geometry import rotation_matrix
 from phantom import Grid, make_subject
 from preparation import Settings, prepare_cases, read_record, restore
 from preparation.bias import bias_field
-from preparation.brain import extract_brain
-from preparation.registration import itk_affine, matrix_of, require_simpleitk, scan_to_scan, template_to_scan
+from preparation.brain import bright_outside, deepbet_brain, extract_brain
+from preparation.coregistration import Match, coregister
+from preparation.registration import itk_affine, matrix_of, require_simpleitk, template_to_scan
 from preparation.volume import Volume
 
 main = load_script("prepare_data").main
 restore_main = load_script("restore_data").main
+make_datalist = load_script("make_datalist").main
 
 # 3 mm, first axis to the left, third to the front: a raw order unlike right, front, top
 RAW = np.array([[-3.0, 0, 0, 99], [0, 0, 3.0, -132], [0, 3.0, 0, -99], [0, 0, 0, 1]])
@@ -80,7 +85,7 @@ def prepared(raw, tmp_path_factory) -> Path:
     for file in ("T1w", "FLAIR", "label"):
         shutil.copy(raw / f"sub-1_{file}.nii.gz", scans)
     output = tmp_path_factory.mktemp("prepared")
-    main(str(output), dataset_dir=str(scans), sequences=("T1w", "FLAIR"), num_workers=1)
+    main(str(output), dataset_dir=str(scans), sequences=("T1w", "FLAIR"), brain_extraction="template", num_workers=1)
     return output
 
 
@@ -121,12 +126,82 @@ def test_n4_finds_a_known_field(head):
     assert np.std(np.log(field[brain] / found * before)) < 0.3 * np.std(np.log(field[brain]))
 
 
-def test_the_way_between_two_scans_is_found_to_a_millimetre(head, moved):
-    t1w, flair = (Volume(100 * head.images[s], RAW) for s in ("T1w", "FLAIR"))
-    other = flair.on_grid(SHAPE, RAW, moved)  # what lies at p in it lies at moved(p) in the T1w
-    points = nib.affines.apply_affine(RAW, np.argwhere(head.brain_mask))
-    found = nib.affines.apply_affine(moved @ scan_to_scan(t1w, other), points)
-    assert np.linalg.norm(found - points, axis=1).mean() < 1.0
+def moved_header(scan: Volume, shift_mm: float, turn_deg: float, seed: int) -> tuple[Volume, np.ndarray]:
+    """A scan whose header has moved, its voxels in the order of the new axes, and the motion, about its middle."""
+    rng = np.random.default_rng(seed)
+    shift, axis = rng.standard_normal((2, 3))
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_rotvec(np.radians(turn_deg) * axis / np.linalg.norm(axis)).as_matrix()
+    middle = nib.affines.apply_affine(scan.affine, np.array(scan.values.shape) / 2)
+    motion[:3, 3] = middle - motion[:3, :3] @ middle + shift_mm * shift / np.linalg.norm(shift)
+    return Volume(scan.values, motion @ scan.affine).to_ras(), motion
+
+
+def error_mm(match: Match, motion: np.ndarray, brain: np.ndarray) -> float:
+    """Mean distance in the brain from where the fixed scan's points lie in the moved one."""
+    points = nib.affines.apply_affine(RAW, np.argwhere(brain)[::17])
+    found, true = (nib.affines.apply_affine(way, points) for way in (match.way, motion))
+    return float(np.linalg.norm(found - true, axis=1).mean())
+
+
+def pair(head, stripped: bool, thickness: int) -> tuple[Volume, Volume]:
+    """T1w, and the FLAIR on slices of so many voxels."""
+    inside = head.brain_mask if stripped else np.ones(SHAPE)
+    t1w, flair = (Volume(100 * head.images[s] * inside, RAW).to_ras() for s in ("T1w", "FLAIR"))
+    thick = flair.affine @ np.diag([1, 1, thickness, 1.0])
+    shape = (*flair.values.shape[:2], flair.values.shape[2] // thickness)
+    return t1w, flair.on_grid(shape, thick)
+
+
+@pytest.mark.parametrize(("shift", "turn"), [(0, 0), (60, 0), (80, 40)])
+def test_scans_come_together_whose_headers_disagree(head, shift, turn):
+    t1w, flair = pair(head, stripped=False, thickness=2)
+    other, motion = moved_header(flair, shift, turn, seed=5)
+    match = coregister(t1w, other)
+    assert error_mm(match, motion, head.brain_mask) < 1.5  # half a voxel
+    assert match.doubt is None
+    assert match.information >= match.information_of_headers
+    middle = nib.affines.apply_affine(RAW, np.array(SHAPE) / 2)
+    assert match.shift_mm == pytest.approx(np.linalg.norm(nib.affines.apply_affine(motion, middle) - middle), abs=15)
+    assert match.turn_deg == pytest.approx(turn, abs=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stripped", [False, True])
+@pytest.mark.parametrize("thickness", [1, 3])
+def test_scans_come_together_from_80_mm_and_40_degrees_or_it_is_said(head, stripped, thickness):
+    t1w, flair = pair(head, stripped, thickness)
+    for seed, (shift, turn) in enumerate(itertools.product((0, 25, 50, 80), (0, 20, 40))):
+        other, motion = moved_header(flair, shift, turn, seed)
+        match = coregister(t1w, other)
+        assert error_mm(match, motion, head.brain_mask) < 3 or match.doubt, (shift, turn)
+
+
+def test_a_search_that_ends_elsewhere_is_doubted(head, monkeypatch):
+    monkeypatch.setattr(preparation.coregistration, "_promising", lambda starts, *_: starts[:1])  # the headers' alone
+    t1w, flair = pair(head, stripped=True, thickness=1)
+    other, motion = moved_header(flair, 80, 20, seed=1)
+    match = coregister(t1w, other)
+    assert error_mm(match, motion, head.brain_mask) > 20
+    assert "may lie wrong" in match.doubt
+
+
+def test_a_doubt_reaches_the_record_the_page_and_the_last_message(head, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(preparation.coregistration, "MIN_OVERLAP", 1.01)  # more than any
+    for sequence, scan in zip(("T1w", "FLAIR"), pair(head, stripped=True, thickness=2), strict=True):
+        save_nifti(tmp_path / "raw" / f"one_{sequence}.nii.gz", scan.values, scan.affine)
+    options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1,flair", **options)
+    record = read_record(tmp_path / "out" / "one" / "one.json")
+    doubt = "may lie wrong: the heads overlap by a Dice of"
+    assert doubt in record["coregistration"]["FLAIR"]["doubt"]
+    assert record["coregistration"]["FLAIR"]["shift_mm"] < 1.5
+    page = (tmp_path / "out" / "preparation.html").read_text()
+    cells = re.findall(r"<td>(.*?)</td>", page)
+    assert [doubt in cell for cell in cells].count(True) == 1
+    assert page.count("data:image/png") == 2  # each sequence
+    assert f"one: FLAIR {doubt}" in caplog.text
+    assert "1 of 1 cases are doubtful" in caplog.text
 
 
 @pytest.mark.parametrize("sequence", ["T1w", "FLAIR"])
@@ -199,9 +274,171 @@ def test_what_is_done_is_done_once(prepared, raw, caplog):
     scans = Path(read_record(prepared / "sub-1" / "sub-1.json")["inputs"]["T1w"]["file"]).parent
     files = {path: path.stat().st_mtime_ns for path in (prepared / "sub-1").iterdir()}
     with caplog.at_level(logging.INFO):
-        main(str(prepared), dataset_dir=str(scans), sequences=("T1w", "FLAIR"), num_workers=1)
+        main(
+            str(prepared),
+            dataset_dir=str(scans),
+            sequences=("T1w", "FLAIR"),
+            brain_extraction="template",
+            num_workers=1,
+        )
     assert "sub-1: done before" in caplog.text
     assert files == {path: path.stat().st_mtime_ns for path in (prepared / "sub-1").iterdir()}
+
+
+def test_a_result_returns_to_the_grid_of_the_sequence_in_its_name(prepared, raw, tmp_path, caplog):
+    mask = prepared / "sub-1" / "sub-1_brainmask.nii.gz"
+    for name in ("sub-1_FLAIR_seg.nii.gz", "sub-1_seg.nii.gz"):
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        shutil.copy(mask, tmp_path / "maps" / name)
+    with caplog.at_level(logging.INFO):
+        restore_main(str(tmp_path / "maps" / "*"), str(prepared), str(tmp_path / "back"))
+    for name, sequence in (("sub-1_FLAIR_seg.nii.gz", "FLAIR"), ("sub-1_seg.nii.gz", "T1w")):
+        back, scan = nib.load(tmp_path / "back" / name), nib.load(raw / f"sub-1_{sequence}.nii.gz")
+        assert back.shape == scan.shape
+        assert np.allclose(back.affine, scan.affine)
+    assert re.search(r"sub-1_FLAIR_seg.nii.gz, on the grid of sub-1_FLAIR.nii.gz", caplog.text)
+
+
+def test_of_labels_the_one_with_the_largest_share_wins_and_none_is_invented():
+    labels = np.zeros((8, 4, 4), np.uint8)
+    labels[2:6], labels[4:6] = 1, 7
+    shifted = np.eye(4)
+    shifted[0, 3] = 0.25  # a voxel at i has 3/4 of i and 1/4 of i + 1
+    found = Volume(labels, np.eye(4)).labels_on_grid((7, 4, 4), shifted)
+    assert found.values[:, 0, 0].tolist() == [0, 0, 1, 1, 7, 7, 0]
+    coarse = Volume(labels, np.eye(4)).labels_on_grid((4, 4, 4), np.diag([2.0, 1, 1, 1]))
+    assert set(np.unique(coarse.values)) <= {0, 1, 7}  # no 4 between 1 and 7
+
+
+@pytest.mark.parametrize("name", [".._T1w.nii.gz", "..T1w.nii.gz"])
+def test_no_name_of_a_scan_leads_out_of_the_output_folder(head, tmp_path, name):
+    file = save_nifti(tmp_path / "raw" / name, 100 * head.images["T1w"] * head.brain_mask, RAW)
+    (tmp_path / "raw" / "cases.json").write_text(json.dumps([{"image": name}]))
+    output = tmp_path / "place" / "out"
+    options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
+    main(str(output), datalist_file=str(tmp_path / "raw" / "cases.json"), sequences="T1w", **options)
+    files = [path for path in (tmp_path / "place").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert len(files) == 7  # scan, mask, record, transform and picture of the case, the list and the page
+    assert all(output in path.parents for path in files)
+    with pytest.raises(InputError, match=r"makes a case called '\.\.', expected a name for a folder"):
+        preparation.prepare_case({"image": str(file), "name": ".."}, output, Settings(("T1w",)))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ""])
+def test_no_option_leads_out_of_the_output_folder(name):
+    with pytest.raises(InputError, match="is no name of a sequence or a label"):
+        Settings(("T1w",), label_keys=(name,))
+    with pytest.raises(InputError, match="is no name of a sequence or a label"):
+        Settings((name,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("soft", "values, expected two"), ("negative", "has negative values"), ("two values", None)],
+)
+def test_a_brain_mask_is_where_it_is_above_half_of_its_largest_value(head, tmp_path, kind, said):
+    brain = head.brain_mask > 0
+    mask = {
+        "soft": ndimage.gaussian_filter(255.0 * brain, 1.0),
+        "negative": np.where(brain, 1.0, -1.0),
+        "two values": 200.0 * brain,
+    }[kind]
+    save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", 100 * head.images["T1w"], RAW)
+    save_nifti(tmp_path / "raw" / "a_brainmask.nii.gz", mask.astype(np.float32), RAW)
+    options = {"bias_correction": False, "num_workers": 1}
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1w", **options)
+    record = read_record(tmp_path / "out" / "a" / "a.json")
+    assert dice(array_of(tmp_path / "out" / "a" / "a_brainmask.nii.gz"), Volume(brain, RAW).to_ras().values) > 0.98
+    assert [w for w in record["warnings"] if "the brain mask has" in w] == [
+        w for w in record["warnings"] if said and said in w
+    ]
+    assert bool(record["warnings"]) == bool(said)
+
+
+def test_a_mask_that_cuts_the_brain_leaves_a_bright_rim(head):
+    brain = head.brain_mask > 0
+    for sequence in ("T1w", "FLAIR"):
+        scan = Volume(100 * head.images[sequence], RAW)
+        assert bright_outside(scan, brain) < 0.1
+        assert bright_outside(scan, ndimage.binary_erosion(brain, iterations=2)) > 0.3
+
+
+def test_without_a_brain_for_deepbet_the_template_makes_the_mask_and_it_is_said(head, tmp_path, monkeypatch):
+    def nothing(scan: Volume) -> Volume:
+        raise InputError("deepbet finds no brain")
+
+    monkeypatch.setattr(preparation.case, "deepbet_is_installed", lambda: True)
+    monkeypatch.setattr(preparation.case, "deepbet_brain", nothing)
+    case = {"image": str(save_nifti(tmp_path / "a_T1w.nii.gz", 100 * head.images["T1w"], RAW)), "name": "a"}
+    settings = Settings(("T1w",), bias_correction=False)
+    record = read_record(preparation.prepare_case(case, tmp_path, settings))
+    assert record["brain"] == "template"
+    assert record["warnings"] == ["deepbet finds no brain in the T1w, the mask is made by the template"]
+    with pytest.raises(InputError, match=r"a_T1w.nii.gz: deepbet finds no brain"):
+        preparation.prepare_case(case, tmp_path, Settings(("T1w",), brain_extraction="deepbet"))
+
+
+def test_the_mask_of_deepbet_comes_from_the_t1w_and_goes_to_the_reference(head, moved, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation.case, "deepbet_is_installed", lambda: True)
+    truth = Volume(head.brain_mask, RAW).to_ras()
+    monkeypatch.setattr(preparation.case, "deepbet_brain", lambda scan: truth)
+    flair = Volume(100 * head.images["FLAIR"], RAW).on_grid(SHAPE, RAW, moved)
+    files = [
+        save_nifti(tmp_path / f"a_{s}.nii.gz", v, RAW)
+        for s, v in (("FLAIR", flair.values), ("T1w", 100 * head.images["T1w"]))
+    ]
+    case = {"image": [str(file) for file in files], "name": "a"}
+    record = read_record(preparation.prepare_case(case, tmp_path, Settings(("FLAIR", "T1w"), bias_correction=False)))
+    assert (record["brain"], record["brain_source"], record["reference"]) == ("deepbet", "T1w", "FLAIR")
+    expected = Volume(head.brain_mask, RAW).on_grid(SHAPE, RAW, moved).values > 0.5
+    found = array_of(tmp_path / "a" / "a_brainmask.nii.gz")
+    assert dice(found, Volume(expected, RAW).to_ras().values) > 0.97
+
+
+@pytest.mark.slow
+def test_deepbet_finds_the_brain_of_a_t1w_without_any_download(head):
+    pytest.importorskip("deepbet")
+    mask = deepbet_brain(Volume(100 * head.images["T1w"], RAW).to_ras())
+    assert dice(mask.values, Volume(head.brain_mask, RAW).to_ras().values) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence"),
+    [("T1", "T1w"), ("T1w", "T1w"), ("MPRAGE", "T1w"), ("flair", "FLAIR"), ("t2_flair", "FLAIR"), ("T2", "T2w")],
+)
+def test_a_sequence_has_several_names(name, sequence):
+    assert sequence_name(name) == sequence
+    assert prefix_of(f"sub-1_{name}", sequence) == "sub-1_"
+    others = {"T1w", "T2w", "FLAIR"} - {sequence}
+    assert [prefix_of(f"sub-1_{name}", other) for other in others] == [None, None]
+
+
+def test_files_of_other_names_become_the_sequences_that_were_asked_for(head, tmp_path):
+    t1w, flair = pair(head, stripped=True, thickness=2)
+    save_nifti(tmp_path / "raw" / "kim_MPRAGE.nii.gz", t1w.values, t1w.affine)
+    save_nifti(tmp_path / "raw" / "kim_t2_flair.nii.gz", flair.values, flair.affine)
+    with pytest.raises(InputError, match=r"scripts/prepare_data.py brings the sequences of a case onto one"):
+        list_cases(tmp_path / "raw", sequences=("T1w", "FLAIR"))
+    options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="FLAIR,T1", **options)
+    names = {p.name for p in (tmp_path / "out" / "kim").iterdir()}
+    assert {"kim_T1w.nii.gz", "kim_FLAIR.nii.gz", "kim_brainmask.nii.gz", "kim.json"} <= names
+    assert read_record(tmp_path / "out" / "kim" / "kim.json")["reference"] == "FLAIR"
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["sequences"] == ["FLAIR", "T1w"]
+    datalist = tmp_path / "out" / "split.json"
+    prepared = tmp_path / "out" / "prepared.json"
+    make_datalist(str(datalist), datalist_file=str(prepared), sequences="t2_flair", num_workers=1)
+    (case,) = list_cases(datalist_file=datalist, sequences=("FLAIR",), section="training")
+    assert case["image"] == str(tmp_path / "out" / "kim" / "kim_FLAIR.nii.gz")
+
+
+def test_a_scan_cut_short_is_named_in_one_sentence(tmp_path):
+    noise = np.random.default_rng(0).integers(1, 9999, SHAPE).astype(np.int16)
+    file = save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", noise, RAW)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"a_T1w.nii.gz cannot be read to its end"):
+        main(str(tmp_path / "out"), dataset_dir=str(file.parent), sequences="T1w", skull_stripped=True, num_workers=1)
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
 def test_while_another_process_prepares_into_a_folder_nothing_is_done_there(tmp_path):

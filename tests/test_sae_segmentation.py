@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from bundle_tools import read_json
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from common.atlas import atlas_on_grid, icbm_atlas
 from common.data import list_cases
 from common.errors import InputError
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
+from sae_segmentation.augmentation import RandGreyValuesd
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (
     EvidenceLowerBound,
@@ -27,7 +28,7 @@ from sae_segmentation.loss import (
     neighbor_table,
 )
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
-from sae_segmentation.start import StartAtClassMeans
+from sae_segmentation.start import KeepBetter, StartAtClassMeans
 from sae_segmentation.validation import MeanEvidence, SplitOutputd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "sae_segmentation"
@@ -169,6 +170,25 @@ def test_every_class_has_its_own_variance_or_all_have_one(class_variance, expect
     assert found == pytest.approx(sum(terms) / 3, abs=1e-4)  # q is the prior
 
 
+def test_the_loss_of_a_segmentation_is_that_with_the_best_decoder():
+    """Two classes of two voxels each, one wrong: means and variances by hand; nothing of a decoder, nothing outside."""
+    loss = EvidenceLowerBound(3, variance_floor=1e-6)
+    image = torch.tensor([0.1, 0.3, 0.6, 0.8, 9.0]).view(1, 1, 5, 1, 1)
+    prior = torch.tensor([[0.0, 0.5, 0.5]] * 4 + [[1.0, 0.0, 0.0]]).T.view(1, 3, 5, 1, 1)
+    scan = torch.cat([image, prior], 1)
+
+    def found(*labels):
+        q = torch.nn.functional.one_hot(torch.tensor(labels), 3).T.view(1, 3, 5, 1, 1).float()
+        return loss.of_segmentation(100 * q, scan).item()
+
+    # sure of one class of two: log 2; then half of 1 + the mean logarithm of both variances
+    right = log(2) + 0.5 + 0.5 * log(0.01)
+    assert found(1, 1, 2, 2, 0) == pytest.approx(right, abs=1e-4)
+    assert found(2, 2, 1, 1, 2) == pytest.approx(right, abs=1e-4)  # intensities have no names
+    assert found(1, 2, 1, 2, 0) == pytest.approx(log(2) + 0.5 + 0.5 * log(0.0625), abs=1e-4)
+    assert found(1, 1, 1, 1, 0) == pytest.approx(log(2) + 0.5 + 0.5 * log(0.0725), abs=1e-4)  # a class is lost
+
+
 def test_validation_reports_the_mean_evidence_and_changes_nothing():
     loss = EvidenceLowerBound(2).train()
     metric = MeanEvidence(loss)
@@ -193,6 +213,30 @@ def test_the_output_is_split_for_the_pictures():
     assert parts["segmentation"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert parts["reconstruction"][:, 0, 0, 0].tolist() == [8]
     assert parts["pred"] is output
+
+
+# --- other scanners --------------------------------------------------------------------------------------------------
+
+
+def test_drawn_grey_values_rise_with_those_of_the_scan_and_leave_the_prior_alone():
+    scan = torch.rand(5, 12, 10, 8, generator=torch.manual_seed(0))
+    scan[0, :3] = 0  # outside of the brain
+    vary = RandGreyValuesd("image", bias=0.0).set_random_state(seed=1)
+    for _ in range(5):
+        found = vary({"image": scan})["image"]
+        assert torch.equal(found[1:], scan[1:])
+        assert torch.equal(found[0] == 0, scan[0] == 0)
+        order = scan[0].flatten().argsort()
+        assert (found[0].flatten()[order].diff() >= 0).all()
+        assert 0.01 < (found[0] - scan[0]).abs().max() < 0.25
+        assert found.max() <= 1
+    smooth = RandGreyValuesd("image", curve=0.0, gain=0.0, bias=0.1).set_random_state(seed=1)
+    flat = torch.full((1, 9, 9, 9), 0.5)
+    field = smooth({"image": flat})["image"][0] / 0.5
+    assert field[4, 4, 4].item() == pytest.approx(1, abs=1e-5)  # of the middle of the patch
+    assert field.std() > 0.02
+    assert (field.log().diff(n=3, dim=0).abs() < 1e-4).all()  # a parabola
+    assert RandGreyValuesd("image", prob=0.0)({"image": scan})["image"] is scan
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -268,6 +312,40 @@ def test_the_start_is_the_expectation_step_of_a_mixture(tmp_path):
     assert (network.decoder(uniform)[:, 0, 2, 2, 2] > mean + 0.05).all()
 
 
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_weights_that_a_training_has_spoiled_are_replaced_by_those_of_before(tmp_path, spoiled):
+    scan = scan_with_prior()
+    scan[:, 0] = scan[:, 1:].argmax(1) * 0.25
+    network = SegmentationAutoencoder(SegmentationEncoder(), ImageDecoder())
+    paths = tmp_path / "model.pt", tmp_path / "decoder.pt"
+    guard = KeepBetter(network, EvidenceLowerBound(4), [{"image": scan}], *paths)
+    trainer = Engine(lambda engine, batch: None)
+    StartAtClassMeans(network, [{"image": scan}]).attach(trainer)
+    guard.attach(trainer)
+    states = []
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def train(engine):
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+        with torch.no_grad():
+            if spoiled:
+                network.encoder.output.bias[3] = -40  # the class vanishes
+            else:
+                StartAtClassMeans(network, [{"image": scan}])(engine)  # one more step of the mixture
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+        for path, part in zip(paths, (network.encoder, network.decoder), strict=True):
+            torch.save(part.state_dict(), path)
+
+    trainer.run([0])
+    expected = states[0] if spoiled else states[1]
+    found = {f"encoder.{key}": value for key, value in torch.load(paths[0]).items()}
+    found |= {f"decoder.{key}": value for key, value in torch.load(paths[1]).items()}
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in expected)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value)
+        assert torch.equal(network.state_dict()[key], value)
+
+
 # --- mixture of Gaussians --------------------------------------------------------------------------------------------
 
 
@@ -326,6 +404,10 @@ def brain(tmp_path_factory) -> tuple[Path, np.ndarray]:
         ("classes of the atlas", "atlas.nii.gz has 3 classes with background, expected 4 as the network"),
         ("classes of the weights", "does not fit SegmentationEncoder"),
         ("far away", "scan.nii.gz: its brain and the atlas have a Dice of 0.00, expected 0.7 or more"),
+        (
+            "another contrast",
+            "another.nii.gz: the atlas finds the mean intensities 1, 0.6, 0.2 in its classes as T1w, ",
+        ),
         ("constant", "constant.nii.gz: channel 0 is 1 everywhere in the brain, expected contrast"),
     ],
 )
@@ -345,6 +427,9 @@ def test_input_that_cannot_be_used_is_named(monai_bundle, brain, tmp_path, what,
     elif what == "far away":
         affine[:3, 3] += 300
         options["align"] = False
+    elif what == "another contrast":
+        image, values = "another.nii.gz", np.asarray(scan.dataobj)
+        nib.save(nib.Nifti1Image(np.where(values > 0, 1.2 - values, 0), scan.affine), folder / image)
     elif what == "constant":
         image = "constant.nii.gz"
         nib.save(nib.Nifti1Image((np.asarray(scan.dataobj) > 0).astype(np.float32), scan.affine), folder / image)
@@ -357,7 +442,7 @@ def test_input_that_cannot_be_used_is_named(monai_bundle, brain, tmp_path, what,
     assert done.code != 0, done.output[-3000:]
     assert len(done.errors) == 1, done.output[-3000:]
     assert sentence in done.errors[0]
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / "out").glob("*"))
 
 
 def dice_of(datalist: Path, output: Path, sequence: str) -> list[float]:
@@ -407,3 +492,27 @@ def test_scans_of_any_contrast_teach_more_than_the_atlas_knows(cohort, tmp_path,
     )
     assert sae > atlas + 0.02
     assert em > atlas
+
+
+@pytest.mark.slow
+def test_white_matter_stays_where_grey_values_are_others_before_and_after_a_fit(cohort, tmp_path):
+    """A head with the grey values of no scanner: the shipped weights know its tissues, and adapt.json leaves them."""
+    (case,) = list_cases(datalist_file=cohort, section="test", sequences=["T1w"], require=["label"])
+    scan = nib.load(case["image"])
+    values = np.asarray(scan.dataobj, dtype=np.float32)
+    changed = tmp_path / "changed.nii.gz"
+    nib.save(nib.Nifti1Image(values.max() * (values / values.max()) ** 0.4, scan.affine), changed)
+    files = {"image": str(changed), "label": case["label"], "brain_mask": case["brain_mask"]}
+    datalist = tmp_path / "cases.json"
+    datalist.write_text(json.dumps({"test": [files]}))
+    options = {"datalist_file": datalist, **TINY}
+    adapted = tmp_path / "adapted"
+    training = {"patch_size": [32, 32, 32], "patches_per_volume": 1, "max_epochs": 10, "val_interval": 10}
+    shipped = BUNDLE / "models" / "model.pt"
+    run_configs(BUNDLE, ["train", "adapt"], output_dir=adapted, initial_weights=shipped, **training, **options)
+    scores = {}
+    for name, weights in (("shipped", shipped), ("adapted", adapted / "model.pt")):
+        run_configs(BUNDLE, "inference", output_dir=tmp_path / name, weights=weights, **options)
+        scores[name] = dice_of(datalist, tmp_path / name, "T1w")
+    assert min(scores["shipped"]) > 0.7
+    assert min(scores["adapted"]) > min(scores["shipped"]) - 0.03

@@ -260,6 +260,30 @@ def test_lesions_are_implanted_by_the_tissue_maps_of_people_without_lesions(tmp_
     assert options["sequence"] == "T1w"
 
 
+def test_the_auto_encoder_learns_from_scanners_without_labels_for_as_many_steps_as_before(tmp_path, monkeypatch):
+    calls, shipped = Calls(monkeypatch), []
+    people = [{"T1w": f"sub-{n:02d}.nii.gz", "label": "tissues.nii.gz"} for n in range(5)]
+    further = [{"T1w": f"far-{n}.nii.gz", "brain_mask": "mask.nii.gz", "subject": f"far {n}"} for n in range(2)]
+    content = {
+        "tissue_scans": {"training": people[:4], "validation": people[4:]},
+        "t1w_scans": {"training": further},
+    }
+    (tmp_path / "extra.json").write_text(json.dumps(content))
+    run = release(tmp_path, "sae_segmentation", extra_data=str(tmp_path / "extra.json"))
+    monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
+    train_release._sae_segmentation(run)
+    datalist = json.loads((tmp_path / "sae.json").read_text())
+    assert [Path(case["image"]).name for case in datalist["training"]] == [
+        *(item["T1w"] for item in [*people[:4], *further])
+    ]
+    assert [case.get("subject") for case in datalist["training"]] == [None] * 4 + ["far 0", "far 1"]
+    assert Path(datalist["training"][4]["brain_mask"]).name == "mask.nii.gz"
+    assert len(datalist["validation"]) == 1
+    assert not any("label" in case for cases in datalist.values() for case in cases)
+    assert calls.options[0]["max_epochs"] == train_release.SAE_STEPS // 3  # six scans, two a step
+    assert shipped == [("train", "model.pt")]
+
+
 def test_wrong_options_are_refused(tmp_path):
     with pytest.raises(InputError, match="bundle is 'other', expected one of uad_autoencoder"):
         train_release.main("other", output_dir=str(tmp_path))

@@ -352,7 +352,7 @@ def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_p
     items = [{k: v for k, v in case.items() if k != "predicted_map"} for case in list_cases(datalist_file=pseudo)]
     masks_only = write_datalist(tmp_path / "masks.json", {"training": items})
     assert len(training_cases([], masks_only)) == 2
-    with pytest.raises(InputError, match="has no score"):
+    with pytest.raises(InputError, match="has no predicted_map"):
         training_cases([], masks_only, soft_range=[0.05, 0.15])
 
 

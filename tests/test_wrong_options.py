@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 
 import pytest
-import render_options
 from bundle_tools import BUNDLES, ROOT, SMALL, config_files, load_script, parsed, read_json, save_case, stacks
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 
+import render_options
 from common.errors import InputError, find_input_error
 from common.options import VOCABULARY, expectation
 from common.options import types as t

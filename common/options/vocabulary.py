@@ -67,6 +67,9 @@ VOCABULARY: dict[str, Option] = {
     "window_overlap": Option(t.ShareBelowOne, "share of a window that overlaps the next one"),
     "mirror": Option(t.Flag, "mean of the scan and its mirror image"),
     "align": Option(t.Flag, "align scan and template or atlas by an affine registration"),
+    "class_means": Option(t.Means, "means of the classes that grey values are mapped to, by sequence; {} for none"),
+    "vary_grey_values": Option(t.Flag, "random piecewise linear maps of grey values in the training"),
+    "keep_better": Option(t.Flag, "the weights of the start stay if none are better"),
     "atlas_label_sigma_mm": Option(
         t.Millimeters | None, "sd that makes an atlas of a label map, mm; null for probabilities"
     ),
@@ -92,6 +95,8 @@ VOCABULARY: dict[str, Option] = {
     "radius": Option(t.Count, "radius of the windows of local correlation, voxels"),
     "integration_steps": Option(t.Whole, "squarings of the velocity field; 0 for plain displacements"),
     "normalize": Option(t.Flag, "normalize the activations of the registration network"),
+    "refine": Option(t.Flag | None, "refine each pair by local correlation after the network"),
+    "save_inverse": Option(t.Flag, "write the field of the way back too"),
     "passes": Option(t.Count, "times the registration network is applied"),
     # training
     "max_epochs": Option(t.Count, "epochs of the training"),

@@ -27,6 +27,7 @@ from .intensity import (
     NormalizeBrainIntensityd,
     ScaleBrainIntensityd,
     normalize_brain_intensity,
+    piecewise_linear,
     scale_brain_intensity,
 )
 from .io import CheckLabeld, LoadScand, SaveScand
@@ -58,6 +59,7 @@ __all__ = [
     "keep_bright",
     "median_filter",
     "normalize_brain_intensity",
+    "piecewise_linear",
     "remove_small_components",
     "residual_map",
     "scale_brain_intensity",

@@ -14,9 +14,7 @@ from running.command_line import Bundle
 from .measuring import ROOT, sequences_of
 
 
-def cohort(
-    bundle: Bundle = "uad_autoencoder", subjects: t.Count = 8, processes: t.Count = 2, spacing: t.Positive = 1.0
-) -> None:
+def cohort(bundle: Bundle, subjects: t.Count = 8, processes: t.Count = 2, spacing: t.Positive = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
 
     Args:

@@ -17,7 +17,7 @@ from running.command_line import Bundle
 from .measuring import COMMAND, ROOT, sequences_of
 
 
-def inference(bundle: Bundle = "uad_autoencoder", shape: t.Counts = (182, 218, 182), amp: t.Flag = False) -> None:
+def inference(bundle: Bundle, shape: t.Counts = (182, 218, 182), amp: t.Flag = False) -> None:
     """Seconds and peak memory from NIfTI to NIfTI for one 1 mm head, in a process of its own.
 
     Args:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from types import ModuleType
 
 from pydantic import Json
 
+from catalog import load
 from common.errors import InputError
 from common.options import types as t
 from running.command_line import Bundle
@@ -53,7 +53,4 @@ def steps_of(bundle: str) -> ModuleType:
         known = ", ".join(sorted(path.parent.name for path in ROOT.glob("bundles/*/benchmark.py")))
         raise InputError(f"{bundle} has no steps to compare, expected one of {known}")
     sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"{bundle}_benchmark", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(bundle, "benchmark")

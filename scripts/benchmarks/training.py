@@ -13,7 +13,7 @@ from .measuring import ROOT, sequences_of
 
 
 def training(
-    bundle: Bundle = "uad_autoencoder",
+    bundle: Bundle,
     steps: t.Count = 40,
     subjects: t.Count = 6,
     amp: t.Flag = False,
@@ -22,8 +22,7 @@ def training(
 ) -> None:
     """Time of a training step, the share of it that the data loader makes the network wait, and peak memory.
 
-    On 1 mm phantoms, cached. The first steps of an epoch are measured: those of registration in ``deepatlas_joint``,
-    with ``--registration_steps 0`` those of segmentation.
+    On 1 mm phantoms, cached. The first steps of an epoch are measured.
 
     Args:
         bundle: name of the bundle; its train.json as it is.

@@ -229,8 +229,8 @@ def read_facts(path: str, kind: str = "image") -> FileFacts:
         kind: ``image``, ``label`` to collect its values too, or ``mask``.
 
     Raises:
-        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask is
-            none.
+        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask has
+            nothing above 0.
     """
     voxels, image = read_scan(path, dtype=None)
     values = None

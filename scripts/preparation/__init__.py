@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 from tqdm import tqdm
 
-from common.data import name_cases, write_datalist
+from common.data import name_cases, prefix_of, write_datalist
 from common.errors import InputError
 from common.files import Alone
-from common.page import CaseView, Section, Tile, write_html_report
+from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
 from running.processes import process_pool
 
-from .case import Settings, prepare_case, read_record, restore
+from .case import Settings, prepare_case, read_record, restore, sequence_of
 from .registration import require_simpleitk
 
-__all__ = ["Settings", "prepare_case", "prepare_cases", "read_record", "restore"]
+__all__ = ["Settings", "prepare_case", "prepare_cases", "read_record", "restore", "sequence_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,14 @@ def _prepare(
     }
     items = {section: [_absolute(r["item"], output_dir / r["name"]) for r in part] for section, part in records.items()}
     path = write_datalist(output_dir / "prepared.json", items, {"sequences": list(settings.sequences)})
-    _write_page(output_dir, [record for part in records.values() for record in part], failures)
+    everything = [record for part in records.values() for record in part]
+    _write_page(output_dir, everything, failures)
+    doubtful = [record for record in everything if record["warnings"]]
+    for record in doubtful:
+        logger.warning("%s: %s", record["name"], "; ".join(record["warnings"]))
+    if doubtful:
+        page = output_dir / "preparation.html"
+        logger.warning("%d of %d cases are doubtful, look at them in %s", len(doubtful), len(cases), page)
     if failures:
         raise InputError(
             f"{len(failures)} of {len(cases)} cases could not be prepared: "
@@ -112,10 +120,11 @@ def _outcome(case: dict[str, Any], output_dir: Path, settings: Settings) -> Path
 def _named(cases: list[dict[str, Any]], sequences: Sequence[str]) -> list[dict[str, Any]]:
     """Cases whose ``name`` is good for a folder: that of the image without the sequence, if this tells them apart."""
     name_cases(cases)
-    ends = "|".join(re.escape(sequence.removesuffix("w")) + "w?" for sequence in sequences)
-    short = [re.sub(rf"[_/]?({ends})$", "", case["name"], flags=re.IGNORECASE).replace("/", "_") for case in cases]
-    if len(set(short)) < len(cases) or not all(short):
-        short = [case["name"].replace("/", "_") for case in cases]
+    whole = [case["name"].replace("/", "_") for case in cases]
+    before = [[prefix_of(name, sequence) for sequence in sequences] for name in whole]
+    short = [next((p for p in some if p), name).rstrip("_") for some, name in zip(before, whole, strict=True)]
+    if len(set(short)) < len(cases) or not all(name.strip(".") for name in short):
+        short = whole
     return [case | {"name": name} for case, name in zip(cases, short, strict=True)]
 
 
@@ -129,30 +138,83 @@ def _absolute(item: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_page(output_dir: Path, records: Sequence[dict[str, Any]], failures: dict[str, str]) -> None:
-    views = []
-    for record in records:
-        picture = (output_dir / record["name"] / f"{record['name']}_check.png").read_bytes()
-        facts = [
-            ("reference", record["reference"]),
-            ("brain", f"{record['brain_ml']:.0f} ml, {record['brain']}"),
-            ("misfit to the template", f"{record['template_misfit']:.3f}"),
-        ]
-        caption = "axial, coronal and sagittal slice of the reference"
-        views.append(CaseView(record["name"], facts, [Picture(picture, caption, "three slices with contours")]))
+    doubtful = [record for record in records if record["warnings"]]
+    tiles = [("prepared", records), ("doubtful", doubtful), ("failed", failures)]
     section = Section(
         title="Prepared scans",
         failures=sorted(failures.items()),
-        tiles=[Tile("prepared", str(len(records))), Tile("failed", str(len(failures)))],
-        cases=views,
-        cases_note="Reference is the template's brain and white matter, prediction the brain mask of the scan. The one "
-        "should follow the brain to some millimetres, the other to its edge.",
-        definitions=[
-            ("brain", "volume of the mask, and how it was found: by the template, given, or where the scan is not 0"),
-            (
-                "misfit to the template",
-                "share of the variance of intensities that is within the tissues of the aligned template; usual are "
-                "0.13 to 0.23",
-            ),
-        ],
+        tiles=[Tile(name, str(len(some))) for name, some in tiles],
+        tables=[Table("Sequences", COLUMNS, [row for record in records for row in _rows(record)])],
+        cases=[_view(output_dir / record["name"], record) for record in sorted(records, key=_is_sound)],
+        cases_note="Reference is the template's brain and white matter, prediction the brain mask. The one should "
+        "follow the brain to some millimetres, the other to its edge, in every sequence.",
+        definitions=DEFINITIONS,
     )
     write_html_report(output_dir / "preparation.html", "Prepared scans", [section])
+
+
+COLUMNS = (
+    "case",
+    "sequence",
+    "voxels",
+    "information",
+    "by headers",
+    "overlap",
+    "moved, mm",
+    "turned, degrees",
+    "warning",
+)
+DEFINITIONS = (
+    ("brain", "volume of the mask, and how it was found: by the template, by deepbet, given, or where a scan is not 0"),
+    (
+        "misfit to the template",
+        "share of the variance of intensities within the tissues of the aligned template; usual are 0.13 to 0.23",
+    ),
+    (
+        "information, by headers",
+        "mutual information of a sequence and the reference in the head, bits per voxel: where the sequence was "
+        "brought, and where the headers say that it lies",
+    ),
+    ("overlap", "Dice of the heads of both there; 1 is all"),
+    ("moved, turned", "the motion that was found against the headers, of the middle of the head"),
+)
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    return not record["warnings"]
+
+
+def _rows(record: dict[str, Any]) -> list[list[str]]:
+    """A row of the table for each sequence of a case; what is said of none of them stands at the reference."""
+    doubts = [f"{sequence} {found['doubt']}" for sequence, found in record["coregistration"].items()]
+    others = [sentence for sentence in record["warnings"] if sentence not in doubts]
+    rows = []
+    for sequence, raw in record["raw"].items():
+        sizes = nib.affines.voxel_sizes(np.array(raw["affine"]))
+        voxels = f"{' x '.join(map(str, raw['shape']))} of {' x '.join(f'{size:.3g}' for size in sizes)} mm"
+        found = record["coregistration"].get(sequence)
+        cells = ["reference" if sequence == record["reference"] else "as the headers say"] + [""] * 4
+        warning = "; ".join(others) if sequence == record["reference"] else ""
+        if found is not None:
+            cells = [f"{found['information']:.2f}", f"{found['information_of_headers']:.2f}", f"{found['overlap']:.3f}"]
+            cells += [f"{found['shift_mm']:.1f}", f"{found['turn_deg']:.1f}"]
+            warning = found["doubt"] or ""
+        rows.append([record["name"], sequence, voxels, *cells, warning])
+    return rows
+
+
+def _view(folder: Path, record: dict[str, Any]) -> CaseView:
+    source = f" of {record['brain_source']}" if record["brain"] == "deepbet" else ""
+    facts = [
+        ("reference", record["reference"]),
+        ("brain", f"{record['brain_ml']:.0f} ml, {record['brain']}{source}"),
+        ("misfit to the template", f"{record['template_misfit']:.3f}"),
+        *(("warning", sentence) for sentence in record["warnings"]),
+    ]
+    pictures = []
+    for sequence, file in record["pictures"].items():
+        found = record["coregistration"].get(sequence)
+        how = f", moved {found['shift_mm']:.1f} mm and {found['turn_deg']:.1f} degrees" if found else ""
+        caption = f"{sequence}{how}: axial, coronal and sagittal slice on the grid of {record['reference']}"
+        pictures.append(Picture((folder / file).read_bytes(), caption, f"three slices of {sequence} with contours"))
+    return CaseView(record["name"], facts, pictures, wide=True)

@@ -1,11 +1,22 @@
-"""Brain extraction without weights: the template's brain by an affine map, its surface moved to the scan's edge."""
+"""Brain extraction: by deepbet where it is installed, or without weights.
+
+Without weights the template's brain is brought there by an affine map, and its surface moves to the edge of the scan's.
+"""
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import nibabel as nib
 import numpy as np
+from monai.utils import optional_import
 from scipy import ndimage
+
+from common.errors import InputError
 
 from .registration import template
 from .volume import Volume
@@ -15,6 +26,79 @@ EDGE_MM = 2.0  # on both sides of an edge, where intensities are compared
 SMOOTH_MM = 9.0  # sd of the neighbourhood that moves together
 STIFFNESS = 0.15  # cost of moving by REACH_MM, in drops of intensity from brain to nothing
 OUTWARD_MM = 1.0  # from the steepest drop to the edge of the mask: sulci and the fluid around the brain belong to it
+RIM_MM = (1.0, 5.0)  # outside of a mask, where tissue should have ended
+AS_BRIGHT = 0.7  # of the median in the brain
+
+
+@dataclass(frozen=True)
+class Brain:
+    """A brain mask, and where it is from.
+
+    Attributes:
+        mask: on the grid of the reference, not 0 in the brain.
+        how: ``given``, ``not 0``, ``deepbet`` or ``template``.
+        source: the sequence or the file that it was made from.
+        from_template: 4 x 4, from the template's world to that of the mask, where it was found on the way.
+    """
+
+    mask: Volume
+    how: str
+    source: str
+    from_template: np.ndarray | None = None
+
+    @property
+    def volume_ml(self) -> float:
+        """Of the mask."""
+        return float(np.count_nonzero(self.mask.values) * np.prod(self.mask.spacing) / 1000)
+
+
+def deepbet_is_installed() -> bool:
+    """Whether the package is there; it carries its weights."""
+    return optional_import("deepbet")[1]
+
+
+def deepbet_brain(scan: Volume) -> Volume:
+    """Mask of the brain in a T1w with the head around it, by the network of deepbet, on the CPU.
+
+    Args:
+        scan: T1w, its axes in the order right, front, top.
+
+    Returns:
+        uint8, on the grid of the scan.
+
+    Raises:
+        InputError: if deepbet finds nothing.
+
+    Reference:
+        Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using Convolutional Neural Networks", Computers
+        in Biology and Medicine 2024.
+    """
+    try:
+        _, mask, _ = _deepbet().run(nib.Nifti1Image(scan.values.astype(np.float32), scan.affine))
+    except (AssertionError, ValueError) as e:  # of an image in which its first network sees no brain
+        raise InputError(f"deepbet finds no brain ({e}), expected a T1w with the whole head") from e
+    return scan.like((np.asarray(mask.dataobj) > 0).astype(np.uint8))
+
+
+@functools.lru_cache(maxsize=1)
+def _deepbet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its weights are TorchScript
+        return optional_import("deepbet", name="BrainExtraction")[0](no_gpu=True)
+
+
+def bright_outside(scan: Volume, mask: np.ndarray) -> float:
+    """Share of the rim outside of a brain mask that is as bright as brain: much of it has cut tissue off.
+
+    Fluid and skull are dark in T1w and FLAIR; of T2w, where fluid is bright, this says nothing.
+    """
+    copy = scan.isotropic(2.0)
+    inside = scan.like(mask.astype(np.float32)).on_grid(copy.values.shape, copy.affine).values > 0.5
+    distance = ndimage.distance_transform_edt(~inside, sampling=copy.spacing)
+    rim = (distance > RIM_MM[0]) & (distance <= RIM_MM[1])
+    if not (rim.any() and inside.any()):
+        return 0.0
+    return float((copy.values[rim] > AS_BRIGHT * np.median(copy.values[inside])).mean())
 
 
 def extract_brain(scan: Volume, to_scan: np.ndarray) -> Volume:

@@ -1,4 +1,4 @@
-"""Where a scan lies: against the template, with the head still around the brain, and against another scan.
+"""Where a scan lies against the template, with the head still around the brain, and what registrations share.
 
 Matrices are 4 x 4, of RAS mm. The last step of every registration is SimpleITK's, by mutual information.
 """
@@ -35,7 +35,7 @@ SCALP_MM = 12.0  # from there to the top of the head, about
 HEAD_MM = 170.0  # what counts below the top of a head; further down is the neck
 USUAL_SIZE = 0.9  # of a brain, the template's being 1
 SIZE_WEIGHT = 0.3
-_FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to the LPS of ITK, and back
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS to the LPS of ITK, and back
 
 
 def require_simpleitk() -> None:
@@ -64,15 +64,15 @@ def to_itk(volume: Volume) -> sitk.Image:
     """An image of ITK, float32. The axes of the volume are those of the world, as of :meth:`Volume.isotropic`."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.values.T, dtype=np.float32))
     image.SetSpacing(volume.spacing.tolist())
-    image.SetDirection(_FLIP[:3, :3].ravel().tolist())
-    image.SetOrigin((_FLIP @ volume.affine[:, 3])[:3].tolist())
+    image.SetDirection(FLIP[:3, :3].ravel().tolist())
+    image.SetOrigin((FLIP @ volume.affine[:, 3])[:3].tolist())
     return image
 
 
 def itk_affine(matrix: np.ndarray, center: Sequence[float] = (0.0, 0.0, 0.0)) -> sitk.AffineTransform:
     """A matrix as a transform of ITK that turns about a centre, given in RAS."""
-    lps = _FLIP @ matrix @ _FLIP
-    middle = _FLIP[:3, :3] @ np.asarray(center, dtype=float)
+    lps = FLIP @ matrix @ FLIP
+    middle = FLIP[:3, :3] @ np.asarray(center, dtype=float)
     transform = sitk.AffineTransform(3)
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(lps[:3, :3].ravel().tolist())
@@ -86,7 +86,7 @@ def matrix_of(transform: sitk.Transform) -> np.ndarray:
     lps[:3, :3] = np.reshape(transform.GetMatrix(), (3, 3))
     center = np.array(transform.GetCenter())
     lps[:3, 3] = np.array(transform.GetTranslation()) + center - lps[:3, :3] @ center
-    return _FLIP @ lps @ _FLIP
+    return FLIP @ lps @ FLIP
 
 
 def head_mask(scan: Volume) -> np.ndarray:
@@ -126,31 +126,19 @@ def template_to_scan(scan: Volume) -> np.ndarray:
     matrix = _search(copy, head)
     fixed, brain = template()
     near = ndimage.distance_transform_edt(brain.values < 0.5, sampling=fixed.spacing) <= MARGIN_MM
-    method = _method([2, 1], [2.0, 1.0])
+    method = registration_method([2, 1], [2.0, 1.0])
     method.SetMetricFixedMask(sitk.Cast(to_itk(fixed.like(near)), sitk.sitkUInt8))
     transform = itk_affine(matrix, BRAIN_CENTER)
-    _execute(method, fixed, _padded(copy), transform)
+    execute(method, fixed, padded(copy), transform)
     return matrix_of(transform)
 
 
-def scan_to_scan(fixed: Volume, moving: Volume) -> np.ndarray:
-    """Rigid map from the world of one scan of a person to that of another, by mutual information of both heads.
+def execute(method: sitk.ImageRegistrationMethod, fixed: Volume, moving: Volume, transform: sitk.Transform) -> None:
+    """Change a transform, from the world of the fixed scan to that of the moving one, until the method is content.
 
-    It begins where the headers say that both lie.
+    Raises:
+        InputError: if the scans do not meet.
     """
-    copies = [scan.isotropic(WORKING_MM) for scan in (fixed, moving)]
-    head = head_mask(copies[0])
-    center = np.argwhere(head).mean(0) * copies[0].spacing + copies[0].affine[:3, 3]
-    transform = sitk.Euler3DTransform()
-    transform.SetCenter((_FLIP[:3, :3] @ center).tolist())
-    method = _method([2, 1], [3.0, 1.5])
-    around = ndimage.binary_dilation(head, iterations=2)
-    method.SetMetricFixedMask(sitk.Cast(to_itk(copies[0].like(around)), sitk.sitkUInt8))
-    _execute(method, copies[0], _padded(copies[1]), transform)
-    return matrix_of(transform)
-
-
-def _execute(method: sitk.ImageRegistrationMethod, fixed: Volume, moving: Volume, transform: sitk.Transform) -> None:
     method.SetInitialTransform(transform, inPlace=True)
     try:
         method.Execute(to_itk(fixed), to_itk(moving))
@@ -159,7 +147,8 @@ def _execute(method: sitk.ImageRegistrationMethod, fixed: Volume, moving: Volume
         raise InputError(f"registration failed ({reason}), expected scans that overlap") from e
 
 
-def _method(shrink: Sequence[int], sigmas_mm: Sequence[float]) -> sitk.ImageRegistrationMethod:
+def registration_method(shrink: Sequence[int], sigmas_mm: Sequence[float]) -> sitk.ImageRegistrationMethod:
+    """Descent on mutual information, on copies shrunk by and smoothed by so much, one after the other."""
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(40)
     method.SetMetricSamplingStrategy(method.REGULAR)
@@ -172,7 +161,7 @@ def _method(shrink: Sequence[int], sigmas_mm: Sequence[float]) -> sitk.ImageRegi
     return method
 
 
-def _padded(scan: Volume, voxels: int = 10) -> Volume:
+def padded(scan: Volume, voxels: int = 10) -> Volume:
     """With air around it: ITK leaves out what lies outside."""
     affine = scan.affine.copy()
     affine[:3, 3] -= voxels * scan.spacing

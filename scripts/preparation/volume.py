@@ -64,6 +64,22 @@ class Volume:
         )
         return Volume(out, affine)
 
+    def labels_on_grid(self, shape: Sequence[int], affine: np.ndarray, way: np.ndarray | None = None) -> Volume:
+        """Labels at the voxels of another grid: of each label its share there, as of a map, and the largest wins.
+
+        Where the grids are one but for the order of the voxels, every voxel keeps its label.
+
+        Args:
+            shape, affine, way: as of :meth:`on_grid`.
+        """
+        best = Volume(self.values == 0, self.affine).on_grid(shape, affine, way).values
+        found = np.zeros(tuple(shape), self.values.dtype)
+        for value in np.unique(self.values[self.values != 0]):
+            share = Volume(self.values == value, self.affine).on_grid(shape, affine, way).values
+            better = share > best
+            best[better], found[better] = share[better], value
+        return Volume(found, affine)
+
     def isotropic(self, spacing_mm: float) -> Volume:
         """All of the volume on a grid along the axes of the world, of voxels of one size."""
         corners = np.array(list(itertools.product(*((0, n - 1) for n in self.values.shape))))

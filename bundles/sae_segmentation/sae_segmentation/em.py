@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from common.atlas import fit_mixture
+
 from .network import PRIOR_FLOOR
 
 
@@ -25,16 +27,12 @@ class AtlasOnly(nn.Module):
 
 
 class AtlasMixture(AtlasOnly):
-    """Mixture of one Gaussian a class with the atlas as its spatial prior, fitted to each scan.
+    """Mixture of one Gaussian a class with the atlas as its spatial prior, fitted to each scan: ``fit_mixture``.
 
     Args:
         classes: of the atlas, background included; background has no Gaussian, it lies outside the brain.
         iterations: of expectation maximization.
         variance_floor: smallest variance of a class.
-
-    Reference:
-        Van Leemput et al., "Automated model-based tissue classification of MR images of the brain", IEEE TMI 1999,
-        without its bias field.
     """
 
     def __init__(self, classes: int = 4, iterations: int = 20, variance_floor: float = 1e-4) -> None:
@@ -48,15 +46,7 @@ class AtlasMixture(AtlasOnly):
         for volume, result in zip(scan, out, strict=True):
             brain = (volume[images] < 0.5) & (volume[images:].sum(0) > 0.5)
             x = volume[:images, brain].T  # (voxels, images)
-            prior = volume[images + 1 :, brain].T  # (voxels, classes - 1)
-            posterior = prior
-            for _ in range(self.iterations):
-                mass = posterior.sum(0) + 1e-6
-                mean = (posterior.T @ x) / mass[:, None]
-                variance = (posterior.T @ x.square()) / mass[:, None] - mean.square()
-                precision = 1 / variance.clamp(min=self.variance_floor)
-                distance = x.square() @ precision.T - 2 * x @ (mean * precision).T + (mean.square() * precision).sum(1)
-                log_p = torch.log(prior + PRIOR_FLOOR) - 0.5 * distance + 0.5 * precision.log().sum(1)
-                posterior = log_p.softmax(1)
+            log_prior = torch.log(volume[images + 1 :, brain].T + PRIOR_FLOOR)  # (voxels, classes - 1)
+            _, log_p = fit_mixture(x, log_prior, self.iterations, self.variance_floor)
             result[1:, brain] = log_p.T
         return out

@@ -182,25 +182,46 @@ class EvidenceLowerBound(nn.Module):
         images = scan.shape[1] - self.classes
         logits, sample, decoded = output.float().split([self.classes, self.classes, images], dim=1)
         image, prior = scan.float().split([images, self.classes], dim=1)
-        brain = (prior[:, 0] < 0.99) & (prior.sum(1) > 0.5)  # padding has no prior
-        count = brain.sum().clamp(min=1)
-
-        def mean(values: torch.Tensor) -> torch.Tensor:
-            return (values * brain).sum() / count
-
-        log_q = logits.log_softmax(1)
-        q = log_q.exp()
-        loss = mean((q * (log_q - torch.log(prior + PRIOR_FLOOR))).sum(1))
-        if self.table is not None and self.beta > 0:
-            loss = loss + self.beta * mean(markov_field(q, self.table, self.one_sided))
+        weight = _brain(prior)
+        loss = self._against_atlas(logits, prior, weight)
         error = (image - decoded).square().sum(1)
         if self.training:
-            self._remember(sample.detach() * brain[:, None], error.detach() / images)
+            self._remember(sample.detach() * (weight > 0)[:, None], error.detach() / images)
         if self.training and self.steps <= self.warmup:
             return loss + 0 * error.sum()
         variance = self.variance
         precision, log_variance = torch.einsum("bkxyz,nk->nbxyz", sample, torch.stack([1 / variance, variance.log()]))
-        return loss + 0.5 * mean(error * precision + images * log_variance)
+        return loss + 0.5 * (weight * (error * precision + images * log_variance)).sum()
+
+    def of_segmentation(self, logits: torch.Tensor, scan: torch.Tensor) -> torch.Tensor:
+        """The loss with the best reconstruction that gives a class one intensity, each class with its own s^2.
+
+        Means and variances are those of the very scans, so no decoder counts, nor what it has learned: what remains is
+        how good a segmentation is, and those of different weights compare.
+
+        Args:
+            logits: of the encoder, (B, classes, *spatial).
+            scan: its input, (B, images + classes, *spatial).
+
+        Returns:
+            A number, nats per voxel.
+        """
+        image, prior = scan.float().split([scan.shape[1] - self.classes, self.classes], dim=1)
+        weight = _brain(prior)
+        q = weight[:, None] * logits.float().softmax(1)
+        share = q.sum((0, 2, 3, 4)).clamp(min=1e-6)
+        mean, square = (torch.einsum("bkxyz,bmxyz->km", q, x) / share[:, None] for x in (image, image.square()))
+        variance = (square - mean.square()).clamp(min=self.variance_floor)
+        return self._against_atlas(logits.float(), prior, weight) + 0.5 * (share @ (1 + variance.log())).sum()
+
+    def _against_atlas(self, logits: torch.Tensor, prior: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Divergence from the atlas and field, a number; ``weight`` (B, *spatial) makes means of sums."""
+        log_q = logits.log_softmax(1)
+        q = log_q.exp()
+        loss = (weight * (q * (log_q - torch.log(prior + PRIOR_FLOOR))).sum(1)).sum()
+        if self.table is not None and self.beta > 0:
+            loss = loss + self.beta * (weight * markov_field(q, self.table, self.one_sided)).sum()
+        return loss
 
     def _remember(self, sample: torch.Tensor, error: torch.Tensor) -> None:
         """Take a step's squared errors (B, *spatial) into account, of the voxels of each class in the sample."""
@@ -208,3 +229,9 @@ class EvidenceLowerBound(nn.Module):
         share = 1 / torch.clamp(self.steps, max=self.memory + 1)
         self.errors.lerp_(torch.einsum("bkxyz,bxyz->k", sample, error), share)
         self.voxels.lerp_(sample.sum((0, 2, 3, 4)), share)
+
+
+def _brain(prior: torch.Tensor) -> torch.Tensor:
+    """Weights (B, *spatial) that are the same in the whole brain, 0 outside of it, with the sum 1."""
+    brain = (prior[:, 0] < 0.99) & (prior.sum(1) > 0.5)  # padding has no prior
+    return brain / brain.sum().clamp(min=1)

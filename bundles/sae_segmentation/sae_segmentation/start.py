@@ -1,16 +1,23 @@
-"""Where a training begins: at the intensities that the atlas, or weights of before, find for each class."""
+"""Where a training begins, and what it returns to if it has made things worse."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 
+from common.engines.checkpoints import save_tensors
+
+from .loss import EvidenceLowerBound
 from .network import SegmentationAutoencoder
 
 VARIANCE_FLOOR = 1e-3
+
+logger = logging.getLogger(__name__)
 
 
 class StartAtClassMeans:
@@ -60,3 +67,71 @@ class StartAtClassMeans:
         self.network.decoder.start_at(mean.float())
         if self.encoder_too:
             encoder.start_at(mean.float(), variance.float())
+
+
+class KeepBetter:
+    """After a training, put the weights of before in the place of those it has kept, if these explain the scans worse.
+
+    A training on a scan or a handful may lose a class altogether. Before and after are compared by
+    :meth:`EvidenceLowerBound.of_segmentation`, which needs no label, as a mean over whole scans.
+
+    Args:
+        network: encoder and decoder. Before is how handlers of the start that stand above this one leave it.
+        loss: of the training.
+        data_loader: whole scans; its batches have "image", (B, images + classes, *spatial).
+        encoder_path: weights that the training keeps.
+        decoder_path: likewise.
+    """
+
+    def __init__(
+        self,
+        network: SegmentationAutoencoder,
+        loss: EvidenceLowerBound,
+        data_loader: Iterable[Mapping[str, torch.Tensor]],
+        encoder_path: str | Path,
+        decoder_path: str | Path,
+    ) -> None:
+        self.network, self.loss, self.data_loader = network, loss, data_loader
+        self.files = {Path(encoder_path): network.encoder, Path(decoder_path): network.decoder}
+        self._weights: dict[Path, dict[str, torch.Tensor]] = {}
+        self._before = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register at the start and at the end of the trainer."""
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _started(self, engine: Engine) -> None:
+        self._weights = {
+            path: {key: value.detach().cpu().clone() for key, value in part.state_dict().items()}
+            for path, part in self.files.items()
+        }
+        self._before = self._mean_loss()
+
+    def _completed(self, engine: Engine) -> None:
+        idist.barrier()  # rank 0 writes what all read
+        for path, part in self.files.items():
+            part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        after = self._mean_loss()
+        better = after < self._before  # not so if it is no number
+        if idist.get_rank() == 0:
+            result = "the weights of after are kept" if better else "the weights of before are put back"
+            log = logger.info if better else logger.warning
+            log("loss of the segmentations before %.4f, after %.4f: %s", self._before, after, result)
+        if not better:
+            for path, part in self.files.items():
+                part.load_state_dict(self._weights[path])
+                if idist.get_rank() == 0:
+                    save_tensors(self._weights[path], path)
+
+    @torch.no_grad()
+    def _mean_loss(self) -> float:
+        """Nats per voxel of the segmentations that the encoder makes, mean over scans."""
+        encoder = self.network.encoder
+        total = torch.zeros(2, dtype=torch.float64, device=encoder.output.weight.device)
+        for batch in self.data_loader:
+            for scan in batch["image"].to(total.device).split(1):
+                total += torch.stack([self.loss.of_segmentation(encoder(scan), scan), total.new_ones(())])
+        if idist.get_world_size() > 1:
+            total = idist.all_reduce(total)
+        return (total[0] / total[1]).item()
