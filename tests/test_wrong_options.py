@@ -294,7 +294,8 @@ def test_ctrl_c_ends_a_training_and_its_workers_with_one_line(tmp_path):
     }
     options |= {"device": "cpu", "num_workers": 2, "max_epochs": 10_000, "batch_size": 2}
     command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    own = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **own)
     end = time.monotonic() + 120
     while not (tmp_path / "run" / "state.pt").exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.2)
