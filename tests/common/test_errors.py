@@ -198,7 +198,8 @@ def test_workers_that_ctrl_c_ends_before_the_main_process_are_no_error_of_their_
     heard = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & lets it be ignored
     )
-    code = f"{heard}from common.errors import *; install_error_hook()\n{stop}raise RuntimeError('DataLoader worker (pid 7)')"
+    begin = f"{heard}from common.errors import *; install_error_hook()\n"
+    code = f"{begin}{stop}raise RuntimeError('DataLoader worker (pid 7)')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
