@@ -6,8 +6,9 @@ import logging
 import re
 import signal
 import sys
+from _thread import interrupt_main
 from collections.abc import Iterator
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,13 @@ def _is_interrupt(exception: BaseException | None) -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise it, but not in a hook of a fork, which passes over exceptions: right after it then."""
     _interrupts.append(number)
-    raise KeyboardInterrupt
+    caller = frame.f_back if frame else None
+    if caller is not None and caller.f_code.co_filename.endswith("popen_fork.py"):
+        Timer(0.1, interrupt_main).start()
+    else:
+        raise KeyboardInterrupt
 
 
 def _chain(exception: BaseException | None) -> Iterator[BaseException]:
