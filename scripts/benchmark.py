@@ -12,8 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cohort import cohort
@@ -21,11 +19,10 @@ from benchmarks.inference import inference, make_head, parts
 from benchmarks.preparation import preparation
 from benchmarks.steps import step, step_peak
 from benchmarks.training import training
-from common.errors import install_error_hook
+from running.command_line import run_command
 
 COMMANDS = (inference, training, step, cohort, preparation)
 OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands above
 
 if __name__ == "__main__":
-    install_error_hook()
-    fire.Fire({command.__name__: command for command in (*COMMANDS, *OWN_PROCESSES)})
+    run_command({command.__name__: command for command in (*COMMANDS, *OWN_PROCESSES)})

@@ -18,14 +18,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import fire
 import torch
 from monai.bundle import ConfigParser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
 from release.packaging import TAKEN_NAMES
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = Path(__file__).with_name("templates") / "bundle"
@@ -86,13 +87,16 @@ def write_weights(bundle: Path) -> None:
     torch.save(network.state_dict(), bundle / "models" / "model.pt")
 
 
-def main(name: str) -> None:
-    """Write ``bundles/NAME`` and ``tests/test_NAME.py``; prints both and what to do next."""
-    install_error_hook()
-    for path in new_bundle(name):
+def main(bundle: t.Text) -> None:
+    """Write ``bundles/NAME`` and ``tests/test_NAME.py``; prints both and what to do next.
+
+    Args:
+        bundle: its name, small letters, digits and _.
+    """
+    for path in new_bundle(bundle):
         print(f"wrote {path.relative_to(ROOT)}")
-    print(f"next: python -m pytest tests/test_{name}.py, then docs/adding_a_bundle.md")
+    print(f"next: python -m pytest tests/test_{bundle}.py, then docs/adding_a_bundle.md")
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

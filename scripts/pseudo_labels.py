@@ -17,15 +17,14 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import fire
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import read_sections, subject_of, write_datalist
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import Alone
+from common.options import types as t
 from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 from labels.pseudo_labels import (
     Case,
@@ -37,6 +36,7 @@ from labels.pseudo_labels import (
     predictor_of,
     write_labels,
 )
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = "shipped"
@@ -46,24 +46,24 @@ logger = logging.getLogger("pseudo_labels")
 
 
 def main(
-    output_dir: str,
-    datalist_file: str,
-    results: str,
-    bundle: str,
-    trained_on: str | Sequence[str],
-    layers: str | Sequence[str] = (),
-    section: str | None = None,
-    output: str = "prob",
-    weights: str | None = None,
-    threshold: float | None = None,
-    min_volume_mm3: float | None = None,
-    erosion_mm: float = 0.0,
-    uncertain: Sequence[float] | None = None,
-    dataset: str | None = None,
-    label_sets: str | None = None,
-    merge: str | Sequence[str] = (),
-    keep_out: str | Sequence[str] = (),
-    num_workers: int | None = None,
+    output_dir: t.Folder,
+    datalist_file: t.File,
+    results: t.ExistingFolder,
+    bundle: t.Text,
+    trained_on: t.Names,
+    layers: t.NamesOrNone = (),
+    section: t.Text | None = None,
+    output: Literal["prob", "seg"] = "prob",
+    weights: t.File | None = None,
+    threshold: t.Positive | None = None,
+    min_volume_mm3: t.CubicMillimeters | None = None,
+    erosion_mm: t.Millimeters = 0.0,
+    uncertain: t.RisingPair | None = None,
+    dataset: t.Text | None = None,
+    label_sets: t.File | None = None,
+    merge: t.FilesOrNone = (),
+    keep_out: t.FilesOrNone = (),
+    num_workers: t.Count | None = None,
 ) -> None:
     """Write labels made of predictions, and a datalist to train on.
 
@@ -89,7 +89,6 @@ def main(
         keep_out: datalists whose validation and test sections are guarded likewise, but not merged.
         num_workers: processes that read files to compare them; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     merge, keep_out, layers = names_of(merge), names_of(keep_out), names_of(layers)
     if output not in OUTPUTS:
@@ -188,4 +187,4 @@ def check_datasets(merge: Sequence[str], dataset: str | None) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

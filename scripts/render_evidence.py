@@ -9,25 +9,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from catalog import Description, descriptions
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import write_text
+from common.options import types as t
+from running.command_line import run_command
 from study.evidence import claims_of_card, put_between, read, render, summary_table
 
 
-def main(check: bool = False, root: str = str(ROOT)) -> None:
+def main(check: t.Flag = False, root: t.ExistingFolder = str(ROOT)) -> None:
     """Write the pages anew.
 
     Args:
         check: write nothing, and fail if a page says something else than evidence and descriptions.
         root: folder of ``README.md``, ``bundles`` and ``docs/evidence``.
     """
-    install_error_hook()
     for path, text in pages(Path(root)).items():
         if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             raise InputError(f"{path} differs from the evidence; run python scripts/render_evidence.py")
@@ -58,4 +57,4 @@ def section_of(description: Description) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -14,14 +14,14 @@ import sys
 import time
 from pathlib import Path
 
-import fire
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from catalog import bundle_names, describe
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import Alone
+from common.options import types as t
+from running.command_line import run_command
 from study import evidence
 from study.real_scans import Scoring
 from study.scan_sets import read_real_scans
@@ -30,12 +30,12 @@ logger = logging.getLogger("score_release")
 
 
 def main(
-    bundle: str,
-    real_data: str,
-    output_dir: str = "real_scans",
-    evidence_dir: str = "docs/evidence",
-    registration_subjects: int | None = None,
-    device: str | None = None,
+    bundle: t.Text,
+    real_data: t.File,
+    output_dir: t.Folder = "real_scans",
+    evidence_dir: t.Folder = "docs/evidence",
+    registration_subjects: t.Count | None = None,
+    device: t.Device | None = None,
 ) -> None:
     """Predict, score the files that were written, and write EVIDENCE_DIR/<bundle>.json.
 
@@ -47,7 +47,6 @@ def main(
         registration_subjects: register the ordered pairs of so many first subjects of a set; all by default.
         device: cpu, cuda:0, ...; by default what the bundles say.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for name in ("score_release", "study", "common.engines"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -103,4 +102,4 @@ def command(bundle: str, scoring: Scoring) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

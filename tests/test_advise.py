@@ -249,7 +249,7 @@ def test_what_cannot_be_read_and_an_unknown_bundle_are_refused(tmp_path, datalis
 
 def test_the_command_prints_a_table_and_writes_json(datalist, tmp_path, capsys):
     path = datalist({"training": [{"label": 1}]})
-    script.main(str(path), bundles="uad_autoencoder", measure=False, output=str(tmp_path / "advice.json"))
+    script.main(str(path), bundles="uad_autoencoder", measure=False, output_file=str(tmp_path / "advice.json"))
     printed = capsys.readouterr().out
     assert "training: 1 subjects, 1 cases, 1 labelled, 0 healthy" in printed
     assert "missing: there is no validation section" in printed

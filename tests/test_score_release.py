@@ -25,10 +25,10 @@ AFFINE = np.array([[6.5, 0, 0, -78], [0, 6.5, 0, -109], [0, 0, 6.5, -57], [0, 0,
 COARSE = {"spacing": [6.0, 6.0, 6.0]}
 SMALL = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24], "align": False}  # looking for the template takes its time
 OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
-    "sae_segmentation/inference": {**COARSE, "align_atlas": False},
+    "sae_segmentation/inference": {**COARSE, "align": False},
     "deepatlas_joint/inference": SMALL,
     "deepatlas_joint/inference_registration": SMALL,
-    "sae_segmentation/train": {**COARSE, "align_atlas": False, "patch_size": [16, 16, 16]},
+    "sae_segmentation/train": {**COARSE, "align": False, "patch_size": [16, 16, 16]},
     "sae_segmentation/adapt": {"max_epochs": 1, "val_interval": 1},
 }
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from catalog import Calibration, Description, Inference, Method, Prediction, Row, Stage, Use
 
-BOTH = Inference(least_volume="min_anomaly_mm3")
-UNET = Inference(("inference_unet",), least_volume="min_anomaly_mm3")
-RECONSTRUCTION = Inference(("inference_reconstruction",), least_volume="min_anomaly_mm3")
-LIGHT = Inference(("inference_light",), least_volume="min_anomaly_mm3")
-WITHOUT_RESIDUAL = Inference(("inference_without_residual",), least_volume="min_anomaly_mm3")
-T1W_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_anomaly_mm3")
+BOTH = Inference(least_volume="min_lesion_mm3")
+UNET = Inference(("inference_unet",), least_volume="min_lesion_mm3")
+RECONSTRUCTION = Inference(("inference_reconstruction",), least_volume="min_lesion_mm3")
+LIGHT = Inference(("inference_light",), least_volume="min_lesion_mm3")
+WITHOUT_RESIDUAL = Inference(("inference_without_residual",), least_volume="min_lesion_mm3")
+T1W_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_lesion_mm3")
 
 DIFFUSION = Stage(
     ("train_diffusion",),
