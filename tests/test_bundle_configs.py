@@ -18,8 +18,6 @@ from common.files import difference
 # read by MONAI, by MONAI Label or by tracking, so nothing in the config needs to refer to them
 READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment_name", "finalize", "imports"}
 READ_FROM_OUTSIDE |= {"initialize", "is_not_rank0", "run", "run_name", "save_execute_config", "tracking_uri"}
-# options of a network that a layer has put something else in the place of
-READ_FROM_OUTSIDE |= {"refine"}
 # differ between training and inference by nature: more keys, one interpolation per key, cropping instead of padding
 MAY_DIFFER = {"keys", "mode", "padding_mode", "allow_missing_keys", "_desc_"}
 
