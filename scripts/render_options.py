@@ -26,7 +26,7 @@ INTRODUCTION = """# Options
 
 Made by `python scripts/render_options.py` from the configs and the scripts; a test compares them.
 
-    python -m monai.bundle run --config_file bundles/uad_autoencoder/configs/inference.json --dataset_dir a --mirror no
+    python -m monai.bundle run --config_file bundles/NAME/configs/inference.json --dataset_dir a --mirror no
     python scripts/make_datalist.py cases.json --dataset_dir a --sequences T1w,FLAIR
 
 - All options are checked before a scan is read. A wrong one ends the command with one sentence and exit code 1.
