@@ -296,11 +296,15 @@ def test_ctrl_c_ends_a_training_and_its_workers_with_one_line(tmp_path):
     command += [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     own = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **own)
-    end = time.monotonic() + 120
-    while not (tmp_path / "run" / "state.pt").exists() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "run" / "state.pt").exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        if process.poll() is None:  # it must not outlive the test
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in errors
