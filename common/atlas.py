@@ -2,7 +2,7 @@
 
 World coordinates are RAS mm. The default atlas is made of the tissue maps of the ICBM 152 template, nonlinear 2009,
 that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.neuroimage.2010.07.033; copyright
-1993-2004 Louis Collins, McConnell Brain Imaging Centre, McGill University).
+1993-2004 Louis Collins, McConnell Brain Imaging Center, McGill University).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Atlas:
 
 
 def icbm_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """T1, grey and white matter of the template at 1 mm, cropped to the brain, each (X, Y, Z), and the affine."""
+    """T1, gray and white matter of the template at 1 mm, cropped to the brain, each (X, Y, Z), and the affine."""
     from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 
     template = load_mni152_template(resolution=1)
@@ -224,7 +224,7 @@ def align_atlas(
 ) -> tuple[np.ndarray, float]:
     """Affine map from the world of a skull-stripped scan to that of the atlas, whatever the contrast of the scan.
 
-    It begins with the centres and the extents of brain and atlas along the axes of the world, and then makes the
+    It begins with the centers and the extents of brain and atlas along the axes of the world, and then makes the
     intensities within the classes as uniform as it can: the least within-class share of the variance, which is the
     correlation ratio with the classes as bins, background being one of them. Coarse to fine, by L-BFGS.
 
@@ -423,20 +423,20 @@ def fit_mixture(
 
 
 class MatchClassMeansd(MapTransform):
-    """Map grey values piecewise linearly, so that the classes have the same mean intensities in every scan.
+    """Map gray values piecewise linearly, so that the classes have the same mean intensities in every scan.
 
-    Scanners differ in how bright grey matter is beside white matter, which no percentile evens out. The classes' means
+    Scanners differ in how bright gray matter is beside white matter, which no percentile evens out. The classes' means
     are those of a mixture of Gaussians with the atlas as prior (:func:`fit_mixture`), so no label is needed; it looks
-    at every second millimetre. Each mean becomes its reference, lines are drawn between them and go on beyond the
+    at every second millimeter. Each mean becomes its reference, lines are drawn between them and go on beyond the
     darkest and the brightest one, and what comes below 0 or above 1 becomes 0 or 1.
 
     Args:
         keys: scans with the probabilities of an aligned atlas, (M + classes, X, Y, Z), as of :class:`AtlasPriord`.
         sequences: names of the M images.
         means: sequence -> reference means of the classes but background, rising in the order of ``order``; sequences
-            that are not named keep their grey values.
+            that are not named keep their gray values.
         spacing_mm: about the distance of the voxels that the mixture looks at.
-        smallest_step: least difference of two neighbouring means, of the scan's largest intensity.
+        smallest_step: least difference of two neighboring means, of the scan's largest intensity.
 
     Raises:
         InputError: if there is not one reference for every class, or they do not rise in the order of the scan's means.
@@ -475,7 +475,7 @@ class MatchClassMeansd(MapTransform):
             raise InputError(
                 f"{file_of(scan)}: the atlas finds the mean intensities {', '.join(f'{m:.3g}' for m in found)} in its "
                 f"classes as {self.sequences[index]}, expected {len(reference)} that rise, as in {list(reference)}; is "
-                "it another sequence? Name it (--sequences), or leave grey values as they are (--class_means '{}')"
+                "it another sequence? Name it (--sequences), or leave gray values as they are (--class_means '{}')"
             )
         matched[index][brain] = piecewise_linear(matched[index][brain], found, reference).clamp(0, 1)
 

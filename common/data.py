@@ -126,7 +126,7 @@ def list_cases(
     if dataset is not None:
         cases = _of_dataset(cases, dataset, source)
     if "label" in require:
-        cases = _without_healthy_unlabelled(cases, source)
+        cases = _without_healthy_unlabeled(cases, source)
     cases = check_cases(cases, source, sequences, require, optional_sequences, one_grid)
     if lesions:
         check_lesions(cases, f"the {section} section of {source}" if section else f"{source}")
@@ -466,7 +466,7 @@ class BrainSlices(torch.utils.data.Dataset):
     Args:
         dataset: items with ``image`` (C, X, Y, Z), all of one in-plane size, 0 outside the brain.
         min_area: smallest share of brain pixels in a slice that is kept.
-        every: keep one of so many neighbouring slices; they differ little at 1 mm.
+        every: keep one of so many neighboring slices; they differ little at 1 mm.
         transform: applied to the item of a slice, ``{"image": (C, X, Y)}``.
 
     Attributes:
@@ -794,7 +794,7 @@ def _of_health(
     return kept
 
 
-def _without_healthy_unlabelled(cases: list[dict[str, Any]], source: Path) -> list[dict[str, Any]]:
+def _without_healthy_unlabeled(cases: list[dict[str, Any]], source: Path) -> list[dict[str, Any]]:
     kept = [case for case in cases if "label" in case or not case.get("healthy")]
     if cases and not kept:
         raise InputError(f"{source} has no label for any of its {len(cases)} cases, all healthy, expected one")

@@ -316,7 +316,7 @@ class Evaluation:
         return self.output_dir / f"{case['name']}_{postfix}.nii.gz"
 
     def has_reference(self, case: Mapping[str, Any]) -> bool:
-        """Whether the truth of a case is known, be it that it is healthy, where references have one labelling."""
+        """Whether the truth of a case is known, be it that it is healthy, where references have one labeling."""
         is_empty = bool(case.get("healthy")) and self.reference_sets is None
         return case.get(self.reference_key) is not None or is_empty
 

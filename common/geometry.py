@@ -1,4 +1,4 @@
-"""Fields on voxel grids: warping, composition, integration of velocities, inversion, folds, millimetres.
+"""Fields on voxel grids: warping, composition, integration of velocities, inversion, folds, millimeters.
 
 Points and displacements are in voxels of the array they index, first array axis first, so ``(3, X, Y, Z)`` holds the
 x, y, z components. A displacement is of the pull-back kind: ``warped(p) = image(p + u(p))``. It is MONAI's convention
@@ -81,7 +81,7 @@ def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
     """Where a displacement (B, 3, X, Y, Z) leads, as :func:`torch.nn.functional.grid_sample` wants it.
 
     Returns:
-        (B, X, Y, Z, 3), corners aligned: -1 and 1 are the centres of the outermost voxels, last array axis first.
+        (B, X, Y, Z, 3), corners aligned: -1 and 1 are the centers of the outermost voxels, last array axis first.
     """
     grid = []
     for axis in (2, 1, 0):
@@ -260,7 +260,7 @@ def inverse_error(displacement: torch.Tensor, inverse: torch.Tensor, affine: np.
     Returns:
         (B, X, Y, Z), mm.
     """
-    return to_millimetres(compose(displacement, inverse), affine).square().sum(1).sqrt()
+    return to_millimeters(compose(displacement, inverse), affine).square().sum(1).sqrt()
 
 
 def _inside(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -273,7 +273,7 @@ def _inside(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return values[inside]
 
 
-def to_millimetres(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+def to_millimeters(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
     """Displacement in voxels of a grid as one in mm along the axes of the world (RAS), both (B, 3, ...).
 
     Args:
@@ -285,8 +285,8 @@ def to_millimetres(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tens
 
 
 def to_voxels(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
-    """The opposite of :func:`to_millimetres`."""
-    return to_millimetres(displacement, np.linalg.inv(affine))
+    """The opposite of :func:`to_millimeters`."""
+    return to_millimeters(displacement, np.linalg.inv(affine))
 
 
 def rotation_matrix(angles: np.ndarray) -> np.ndarray:

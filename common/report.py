@@ -192,8 +192,8 @@ class Report(Evaluation):
         means = {case["name"]: mean_dice(self.rows_of(case)) for case in self.cases}
         subjects = {row["name"]: row["subject"] for row in self.rows}
         overall = summarize(list(means.values()), [subjects[name] for name in means])
-        labelled = {len(self.scored_targets(case)) for case in self.cases if self.has_reference(case)}
-        labels = _count(*labelled, "label") if len(labelled) == 1 else "what each case labels"
+        labeled = {len(self.scored_targets(case)) for case in self.cases if self.has_reference(case)}
+        labels = _count(*labeled, "label") if len(labeled) == 1 else "what each case labels"
         what = "Dice, mean" if self._only_label else f"Dice, mean of {labels}"
         note = f"{_count(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
         return Tile(what, _number(overall.mean, 3), note)

@@ -68,7 +68,7 @@ def open_scan(path: str | Path, volumes: bool = False) -> nib.Nifti1Pair:
 
     Raises:
         InputError: if the file is missing, is no NIfTI, holds no single 3-D volume, or has a broken affine or
-            one that is not in millimetres.
+            one that is not in millimeters.
     """
     path = Path(path)
     try:
@@ -95,7 +95,7 @@ def open_scan(path: str | Path, volumes: bool = False) -> nib.Nifti1Pair:
     if not (VOXEL_MM[0] <= edges.min() and edges.max() <= VOXEL_MM[1] and (edges * shape[:3]).max() <= EXTENT_MM):
         sizes = " x ".join(f"{edge:g}" for edge in edges)
         raise InputError(
-            f"{path} has {' x '.join(map(str, shape[:3]))} voxels of {sizes} mm, expected a head in millimetres"
+            f"{path} has {' x '.join(map(str, shape[:3]))} voxels of {sizes} mm, expected a head in millimeters"
         )
     return image
 

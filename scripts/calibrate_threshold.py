@@ -1,4 +1,4 @@
-"""Find a bundle's threshold on labelled or on healthy scans, and keep it in the bundle with where it came from.
+"""Find a bundle's threshold on labeled or on healthy scans, and keep it in the bundle with where it came from.
 
 Usage, from the root of the repository:
 
@@ -81,7 +81,7 @@ def main(
         datalist_file: JSON of cases; its section ``test`` is never used, nor a subject that is in it.
         dataset_dir: folder of cases in its place.
         section: part of the datalist; needed where it has parts.
-        criterion: best_dice (labelled cases) or false_positive_rate (the healthy ones of the cases, or all if nobody is
+        criterion: best_dice (labeled cases) or false_positive_rate (the healthy ones of the cases, or all if nobody is
             said to be healthy).
         rate: share of healthy brain voxels that may reach the threshold, as 0.01.
         layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.

@@ -83,7 +83,7 @@ def main(
         erosion_mm: what lies this near to the surface of the brain is no lesion.
         uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
             is lesion; in the place of the threshold.
-        dataset: name that the pseudo-labelled cases get, for bundles that learn from several data sets.
+        dataset: name that the pseudo-labeled cases get, for bundles that learn from several data sets.
         label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.
         merge: datalists with drawn labels that become part of the new one, all their sections.
         keep_out: datalists whose validation and test sections are guarded likewise, but not merged.
@@ -108,7 +108,7 @@ def main(
         logger.warning("taken on trust that the weights are the shipped ones: %s", folder / "docs" / "README.md")
     teachers = {} if shipped else taught_by(sources)
     judges = held_out(dict.fromkeys([datalist_file, *merge, *keep_out]))
-    refuse_leaks({"the pseudo-labelled cases": cases, **teachers, **learned_from(merge)}, judges, num_workers)
+    refuse_leaks({"the pseudo-labeled cases": cases, **teachers, **learned_from(merge)}, judges, num_workers)
 
     notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in sources]}
     with Alone(output_dir):
@@ -124,7 +124,7 @@ def _write_list(
     tables: Mapping[str, Any],
     teachers: Mapping[str, Sequence[Case]],
 ) -> None:
-    """The pseudo-labelled cases and those that they are joined with, and whom the predictor has seen."""
+    """The pseudo-labeled cases and those that they are joined with, and whom the predictor has seen."""
     header, sections = joined(items, datalist_file, merge)
     header |= {"label_sets": tables} if tables else {}
     seen = [

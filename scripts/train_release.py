@@ -451,7 +451,7 @@ def _sae_segmentation(release: Release) -> None:
     for section, cases in sections.items():
         for item in release.scans("t1w_scans", section):
             cases.append({"image": item["T1w"]} | {key: item[key] for key in ("brain_mask", "subject") if key in item})
-    # the last weights; longer, the evidence goes on rising, but the Dice on labelled scans does not
+    # the last weights; longer, the evidence goes on rising, but the Dice on labeled scans does not
     datalist = write_datalist(release.folder / "sae.json", sections)
     steps = (len(sections["training"]) + 1) // 2  # of an epoch, two scans each
     release.train("train", "train", 1.0, datalist_file=datalist, max_epochs=round(SAE_STEPS / steps))
@@ -459,10 +459,10 @@ def _sae_segmentation(release: Release) -> None:
 
 
 def _deepatlas_joint(release: Release) -> None:
-    """T1 scans, of which the first one is labelled: real ones, or, where there are none, healthy phantoms."""
+    """T1 scans, of which the first one is labeled: real ones, or, where there are none, healthy phantoms."""
     options = {
         "datalist_file": write_datalist(release.folder / "deepatlas.json", _t1w(release, labels=True)),
-        "labelled_cases": 1,
+        "labeled_cases": 1,
     }
     release.train("registration", ["train", "train_registration"], 0.3, 12, val_interval=2, **options)
     start = {"registration_weights": release.weights("registration", "registration.pt")}

@@ -47,8 +47,8 @@ def make_head(seed: int = 0, shape: tuple[int, int, int] = (48, 56, 40), affine:
     brain = (radius < 1) & (np.tensordot([0.5, 0.6, -0.4], position, axes=1) < 0.45)
     texture = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
     tissue = 100 + 12 * texture / texture.std() + 20 * (radius > 0.8) - 60 * (radius < 0.25)
-    centre = np.array([0.35, 0.2, -0.25]).reshape(3, 1, 1, 1)
-    lesion = ((position - centre) ** 2).sum(0) < 0.2**2
+    center = np.array([0.35, 0.2, -0.25]).reshape(3, 1, 1, 1)
+    lesion = ((position - center) ** 2).sum(0) < 0.2**2
     image = np.where(brain, np.clip(tissue + 70 * lesion, 1, None), 0)
     return Head(image.astype(np.float32), lesion.astype(np.uint8), brain.astype(np.uint8), affine)
 

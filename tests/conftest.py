@@ -137,7 +137,7 @@ def infer(bundle, monai_bundle) -> Callable[..., Finished]:
 
 @pytest.fixture(scope="module")
 def cohort(bundle, tmp_path_factory) -> Path:
-    """Datalist of six labelled subjects in three sections."""
+    """Datalist of six labeled subjects in three sections."""
     folder = tmp_path_factory.mktemp("cohort")
     cases = []
     for i in range(6):

@@ -135,7 +135,7 @@ def test_patches_are_centered_on_voxels_of_the_brain_by_code():
         len(CodeCentersd("label", ratios=[0, 0, 1, 0], most=2)({"image": image, "label": label})["label_centers"][2])
         == 2
     )
-    with pytest.raises(InputError, match="has no labelled voxel in the brain to center a patch on"):
+    with pytest.raises(InputError, match="has no labeled voxel in the brain to center a patch on"):
         CodeCentersd("label", ratios=[1, 0, 0, 1])({"image": image, "label": label})
 
 

@@ -71,12 +71,12 @@ def test_without_labels_what_learns_from_masks_cannot_run_and_painting_can(datal
     healthy, patient = {"healthy": True}, {"healthy": False}
     path = datalist({"training": [healthy, patient], "validation": [healthy]}, ["T1w", "FLAIR"])
     assert of(path, "uad_autoencoder", MASKS).missing == (
-        "training has no labelled case, expected 1 or more",
-        "validation has no labelled case, expected 1 or more",
+        "training has no labeled case, expected 1 or more",
+        "validation has no labeled case, expected 1 or more",
     )
-    assert of(path, "uad_autoencoder", PSEUDO).missing == ("validation has no labelled case, expected 1 or more",)
+    assert of(path, "uad_autoencoder", PSEUDO).missing == ("validation has no labeled case, expected 1 or more",)
     assert of(path, "diffusion_recon_unet", PAINTED).missing == ()
-    assert of(path, "sae_segmentation", "train on unlabelled scans and the atlas").missing == ()
+    assert of(path, "sae_segmentation", "train on unlabeled scans and the atlas").missing == ()
     assert of(path, "deepatlas_joint", JOINT).missing[0] == "validation has 1 case, expected 2 or more"
     assert {of(path, bundle).verdict for bundle in bundle_names()} == {"can run, see remarks"}
 
@@ -92,7 +92,7 @@ def test_one_label_is_enough_for_joint_training_if_validation_has_two(datalist):
 def test_masks_in_both_sections_are_enough_for_the_unet(datalist):
     found = of(datalist({"training": [{"label": 1}], "validation": [{"label": 1}]}), "uad_autoencoder", MASKS)
     assert found.missing == ()
-    assert "train learns from 1 labelled subject, in the paper from 15" in found.remarks
+    assert "train learns from 1 labeled subject, in the paper from 15" in found.remarks
 
 
 def test_cases_that_a_training_on_labels_refuses_are_counted(datalist):
@@ -214,10 +214,10 @@ def test_thick_slices_and_heads_with_skull_are_remarked(datalist, tmp_path):
     assert thick == ("voxels of up to 5.5 mm in 1 of 1 image: they are interpolated, and what is smaller is not seen",)
     head = make_head(0, shape=(30, 34, 24))
     path = datalist({"test": [{}]}, affine=np.diag([8, 8, 8, 1.0]))
-    litres = np.count_nonzero(head.image) * 8**3 / 1e6
-    assert litres > 2.5
+    liters = np.count_nonzero(head.image) * 8**3 / 1e6
+    assert liters > 2.5
     sentence = (
-        f"no brain mask, and up to {litres:.1f} l that are not 0, in 1 of 1 case: skull-strip them, or give brain masks"
+        f"no brain mask, and up to {liters:.1f} l that are not 0, in 1 of 1 case: skull-strip them, or give brain masks"
     )
     assert sentence in of(path, "uad_autoencoder").remarks
     save_nifti(tmp_path / "brain.nii.gz", head.brain, np.diag([8, 8, 8, 1.0]))
@@ -231,7 +231,7 @@ def test_sections_are_counted_by_subject(datalist):
     assert counts["training"] == {
         "subjects": 2,
         "cases": 3,
-        "labelled": 1,
+        "labeled": 1,
         "healthy": 1,
         "patients": 1,
         "brain masks": 0,
@@ -251,11 +251,11 @@ def test_the_command_prints_a_table_and_writes_json(datalist, tmp_path, capsys):
     path = datalist({"training": [{"label": 1}]})
     script.main(str(path), bundles="uad_autoencoder", measure=False, output_file=str(tmp_path / "advice.json"))
     printed = capsys.readouterr().out
-    assert "training: 1 subjects, 1 cases, 1 labelled, 0 healthy" in printed
+    assert "training: 1 subjects, 1 cases, 1 labeled, 0 healthy" in printed
     assert "missing: there is no validation section" in printed
     written = json.loads((tmp_path / "advice.json").read_text())
     assert [item["verdict"] for item in written["advice"]] == ["can run, see remarks", "cannot run", "cannot run"]
-    assert written["sections"]["training"]["labelled"] == 1
+    assert written["sections"]["training"]["labeled"] == 1
 
 
 def test_a_failure_of_measuring_is_a_sentence_and_shown():

@@ -172,7 +172,7 @@ def test_files_of_one_name_in_two_folders_do_not_overwrite_each_other(predicted)
 
 def test_evaluate_json_scores_the_written_files(bundle, monai_bundle, cohort, tmp_path):
     sections = json.loads(cohort.read_text())
-    datalist = cohort.with_name("labelled.json")
+    datalist = cohort.with_name("labeled.json")
     datalist.write_text(json.dumps({"test": sections["test"]}))
     configs = [f"bundles/{bundle.name}/configs/{name}.json" for name in ("inference", "evaluate")]
     options = {"bundle_root": bundle, "datalist_file": datalist, "output_dir": tmp_path / "out", "device": "cpu"}

@@ -190,8 +190,8 @@ def test_the_rest_of_a_datalist_can_stay_in_it(chain, tmp_path):
 @pytest.mark.parametrize(
     ("who", "sentence"),
     [
-        ("pseudo-labelled", r"subject u2 is in the pseudo-labelled cases and in the {} section of .*real.json"),
-        ("same voxels", r"u1_FLAIR.nii.gz in the pseudo-labelled cases and .*other_FLAIR.nii.gz .* the same voxels"),
+        ("pseudo-labeled", r"subject u2 is in the pseudo-labeled cases and in the {} section of .*real.json"),
+        ("same voxels", r"u1_FLAIR.nii.gz in the pseudo-labeled cases and .*other_FLAIR.nii.gz .* the same voxels"),
         ("teacher", r"subject h1 is in the training of the predictor .*healthy.json\) and in the {} section"),
         ("BIDS teacher", r"subject h1 is in the training of the predictor"),
         ("voxels of teacher", r"h1_FLAIR.nii.gz in the training of the predictor .*the same voxels"),
@@ -200,7 +200,7 @@ def test_the_rest_of_a_datalist_can_stay_in_it(chain, tmp_path):
     ],
 )
 def test_nobody_who_judges_has_taught(chain, tmp_path, how, section, who, sentence):
-    judge = drawn(tmp_path, {"pseudo-labelled": "u2", "teacher": "h1", "teacher's teacher": "g1"}.get(who, "other"))
+    judge = drawn(tmp_path, {"pseudo-labeled": "u2", "teacher": "h1", "teacher's teacher": "g1"}.get(who, "other"))
     if who == "same voxels":
         judge["image"] = scan_of(tmp_path, "other", copy_of="u1")
     elif who == "BIDS teacher":
@@ -234,7 +234,7 @@ def test_merged_datalists_do_not_leak_into_each_other(chain, tmp_path):
 def test_the_datalist_that_was_predicted_is_guarded_too(chain, tmp_path):
     content = json.loads((tmp_path / "scans.json").read_text())
     write(tmp_path / "scans.json", {**content, "test": [{"image": scan_of(tmp_path, "second"), "subject": "u1"}]})
-    with pytest.raises(InputError, match="subject u1 is in the pseudo-labelled cases and in the test section"):
+    with pytest.raises(InputError, match="subject u1 is in the pseudo-labeled cases and in the test section"):
         chain()
 
 

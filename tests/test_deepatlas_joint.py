@@ -266,10 +266,10 @@ def test_registration_without_any_anatomy_is_equation_1_without_its_last_term(lo
 class _Cases(torch.utils.data.Dataset):
     """Three images, of which the first one has a label."""
 
-    def __init__(self, labelled=(True, False, False)):
+    def __init__(self, labeled=(True, False, False)):
         generator = torch.Generator().manual_seed(0)
-        self.items = [{"image": torch.rand(1, *SIZE, generator=generator)} for _ in labelled]
-        for item, known in zip(self.items, labelled, strict=True):
+        self.items = [{"image": torch.rand(1, *SIZE, generator=generator)} for _ in labeled]
+        for item, known in zip(self.items, labeled, strict=True):
             if known:
                 item["label"] = torch.randint(0, 3, (1, *SIZE), dtype=torch.uint8, generator=generator)
 
@@ -356,14 +356,14 @@ def test_mirrored_pairs_have_mirrored_anatomies(loss, monkeypatch):
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-def test_segmentation_steps_have_a_labelled_case_and_no_case_meets_itself():
+def test_segmentation_steps_have_a_labeled_case_and_no_case_meets_itself():
     sampler = PairSampler([False, True, False, True, False], 40, 40, seed=1)
     pairs = list(sampler)
     assert len(pairs) == len(sampler) == 80
     assert all(a != b for a, b in pairs)
     assert all({a, b} & {1, 3} for a, b in pairs[40:])
     assert {a for a, _ in pairs[:40]} == {b for _, b in pairs[:40]} == set(range(5))
-    assert any(b in (1, 3) and a not in (1, 3) for a, b in pairs[40:])  # the labelled one may be either
+    assert any(b in (1, 3) and a not in (1, 3) for a, b in pairs[40:])  # the labeled one may be either
     assert any(a in (1, 3) and b not in (1, 3) for a, b in pairs[40:])
     assert list(sampler) == pairs
     sampler.set_epoch(1)
@@ -381,26 +381,26 @@ def test_processes_share_one_draw(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("labelled", "sentence"),
+    ("labeled", "sentence"),
     [
         ([False, False], "none of the 2 training cases has a label, expected one or more"),
         ([True], "there is 1 training case, expected two or more"),
     ],
 )
-def test_cases_that_make_no_pairs_are_refused(labelled, sentence):
+def test_cases_that_make_no_pairs_are_refused(labeled, sentence):
     with pytest.raises(InputError, match=sentence):
-        PairSampler(labelled, 1, 1)
+        PairSampler(labeled, 1, 1)
 
 
 def test_registration_alone_needs_no_label():
     assert len(list(PairSampler([False, False], 3, 0))) == 3
 
 
-def test_a_pair_is_two_channels_and_says_what_is_labelled():
+def test_a_pair_is_two_channels_and_says_what_is_labeled():
     pair = PairDataset(_Cases(), [(0, 1), (1, 2), (2, 0)])[2]
     cases = _Cases()
     torch.testing.assert_close(pair["image"], torch.cat([cases[2]["image"], cases[0]["image"]]))
-    assert pair["labelled"].tolist() == [False, True]
+    assert pair["labeled"].tolist() == [False, True]
     assert pair["index"].tolist() == [2, 0]
     assert not pair["label"][0].any()
     assert torch.equal(pair["label"][1:], cases[0]["label"])
@@ -448,7 +448,7 @@ def test_only_the_first_labels_are_kept():
     cases = [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c", "label": "y"}]
     assert limit_labels(cases, 1) == [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c"}]
     assert limit_labels(cases, None) == cases
-    with pytest.raises(InputError, match="2 training cases have a label, expected at least labelled_cases = 3"):
+    with pytest.raises(InputError, match="2 training cases have a label, expected at least labeled_cases = 3"):
         limit_labels(cases, 3)
 
 
@@ -467,7 +467,7 @@ def test_without_a_displacement_the_affine_maps_lead_from_file_to_file():
     np.testing.assert_allclose(found[:, 3, 1, 2], expected[:3] - point, atol=1e-4)
 
 
-def test_a_voxel_of_the_template_is_its_size_in_millimetres():
+def test_a_voxel_of_the_template_is_its_size_in_millimeters():
     shift = torch.zeros(3, 10, 10, 10)
     shift[1] = 1.0
     found = displacement_of_file(shift, GRID, ((5, 5, 5), OBLIQUE), np.eye(4), np.eye(4))
@@ -556,7 +556,7 @@ def test_propagation_of_the_template_by_no_displacement_is_the_template():
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
-    """Healthy phantoms of 4 mm with tissue labels and the way to the template; one training case is labelled."""
+    """Healthy phantoms of 4 mm with tissue labels and the way to the template; one training case is labeled."""
     datalist = make_cohort(
         tmp_path_factory.mktemp("phantoms") / "cohort",
         {"healthy": (3, 2, 2)},

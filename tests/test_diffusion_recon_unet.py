@@ -74,8 +74,8 @@ def test_octaves_have_scales_and_amplitudes_in_proportion():
     assert step[1] > 5 * step[0]
 
 
-def test_normalised_noise_and_seeds():
-    field = FractalNoise(normalise=True)(3, (32, 32))
+def test_normalized_noise_and_seeds():
+    field = FractalNoise(normalize=True)(3, (32, 32))
     torch.testing.assert_close(field.mean(dim=(1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(field.std(dim=(1, 2)), torch.ones(3))
     first, same, other = (FractalNoise()(1, (16, 16), generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
@@ -148,7 +148,7 @@ def test_the_unet_sees_image_and_residual():
         SharedEncoderUNet((8,))
 
 
-def test_filters_are_standardised():
+def test_filters_are_standardized():
     """A filter times a number, plus a number, gives the same."""
     unet = SharedEncoderUNet((8, 16)).eval()
     image, reconstructions = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 8, 8)
@@ -248,7 +248,7 @@ def test_perlin_noise_is_0_at_the_lattice_and_smooth(rng):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_operations_on_grey_values_stay_in_their_range(name, rng):
+def test_operations_on_gray_values_stay_in_their_range(name, rng):
     image = rng.uniform(size=(8, 8))
     found = OPERATIONS[name](image, rng)
     assert found.shape == image.shape
@@ -334,7 +334,7 @@ def test_slices_come_from_where_the_anomaly_is_or_from_the_brain():
 
 @pytest.fixture
 def lists(tmp_path) -> dict[str, Path]:
-    """Two labelled cases and two healthy ones, each in a section of its own."""
+    """Two labeled cases and two healthy ones, each in a section of its own."""
     found = {}
     for kind in ("patients", "healthy"):
         sections = {}
@@ -349,7 +349,7 @@ def lists(tmp_path) -> dict[str, Path]:
     return found
 
 
-def test_labelled_and_healthy_cases_are_joined(lists):
+def test_labeled_and_healthy_cases_are_joined(lists):
     both = anomaly_cases(None, lists["patients"], lists["healthy"], section="training")
     assert [case["healthy"] for case in both] == [False, True]
     assert "label" in both[0]
@@ -368,11 +368,11 @@ def test_one_list_that_says_who_is_healthy_serves_for_both(lists):
         ("patients0", False, True),
         ("healthy0", True, False),
     ]
-    assert len(anomaly_cases(None, lists["patients"], section="training")) == 2  # labelled, be it by an empty mask
+    assert len(anomaly_cases(None, lists["patients"], section="training")) == 2  # labeled, be it by an empty mask
 
 
 def test_a_case_in_both_lists_and_no_list_at_all_are_refused(lists):
-    with pytest.raises(InputError, match=r"patients0_T1w\.nii\.gz is listed as labelled and as healthy"):
+    with pytest.raises(InputError, match=r"patients0_T1w\.nii\.gz is listed as labeled and as healthy"):
         anomaly_cases(datalist_file=lists["patients"], healthy_datalist_file=lists["patients"], section="training")
     with pytest.raises(InputError, match="none of dataset_dir, datalist_file and healthy_datalist_file is given"):
         anomaly_cases()
@@ -468,7 +468,7 @@ def test_an_image_unlike_the_training_is_warned_of(tmp_path, caplog):
         check({"image": MetaTensor(layered(0.8, 0.57))})
         assert not caplog.records
         check({"image": MetaTensor(layered(0.8, 0.6, 1.2))})
-        assert "grey values 4" in caplog.records[-1].getMessage()
+        assert "gray values 4" in caplog.records[-1].getMessage()
         check({"image": MetaTensor(layered(0.65, 0.75))})
         assert "inner to outer brain 0.87 (training 1.33 to 1.33)" in caplog.records[-1].getMessage()
 

@@ -332,7 +332,7 @@ def test_the_page_has_every_arm_and_every_claim_beside_the_paper(tmp_path):
     page = update(tmp_path, "deepatlas_joint", "experiment", experiment()).read_text()
     assert all(f"| `{arm}` |" in page for arm in deepatlas_joint.ARMS)
     assert "| 0.700 (0.600 to 0.800) | 0.565 |" in page  # da1_registration, 0.5654 in the paper
-    assert "| `u1` | segmentation network, 1 labelled | 0.500 (0.500 to 0.500) | – | – | – |" in page
+    assert "| `u1` | segmentation network, 1 labeled | 0.500 (0.500 to 0.500) | – | – | – |" in page
     line = next(line for line in page.splitlines() if line.startswith("| O1 |"))
     assert "+0.200 (+0.100 to +0.300) | +0.100, +0.200, +0.300 | 0 | 6 | +0.018 (0.565, 0.547) | **held** |" in line
 
@@ -392,7 +392,7 @@ def test_pages_that_say_something_else_than_the_evidence_are_found_and_mended(tm
     readme = (tmp_path / "README.md").read_text()
     assert "2 / 3 / 1" in readme
     assert "\n### `deepatlas_joint`\n\nRegistration and segmentation networks that teach each other." in readme
-    assert "| joint training helps registration, 1 labelled | +0.200 (+0.100 to +0.300) | 0 |" in card.read_text()
+    assert "| joint training helps registration, 1 labeled | +0.200 (+0.100 to +0.300) | 0 |" in card.read_text()
     page.write_text("edited")
     with pytest.raises(InputError, match=r"deepatlas_joint.md differs"):
         render_evidence.main(check=True, root=str(tmp_path))

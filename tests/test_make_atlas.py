@@ -15,7 +15,7 @@ from common.errors import InputError
 from sae_segmentation.loss import neighbor_table
 
 make_atlas = load_script("make_atlas")
-CLASSES = {"background": [0, 9], "grey": [3, 42], "white": [2, 41]}
+CLASSES = {"background": [0, 9], "gray": [3, 42], "white": [2, 41]}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_people_in_one_space_are_averaged(people):
     np.testing.assert_array_equal(found[inside], labels[1:-1, 1:-1, 1:-1])
     assert atlas.probabilities.max(0).values.min() > 0.999  # the two people agree everywhere
     side = json.loads((folder / "out" / "atlas.json").read_text())
-    assert side["classes"] == ["background", "grey", "white"]
+    assert side["classes"] == ["background", "gray", "white"]
     np.testing.assert_allclose(side["neighbors"], neighbor_table(torch.from_numpy(labels), 3), atol=1e-3)
 
 
@@ -83,10 +83,10 @@ def test_what_cannot_be_used_is_named(people):
     a, out = str(folder / "a.nii.gz"), str(folder / "atlas.nii.gz")
     cases = [
         (
-            {"label_files": a, "classes": {"background": [0], "grey": [3, 42]}},
+            {"label_files": a, "classes": {"background": [0], "gray": [3, 42]}},
             "has the values 2, 9, which are in no class",
         ),
-        ({"label_files": a, "classes": {"background": [0, 3], "grey": [3]}}, "has the value 3 in two classes"),
+        ({"label_files": a, "classes": {"background": [0, 3], "gray": [3]}}, "has the value 3 in two classes"),
         ({"label_files": a, "classes": {"background": [0]}}, "expected two names or more"),
         ({"label_files": a, "classes": str(folder / "none.json")}, "none.json cannot be read"),
         ({"label_files": str(folder / "none.nii.gz")}, "none.nii.gz does not exist"),

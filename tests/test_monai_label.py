@@ -105,7 +105,7 @@ def start(server: Server, folder: Path) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all bundles, with two subjects: T1w and FLAIR of ``a``, FLAIR of ``b``, both labelled."""
+    """One server for all bundles, with two subjects: T1w and FLAIR of ``a``, FLAIR of ``b``, both labeled."""
     folder = tmp_path_factory.mktemp("label")
     server = Server(folder)
     for seed, names in enumerate((("a_T1w", "a_FLAIR"), ("b_FLAIR",))):

@@ -218,7 +218,7 @@ def test_the_output_is_split_for_the_pictures():
 # --- other scanners --------------------------------------------------------------------------------------------------
 
 
-def test_drawn_grey_values_rise_with_those_of_the_scan_and_leave_the_prior_alone():
+def test_drawn_gray_values_rise_with_those_of_the_scan_and_leave_the_prior_alone():
     scan = torch.rand(5, 12, 10, 8, generator=torch.manual_seed(0))
     scan[0, :3] = 0  # outside of the brain
     vary = RandGreyValuesd("image", bias=0.0).set_random_state(seed=1)
@@ -495,8 +495,8 @@ def test_scans_of_any_contrast_teach_more_than_the_atlas_knows(cohort, tmp_path,
 
 
 @pytest.mark.slow
-def test_white_matter_stays_where_grey_values_are_others_before_and_after_a_fit(cohort, tmp_path):
-    """A head with the grey values of no scanner: the shipped weights know its tissues, and adapt.json leaves them."""
+def test_white_matter_stays_where_gray_values_are_others_before_and_after_a_fit(cohort, tmp_path):
+    """A head with the gray values of no scanner: the shipped weights know its tissues, and adapt.json leaves them."""
     (case,) = list_cases(datalist_file=cohort, section="test", sequences=["T1w"], require=["label"])
     scan = nib.load(case["image"])
     values = np.asarray(scan.dataobj, dtype=np.float32)

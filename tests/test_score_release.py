@@ -138,7 +138,7 @@ def test_scans_are_read_with_what_they_have(listed):
         (
             lambda c: c.update(
                 deepatlas_joint={
-                    "labelled_scan": {"T1w": "patients/0_T1w.nii.gz", "tissues": "patients/0_tissues.nii.gz"}
+                    "labeled_scan": {"T1w": "patients/0_T1w.nii.gz", "tissues": "patients/0_tissues.nii.gz"}
                 }
             ),
             "has the value 4, expected 0, 1, 2, 3 only",
@@ -281,7 +281,7 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     state = torch.load(weights, weights_only=True)
     torch.save({name: value + 0.05 for name, value in state.items()}, other_weights)
     controls = {"a": str(weights), "b": str(other_weights)}
-    content["deepatlas_joint"] = {"controls": controls, "labelled_scan": scan}
+    content["deepatlas_joint"] = {"controls": controls, "labeled_scan": scan}
     path = listed.with_name("all.json")
     path.write_text(json.dumps(content))
     found = run(path, random_bundles, tmp_path, [*descriptions()])

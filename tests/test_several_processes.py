@@ -180,7 +180,7 @@ def test_two_processes_train_and_stop_and_one_goes_on(bundle, config, run, four_
 
 
 def without_chance(node: object) -> object:
-    """Transforms of a config less the random ones; crops at random are cut from the centre."""
+    """Transforms of a config less the random ones; crops at random are cut from the center."""
     if isinstance(node, list):
         return [without_chance(child) for child in node if not is_random(child)]
     if isinstance(node, dict):

@@ -64,7 +64,7 @@ def test_one_level_is_refused():
 def test_the_gradient_difference_of_a_step_and_a_flat_image():
     image = torch.tensor([[[[0.0, 1.0, 1.0], [0.0, 1.0, 1.0]]]])
     flat = torch.zeros_like(image)
-    # rows do not differ; along the last axis two of four neighbours differ by 1
+    # rows do not differ; along the last axis two of four neighbors differ by 1
     assert gradient_difference(image, flat).item() == pytest.approx(0.5)
     # a gradient of the other sign is as good: magnitudes are compared
     assert gradient_difference(image, 1 - image).item() == 0
@@ -123,7 +123,7 @@ def test_logits_of_another_shape_than_the_label_are_refused():
 
 def test_every_component_of_every_slice_has_one_center():
     mask = np.zeros((9, 9, 3), dtype=np.uint8)
-    mask[1:4, 2:5, 0] = 1  # centre (2, 3), slice 0
+    mask[1:4, 2:5, 0] = 1  # center (2, 3), slice 0
     mask[1:4, 2:5, 1] = 1  # the same lesion in the next slice counts again
     mask[7, 7, 1] = 1  # a single voxel counts as much
     centers = np.stack(np.unravel_index(lesion_centers(mask), mask.shape)).T
@@ -269,17 +269,17 @@ def cohort(tmp_path_factory):
     patients = make_cohort(folder / "patients", {"ms": (3, 1, 1)}, prefix="p", seed=2, **options)
     train = list_cases(datalist_file=patients, section="training")
     val, test = (list_cases(datalist_file=patients, section=s) for s in ("validation", "test"))
-    write_datalist(folder / "labelled.json", {"training": train[:1], "validation": val, "test": test})
-    write_datalist(folder / "unlabelled.json", {"training": train[1:]})
+    write_datalist(folder / "labeled.json", {"training": train[:1], "validation": val, "test": test})
+    write_datalist(folder / "unlabeled.json", {"training": train[1:]})
     return folder
 
 
 @pytest.fixture(scope="module")
 def pseudo(cohort, tmp_path_factory):
-    """Datalist of the unlabelled scans with pseudo-labels, each of one block, and scores that fall off around it."""
+    """Datalist of the unlabeled scans with pseudo-labels, each of one block, and scores that fall off around it."""
     folder = tmp_path_factory.mktemp("pseudo")
-    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
-    for case in unlabelled:
+    unlabeled = list_cases(datalist_file=cohort / "unlabeled.json")
+    for case in unlabeled:
         scan = nib.load(case["image"])
         score = np.zeros(scan.shape, np.float32)
         score[14:30, 14:30, 14:30] = 0.06
@@ -287,24 +287,24 @@ def pseudo(cohort, tmp_path_factory):
         save = {"seg": (score >= 0.1).astype(np.uint8), "prob": score}
         for postfix, array in save.items():
             nib.save(nib.Nifti1Image(array, scan.affine), folder / f"{case['name']}_{postfix}.nii.gz")
-    return write_pseudo_datalist(unlabelled, folder, "by hand")
+    return write_pseudo_datalist(unlabeled, folder, "by hand")
 
 
-def test_pseudo_labelled_and_labelled_scans_are_one_pool(cohort, pseudo):
-    labelled = list_cases(datalist_file=cohort / "labelled.json", section="training")
-    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
-    pool = training_cases(labelled, pseudo, volumes_per_epoch=6)
+def test_pseudo_labeled_and_labeled_scans_are_one_pool(cohort, pseudo):
+    labeled = list_cases(datalist_file=cohort / "labeled.json", section="training")
+    unlabeled = list_cases(datalist_file=cohort / "unlabeled.json")
+    pool = training_cases(labeled, pseudo, volumes_per_epoch=6)
     assert len(pool) == 6
     assert [Path(c["label"]).parent.name for c in pool[:3]] == ["anat", pseudo.parent.name, pseudo.parent.name]
     assert {(c["weight"], c["soft"]) for c in pool} == {(1.0, False)}
-    only = training_cases(labelled, pseudo, use_labels=False)
-    assert {c["subject"] for c in only} == {c["subject"] for c in unlabelled}
+    only = training_cases(labeled, pseudo, use_labels=False)
+    assert {c["subject"] for c in only} == {c["subject"] for c in unlabeled}
     assert all("lesion" not in c for c in only)  # drawn labels are not carried over
-    weighted = training_cases(labelled, pseudo, pseudo_weight=0.5, soft_range=[0.05, 0.15])
+    weighted = training_cases(labeled, pseudo, pseudo_weight=0.5, soft_range=[0.05, 0.15])
     assert [(c["weight"], c["soft"]) for c in weighted] == [(1.0, False), (0.5, True), (0.5, True)]
 
 
-def test_one_list_of_healthy_people_and_unlabelled_patients_serves_all_stages(cohort, pseudo, tmp_path):
+def test_one_list_of_healthy_people_and_unlabeled_patients_serves_all_stages(cohort, pseudo, tmp_path):
     sections = {}
     for section in ("training", "validation"):
         healthy = list_cases(datalist_file=cohort / "healthy" / "datalist.json", section=section)
@@ -332,7 +332,7 @@ def test_one_list_of_healthy_people_and_unlabelled_patients_serves_all_stages(co
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"labelled": "unlabelled"}, "has a drawn and a pseudo-label"),
+        ({"labeled": "unlabeled"}, "has a drawn and a pseudo-label"),
         ({"volumes_per_epoch": 2}, "volumes_per_epoch is 2 with 3 scans"),
         ({"pseudo_datalist_file": None, "use_labels": False}, "expected labels to train on"),
         ({"pseudo_weight": 0}, "pseudo_weight is 0, expected a number above 0"),
@@ -341,10 +341,10 @@ def test_one_list_of_healthy_people_and_unlabelled_patients_serves_all_stages(co
     ],
 )
 def test_training_sets_that_make_no_sense_are_refused(cohort, pseudo, options, match):
-    options = {"labelled": "labelled", "pseudo_datalist_file": pseudo, **options}
-    labelled = list_cases(datalist_file=cohort / f"{options.pop('labelled')}.json", section="training")
+    options = {"labeled": "labeled", "pseudo_datalist_file": pseudo, **options}
+    labeled = list_cases(datalist_file=cohort / f"{options.pop('labeled')}.json", section="training")
     with pytest.raises(InputError, match=match):
-        training_cases(labelled, **options)
+        training_cases(labeled, **options)
 
 
 def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_path):
@@ -364,9 +364,9 @@ def test_a_soft_label_rises_from_zero_to_one_over_its_range():
 
 
 def test_a_missing_pseudo_label_is_named(cohort, tmp_path):
-    unlabelled = list_cases(datalist_file=cohort / "unlabelled.json")
-    with pytest.raises(InputError, match=f"{unlabelled[0]['name']}_seg.nii.gz: no such file"):
-        write_pseudo_datalist(unlabelled, tmp_path, "by hand")
+    unlabeled = list_cases(datalist_file=cohort / "unlabeled.json")
+    with pytest.raises(InputError, match=f"{unlabeled[0]['name']}_seg.nii.gz: no such file"):
+        write_pseudo_datalist(unlabeled, tmp_path, "by hand")
     assert not list(tmp_path.iterdir())
 
 
@@ -386,7 +386,7 @@ def load(path: Path) -> list[dict]:
 
 
 def training_batches(cohort: Path, pseudo: Path, **options) -> list[dict]:
-    options |= {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo}
+    options |= {"datalist_file": cohort / "labeled.json", "pseudo_datalist_file": pseudo}
     workflow = open_configs(BUNDLE, "train", patch_size=[32, 32], batch_size=1, **SPACING, **options)
     return list(workflow.parser.get_parsed_content("train#dataloader"))
 
@@ -406,7 +406,7 @@ def test_weights_and_soft_labels_reach_the_patches(cohort, pseudo):
 
 
 def test_an_epoch_is_a_function_of_its_seed_and_leaves_the_cached_volumes_alone(cohort, pseudo):
-    options = {"datalist_file": cohort / "labelled.json", "pseudo_datalist_file": pseudo, "patch_size": [32, 32]}
+    options = {"datalist_file": cohort / "labeled.json", "pseudo_datalist_file": pseudo, "patch_size": [32, 32]}
     dataset = open_configs(BUNDLE, "train", **SPACING, **options).parser.get_parsed_content("train#dataset")
     cached = [item["image"].clone() for item in dataset._cache]
 
@@ -435,7 +435,7 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
     teacher = {"handlers": load(tmp_path / "models" / "autoencoder.pt"), **AUTOENCODER}
     run(
         ["inference.json", "inference_residual.json", "pseudo_label.json"],
-        datalist_file=str(cohort / "unlabelled.json"),
+        datalist_file=str(cohort / "unlabeled.json"),
         output_dir=str(tmp_path / "pseudo"),
         min_lesion_mm3=64.0,
         **teacher,
@@ -444,7 +444,7 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
     assert len(json.loads(pseudo.read_text())["training"]) == 2
     run(
         ["train.json"],
-        datalist_file=str(cohort / "labelled.json"),
+        datalist_file=str(cohort / "labeled.json"),
         pseudo_datalist_file=str(pseudo),
         pseudo_weight=0.5,
         soft_range=[0.02, 0.2],
@@ -458,14 +458,14 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
     output = tmp_path / "eval"
     run(
         ["inference.json", "evaluate.json"],
-        datalist_file=str(cohort / "labelled.json"),
+        datalist_file=str(cohort / "labeled.json"),
         section="test",
         output_dir=str(output),
         handlers=load(tmp_path / "models" / "model.pt"),
         **UNET,
     )
     assert (output / "report.html").is_file()
-    (case,) = list_cases(datalist_file=cohort / "labelled.json", section="test")
+    (case,) = list_cases(datalist_file=cohort / "labeled.json", section="test")
     scan, mask, map_ = (
         nib.load(path)
         for path in (case["image"], output / f"{case['name']}_seg.nii.gz", output / f"{case['name']}_prob.nii.gz")
@@ -478,7 +478,7 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
 
 
 def test_the_teacher_finds_a_bright_spot_that_its_reconstruction_lacks(cohort, tmp_path):
-    # a network that returns a constant grey: all that is brighter is residual
+    # a network that returns a constant gray: all that is brighter is residual
     (case,) = list_cases(datalist_file=cohort / "healthy" / "datalist.json", section="validation")
     scan = nib.load(case["image"])
     data = np.asarray(scan.dataobj).astype(np.float32)
@@ -509,7 +509,7 @@ def test_the_teacher_finds_a_bright_spot_that_its_reconstruction_lacks(cohort, t
     ],
 )
 def test_splits_are_checked_before_training(cohort, tmp_path, validation, match):
-    train = list_cases(datalist_file=cohort / "labelled.json", section="training")
+    train = list_cases(datalist_file=cohort / "labeled.json", section="training")
     datalist = write_datalist(tmp_path / "cases.json", {"training": train, "validation": train if validation else []})
     with pytest.raises((RuntimeError, InputError)) as caught:
         run(["train.json"], datalist_file=str(datalist), output_dir=str(tmp_path / "o"), ckpt_dir=str(tmp_path / "m"))

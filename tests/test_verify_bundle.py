@@ -179,7 +179,7 @@ def listed(**entry: str) -> Callable[[Path], None]:
 META, README = "configs/metadata.json", "docs/README.md"
 WEIGHTS = {"path": "models/model.pt", "url": "https://example.org/model.pt"}
 BROKEN = {
-    "no licence": (lambda p: (p / "LICENSE").unlink(), "files", "LICENSE is missing"),
+    "no license": (lambda p: (p / "LICENSE").unlink(), "files", "LICENSE is missing"),
     "no terms of the data": (lambda p: (p / "docs/data_license.txt").unlink(), "files", "data_license.txt is missing"),
     "no weights": (lambda p: (p / "models/model.pt").unlink(), "files", "models/model.pt is missing"),
     "a link": (lambda p: (p / "models/a.bin").symlink_to(p / "LICENSE"), "files", "models/a.bin is a symbolic link"),
@@ -198,7 +198,7 @@ BROKEN = {
         "'../model.pt' of large_files leads out of the bundle",
     ),
     "a list that is none": (lambda p: write(p / "large_files.yml", "- models/model.pt"), "sizes", "TypeError"),
-    "a licence by name only": (lambda p: write(p / "LICENSE", "Apache License, Version 2.0"), "license", "whole text"),
+    "a license by name only": (lambda p: write(p / "LICENSE", "Apache License, Version 2.0"), "license", "whole text"),
     "a version without changelog": (edited(META, '"version": "0.2.0"', '"version": "0.3.0"'), "version", "is no key"),
     "a released version": (edited(META, "0.2.0", "0.1.0"), "release", "toy_net_v0.1.0 was released before"),
     "metadata that are no JSON": (lambda p: write(p / META, "{"), "metadata", "JSONDecodeError"),

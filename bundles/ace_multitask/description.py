@@ -10,9 +10,9 @@ FLAIR_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="
 
 TRAINING = Stage(
     ("train",),
-    learns={"labelled": 1},
-    validates={"labelled": 1},
-    paper={"labelled": 52},
+    learns={"labeled": 1},
+    validates={"labeled": 1},
+    paper={"labeled": 52},
     datalists={"datalist_file": "data sets"},
 )
 

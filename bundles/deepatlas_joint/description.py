@@ -15,16 +15,16 @@ REGISTRATION = Stage(
 SEGMENTATION = Stage(
     ("train", "train_segmentation"),
     name="taught",
-    learns={"any": 2, "labelled": 1},
-    validates={"any": 2, "labelled": 2},
+    learns={"any": 2, "labeled": 1},
+    validates={"any": 2, "labeled": 2},
     paper={"any": 65},
     given={"registration_weights": REGISTRATION},
 )
 JOINT = Stage(
     ("train",),
     name="joint",
-    learns={"any": 2, "labelled": 1},
-    validates={"any": 2, "labelled": 2},
+    learns={"any": 2, "labeled": 1},
+    validates={"any": 2, "labeled": 2},
     paper={"any": 65},
     given={"registration_weights": REGISTRATION, "segmentation_weights": SEGMENTATION},
     note="the measured steps of train are of registration; one in 21 is of segmentation and takes longer",
@@ -32,8 +32,8 @@ JOINT = Stage(
 SEGMENTATION_OF_LABELS = Stage(
     ("train", "train_segmentation"),
     name="plain",
-    learns={"any": 2, "labelled": 1},
-    validates={"any": 2, "labelled": 2},
+    learns={"any": 2, "labeled": 1},
+    validates={"any": 2, "labeled": 2},
     options={"anatomy": False, "registration_weights": None},
 )
 

@@ -1,4 +1,4 @@
-"""What the tools know of ``sae_segmentation``: tissues or structures from unlabelled scans and one atlas."""
+"""What the tools know of ``sae_segmentation``: tissues or structures from unlabeled scans and one atlas."""
 
 from catalog import Description, Inference, Method, Prediction, Row, Stage, Use
 
@@ -6,9 +6,9 @@ NETWORK = Inference()
 MIXTURE = Inference(("inference_em",), weights=())
 ATLAS = Inference(("inference_atlas",), weights=())
 
-TRAINING = Stage(("train",), learns={"unlabelled": 1}, validates={"unlabelled": 1}, paper={"unlabelled": 30})
+TRAINING = Stage(("train",), learns={"unlabeled": 1}, validates={"unlabeled": 1}, paper={"unlabeled": 30})
 ADAPTATION = Stage(
-    ("train", "adapt"), learns={"unlabelled": 1}, validates={"unlabelled": 1}, sections=False, output_dir="adapted"
+    ("train", "adapt"), learns={"unlabeled": 1}, validates={"unlabeled": 1}, sections=False, output_dir="adapted"
 )
 
 DESCRIPTION = Description(
@@ -24,7 +24,7 @@ segmentation again. `adapt.json` fits it to your scanner. After Yu et al., MIDL 
             (ADAPTATION, Prediction(NETWORK, by=ADAPTATION)),
             any_sequence=True,
         ),
-        Use("train on unlabelled scans and the atlas", "tissues, without a label", (TRAINING,), any_sequence=True),
+        Use("train on unlabeled scans and the atlas", "tissues, without a label", (TRAINING,), any_sequence=True),
     ),
     methods=(
         Method("sae", "SAE", "tissue", NETWORK, TRAINING),

@@ -27,14 +27,12 @@ UNET_OF_PSEUDO_LABELS = Stage(
     ("train",),
     name="pseudo",
     learns={"patients": 1},
-    validates={"labelled": 1},
+    validates={"labeled": 1},
     paper={"patients": 19},
     options={"use_labels": False},
     given={"pseudo_datalist_file": PSEUDO_LABELS},
 )
-UNET_OF_LABELS = Stage(
-    ("train",), name="plain", learns={"labelled": 1}, validates={"labelled": 1}, paper={"labelled": 15}
-)
+UNET_OF_LABELS = Stage(("train",), name="plain", learns={"labeled": 1}, validates={"labeled": 1}, paper={"labeled": 15})
 
 DESCRIPTION = Description(
     summary="""\

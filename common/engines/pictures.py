@@ -19,7 +19,7 @@ from .tracking import mlflow_handlers
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# apart for every colour vision, on grey images too (palette of Okabe and Ito)
+# apart for every color vision, on gray images too (palette of Okabe and Ito)
 REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
 
 
@@ -38,7 +38,7 @@ class ValidationPictures:
         label_key: reference labels, (1, *spatial), or a channel per class, background first; may be missing.
         pred_key: prediction, likewise, or a map such as a probability.
         contours: True draws label and prediction as contours on the image. False puts the prediction below the image,
-            on the same grey scale: for reconstructions.
+            on the same gray scale: for reconstructions.
         threshold: where the contour of a prediction that is no label map is drawn, in its unit.
         channel: which channel of the image is shown.
 

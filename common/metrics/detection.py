@@ -74,7 +74,7 @@ class PrecisionRecall:
         if self.positives == 0:
             raise InputError(
                 "the best Dice needs lesion voxels in the reference, found none: "
-                "give labelled cases, or take the threshold from healthy scans"
+                "give labeled cases, or take the threshold from healthy scans"
             )
         best = int(np.argmax(self.dice))
         return float(self.dice[best]), float(self.thresholds[best])

@@ -1,6 +1,6 @@
-"""Distances between the surfaces of two binary masks, in millimetres.
+"""Distances between the surfaces of two binary masks, in millimeters.
 
-The surface of a mask are its voxels with a face neighbour outside; voxels on the border of the image are surface too.
+The surface of a mask are its voxels with a face neighbor outside; voxels on the border of the image are surface too.
 Distances run between voxel centers, so two masks that differ by one layer of voxels are one voxel size apart.
 
 Empty masks: nan where the reference is empty (nothing to measure), inf where only the prediction is (nothing found; a

@@ -67,8 +67,8 @@ VOCABULARY: dict[str, Option] = {
     "window_overlap": Option(t.ShareBelowOne, "share of a window that overlaps the next one"),
     "mirror": Option(t.Flag, "mean of the scan and its mirror image"),
     "align": Option(t.Flag, "align scan and template or atlas by an affine registration"),
-    "class_means": Option(t.Means, "means of the classes that grey values are mapped to, by sequence; {} for none"),
-    "vary_grey_values": Option(t.Flag, "random piecewise linear maps of grey values in the training"),
+    "class_means": Option(t.Means, "means of the classes that gray values are mapped to, by sequence; {} for none"),
+    "vary_gray_values": Option(t.Flag, "random piecewise linear maps of gray values in the training"),
     "keep_better": Option(t.Flag, "the weights of the start stay if none are better"),
     "atlas_label_sigma_mm": Option(
         t.Millimeters | None, "sd that makes an atlas of a label map, mm; null for probabilities"
@@ -136,7 +136,7 @@ VOCABULARY: dict[str, Option] = {
     "segmentation_steps": Option(t.Whole, "segmentation steps of an epoch"),
     "registration_rate": Option(t.Positive, "learning rate of the registration network"),
     "segmentation_rate": Option(t.Positive, "learning rate of the segmentation network"),
-    "labelled_cases": Option(t.Whole | None, "so many cases keep their label; null for all"),
+    "labeled_cases": Option(t.Whole | None, "so many cases keep their label; null for all"),
     "teacher": Option(t.Flag, "the segmentation network helps where a label is missing"),
     "anatomy": Option(t.Flag, "labels take part in the registration"),
     "smoothness_weight": Option(t.NotNegative, "weight of the bending energy"),

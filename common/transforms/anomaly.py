@@ -1,4 +1,4 @@
-"""From a reconstruction to an anomaly map, and from the map to lesions; sizes in millimetres."""
+"""From a reconstruction to an anomaly map, and from the map to lesions; sizes in millimeters."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class MedianFilterd(MapTransform):
 
 
 def erode_mask(mask: torch.Tensor, radius_mm: float, spacing: Sequence[float]) -> torch.Tensor:
-    """Voxels of a mask whose centre lies more than ``radius_mm`` from the centre of every voxel outside it.
+    """Voxels of a mask whose center lies more than ``radius_mm`` from the center of every voxel outside it.
 
     What lies beyond the border of the array counts as outside.
 
@@ -238,10 +238,10 @@ def remove_small_components(
     """Set connected components smaller than ``min_volume_mm3`` to 0.
 
     Args:
-        label: label map (1, X, Y, Z); neighbours of different values belong to different components.
+        label: label map (1, X, Y, Z); neighbors of different values belong to different components.
         min_volume_mm3: components of this volume and more stay.
         voxel_volume_mm3: volume of a voxel.
-        connectivity: neighbours of a voxel: 6 (faces), 18 (and edges) or 26 (and corners).
+        connectivity: neighbors of a voxel: 6 (faces), 18 (and edges) or 26 (and corners).
 
     Returns:
         (1, X, Y, Z), same type.

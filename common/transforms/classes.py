@@ -21,7 +21,7 @@ def thresholded_argmax(
     Args:
         probabilities: (C, *spatial), each in [0, 1].
         index: the class with a threshold; it takes every voxel where its probability reaches the threshold.
-        threshold: above 0, so that nothing is labelled where all probabilities are 0.
+        threshold: above 0, so that nothing is labeled where all probabilities are 0.
         background: False keeps class 0 for where all probabilities are 0, as outside of a brain mask.
 
     Returns:

@@ -22,7 +22,7 @@ _BYTES_OF_POINT, _BYTES_OF_VALUE = 7 * 8, 2 * 8 + 4
 
 
 class NeighboringSlicesd(MapTransform):
-    """Give each axial slice its neighbours as further channels: what a 2-D network sees of the third dimension.
+    """Give each axial slice its neighbors as further channels: what a 2-D network sees of the third dimension.
 
     Slices beyond the first and the last one are 0.
 

@@ -14,10 +14,10 @@ from typing import Any
 # kind of case that a training asks for -> what it means
 KINDS = {
     "any": "with its label where it has one",
-    "unlabelled": "any case, its label kept from the training",
+    "unlabeled": "any case, its label kept from the training",
     "healthy": "of a person said to be healthy; of everybody where the datalist is silent on health",
     "patients": "not said to be healthy",
-    "labelled": "with a label",
+    "labeled": "with a label",
     "drawn": "with a label, and not said to be healthy",
     "data sets": "with a label, and the name of its data set, which says what the label means",
 }
@@ -32,7 +32,7 @@ class Inference:
         weights: entries of the configs that name files of weights; none for a method without a network.
         least_volume: entry with the volume in mm3 below which a lesion is left out; "" if all are kept.
         is_probability: whether its map is one, so that the entropy of the map means something.
-        told: entries for the image and the label of one labelled scan, for a method that needs one.
+        told: entries for the image and the label of one labeled scan, for a method that needs one.
     """
 
     layers: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ class Calibration:
 
     Args:
         inference: whose threshold it is.
-        rate: share of healthy voxels that may reach it; None for the best Dice of labelled cases.
+        rate: share of healthy voxels that may reach it; None for the best Dice of labeled cases.
     """
 
     inference: Inference
@@ -191,7 +191,7 @@ class Row:
         inference: what makes its masks.
         is_baseline: whether it is what the bundle has to beat.
         adapted_by: stage that fits weights to the scans first, without their labels.
-        is_told: whether it is told a labelled scan, and which registration to use.
+        is_told: whether it is told a labeled scan, and which registration to use.
         bundle: whose configs it runs; by default those of the bundle that the table is of.
     """
 

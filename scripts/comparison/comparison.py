@@ -122,7 +122,7 @@ class Comparison:
             raise InputError(f"no test case of {self.datalist_file} has a label of {self.target}, expected one or more")
         empty = [split.number for split in self.splits if not any(map(self.is_scored, split.test))]
         if empty:
-            raise InputError(f"fold {empty[0]} of {self.datalist_file} has no labelled case, expected one or more")
+            raise InputError(f"fold {empty[0]} of {self.datalist_file} has no labeled case, expected one or more")
         self.results: list[Result] = []
         self.failures: dict[str, str] = {}
         self.unfit: dict[str, str] = {}

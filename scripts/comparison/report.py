@@ -457,7 +457,7 @@ def _definitions(comparison: Comparison) -> list[tuple[str, str]]:
     if comparison.aim.lesions:
         notes += [
             ("uncertain", "Entropy of the probability map in bits, times the volume of its voxels."),
-            ("found", "A lesion is found if a voxel of it is predicted; lesions are connected over 26 neighbours."),
+            ("found", "A lesion is found if a voxel of it is predicted; lesions are connected over 26 neighbors."),
         ]
     return notes
 

@@ -94,7 +94,7 @@ class Trial:
             raise Unfit("there are less than two healthy subjects to train on, expected cases with healthy: true")
         return {"training": training, "validation": validation}
 
-    def labelled(self, some: bool = False) -> Sections:
+    def labeled(self, some: bool = False) -> Sections:
         """Cases with a label of the target; with ``some`` training also has those without.
 
         Labels with values that the target leaves open, such as lesions among tissues, are not taken.
@@ -124,7 +124,7 @@ class Trial:
             raise Unfit("every subject to train on is healthy, expected patients for pseudo-labels")
         return cases
 
-    def unlabelled(self) -> Sections:
+    def unlabeled(self) -> Sections:
         """All cases without their labels."""
         return {
             "training": [_plain(case) for case in self.split.training],
@@ -147,7 +147,7 @@ class Trial:
         missing = {"tissue", "lesion"} - {case["dataset"] for case in sections["training"]}
         if missing or not sections["validation"]:
             what = f"the data set {missing.pop()}" if missing else "these data sets to validate with"
-            raise Unfit(f"there are no cases of {what}, expected labelled ones of the data sets tissue and lesion")
+            raise Unfit(f"there are no cases of {what}, expected labeled ones of the data sets tissue and lesion")
         return sections
 
     @staticmethod
@@ -176,12 +176,12 @@ class Trial:
     def cases_of(self, kind: str) -> Sections:
         """Cases of a kind that a stage names, of :data:`catalog.description.KINDS`."""
         if kind == "any":
-            return self.labelled(some=True)
+            return self.labeled(some=True)
         chosen = {
-            "unlabelled": self.unlabelled,
+            "unlabeled": self.unlabeled,
             "healthy": self.healthy,
-            "labelled": self.labelled,
-            "drawn": self.labelled,
+            "labeled": self.labeled,
+            "drawn": self.labeled,
             "data sets": self.by_dataset,
         }
         return chosen[kind]()
@@ -194,7 +194,7 @@ class Trial:
             return {}
         options: dict[str, Any] = {inference.weights[0]: self.result_of(bundle, stage)}
         if inference.told:
-            source = self.labelled()["training"][0]
+            source = self.labeled()["training"][0]
             scan = (self.images_of(source, bundle)[0], source["label"])
             options |= dict(zip(inference.told, scan, strict=True))
         return options
@@ -259,7 +259,7 @@ class Trial:
         has_threshold = any("threshold" in read_json(config) for config in configs)
         if not has_threshold or not self.target.lesions:
             return {}
-        validation = {"validation": self.labelled()["validation"]}
+        validation = {"validation": self.labeled()["validation"]}
         folder = self.predict(bundle, layers, validation, **options)
 
         def find() -> dict[str, Any]:

@@ -296,7 +296,7 @@ def _write_sidecar(
 def joined(
     items: Sequence[Case], datalist_file: str | Path, merge: Sequence[str | Path]
 ) -> tuple[dict[str, Any], dict[str, list[Case]]]:
-    """One datalist of pseudo-labelled cases, for training, and of all sections of others.
+    """One datalist of pseudo-labeled cases, for training, and of all sections of others.
 
     Args:
         items: of :func:`write_labels`.
@@ -319,17 +319,17 @@ def joined(
             raise InputError(f'{path} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge')
     every = list(dict.fromkeys(name for _, header, _ in parts for name in header.get("sequences", ())))
     sections: dict[str, list[Case]] = {}
-    labelled: dict[str, str | Path] = {}
+    labeled: dict[str, str | Path] = {}
     for number, (path, header, content) in enumerate(parts):
         for section, cases in content.items():
             for case in cases:
                 if number > 0 and path == datalist_file and str(case["image"]) in predicted:
                     continue
                 images = [image for image in ensure_tuple(case["image"]) if image is not None]
-                twice = next((image for image in images if image in labelled), None)
+                twice = next((image for image in images if image in labeled), None)
                 if twice is not None:
-                    raise InputError(f"{twice} is in {labelled[twice]} and in {path}, expected one label for it")
-                labelled |= dict.fromkeys(images, path)
+                    raise InputError(f"{twice} is in {labeled[twice]} and in {path}, expected one label for it")
+                labeled |= dict.fromkeys(images, path)
                 if every:
                     case = case | {"image": _of_every(case["image"], header["sequences"], every, path)}
                 sections.setdefault(section, []).append(case)

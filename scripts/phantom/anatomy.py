@@ -2,7 +2,7 @@
 
 Source of the template and its tissue maps: ICBM 152 nonlinear 2009, carried by the nilearn package and loaded at run
 time (Fonov et al., NeuroImage 2011, doi:10.1016/j.neuroimage.2010.07.033; copyright 1993-2004 Louis Collins, McConnell
-Brain Imaging Centre, McGill University).
+Brain Imaging Center, McGill University).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STRUCTURE_OF_CLASS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 9], dtype=torch
 TISSUE_OF_CLASS = torch.tensor([0, 1, 1, 2, 2, 2, 2, 3, 2, 3, 3], dtype=torch.uint8)
 
 # Places that are bright on FLAIR in healthy people, by eye: largest gain on white matter = 1, and ellipsoids in the
-# template (centre and radii in mm, mirrored left to right).
+# template (center and radii in mm, mirrored left to right).
 LIMBIC, HORN_CAPS, CHOROID_PLEXUS = 1, 4, 5
 ACCENTS = {
     LIMBIC: (0.25, [((27, -20, -16), (9, 20, 9)), ((38, 4, 0), (7, 22, 15)), ((5, 20, 28), (5, 26, 10))]),
@@ -129,7 +129,7 @@ def anatomy_of_labels(labels: np.ndarray, affine: np.ndarray, to_template: np.nd
         to_template: 4 x 4 from that world to the template's; without it the two are taken to be one.
 
     Raises:
-        ValueError: if the map holds other values, or less than 100 ml of grey or white matter.
+        ValueError: if the map holds other values, or less than 100 ml of gray or white matter.
     """
     if not np.isin(labels, range(5)).all():
         raise ValueError(f"tissue map has values {np.unique(labels)[:9].tolist()}; expected 0 to 4")
@@ -137,7 +137,7 @@ def anatomy_of_labels(labels: np.ndarray, affine: np.ndarray, to_template: np.nd
         ndimage.gaussian_filter(_to_template_grid(mask, affine, to_template), 0.5)
         for mask in (labels == 1, labels == 2, labels >= 3)
     )
-    for name, part in (("grey", gm), ("white", wm)):
+    for name, part in (("gray", gm), ("white", wm)):
         if part.sum() < 1e5:
             raise ValueError(
                 f"tissue map has {part.sum() / 1000:.0f} ml of {name} matter on the template; expected 100 or more"
@@ -208,7 +208,7 @@ def _with_regions(csf, gm, wm, brain, t1, affine) -> Anatomy:
     for value, mask in ((4, ventricles), (5, caudate), (6, putamen), (7, thalamus)):
         regions[mask] = value
     distance = ndimage.distance_transform_edt(~ventricles).astype(np.float32)
-    # the maps show a rim of "grey matter" where white matter and ventricle share voxels
+    # the maps show a rim of "gray matter" where white matter and ventricle share voxels
     rim = (distance < 3.5) & (regions == 1)
     gm, wm = np.where(rim, 0, gm), np.where(rim, gm + wm, wm)
 
@@ -294,7 +294,7 @@ def decide_tissue(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Contrast class, brain mask, distance to the ventricles (mm) and accent of every fine voxel.
 
-    The tissue maps are tipped, patch by patch, towards CSF or towards grey matter before the largest is taken: sulci
+    The tissue maps are tipped, patch by patch, towards CSF or towards gray matter before the largest is taken: sulci
     open and close, and the cortex is thicker here and thinner there.
     """
     voxels = apply_affine(np.linalg.inv(anatomy.affine), points)

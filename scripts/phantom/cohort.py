@@ -108,7 +108,7 @@ def make_cohort(
         for section, count in zip(SECTIONS, counts, strict=True):
             tissues, lesions = (extra.get(kind, {}).get(section, []) for kind in ("tissues", "lesions"))
             for i in range(count):
-                # neighbours share their tissue map, which takes seconds to prepare
+                # neighbors share their tissue map, which takes seconds to prepare
                 tissue = tissues[i * len(tissues) // count] if tissues else None
                 lesion = lesions[i // 2 % len(lesions)] if lesions and pathology == "ms" and i % 2 else None
                 jobs.append(_Job(len(jobs), section, pathology, tissue, lesion))

@@ -19,14 +19,14 @@ from common.geometry import smooth_noise
 from .anatomy import ACCENTS, CHOROID_PLEXUS, CORTEX, CSF, HORN_CAPS, LIMBIC, VENTRICLE, WM, Grid
 from .pathology import Lesions
 
-# Mean intensity per class, white-matter median = 1 (the module's sources; structures within grey matter by eye).
+# Mean intensity per class, white-matter median = 1 (the module's sources; structures within gray matter by eye).
 SEQUENCES = ("T1w", "T2w", "FLAIR")
 CONTRAST = {
     "T1w": [0.0, 0.21, 0.13, 0.72, 0.74, 0.78, 0.85, 1.00, 0.70, 0.97, 0.93],
     "T2w": [0.0, 2.20, 2.60, 1.34, 1.25, 1.18, 1.20, 1.00, 1.32, 1.02, 1.10],
     "FLAIR": [0.0, 0.42, 0.33, 1.15, 1.10, 1.06, 1.05, 1.00, 1.12, 1.03, 1.06],
 }
-# Relative sd of the texture within a class: patches of millimetres, and voxel to voxel.
+# Relative sd of the texture within a class: patches of millimeters, and voxel to voxel.
 PATCHES = {
     "T1w": [0.0, 0.35, 0.25, 0.05, 0.03, 0.03, 0.03, 0.025, 0.05, 0.03, 0.03],
     "T2w": [0.0, 0.22, 0.12, 0.07, 0.04, 0.04, 0.04, 0.04, 0.06, 0.04, 0.04],
@@ -75,7 +75,7 @@ class Scanner:
 SCANNERS = {
     "A": Scanner(),
     # a second site: a flatter contrast, much softer, noisier, stronger shading; its faint lesions stand out from white
-    # matter as much as grey matter does on A, so that what it teaches is wrong there
+    # matter as much as gray matter does on A, so that what it teaches is wrong there
     "B": Scanner(
         gamma=(0.55, 0.65),
         csf=(0.7, 1.2),

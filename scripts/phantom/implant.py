@@ -28,7 +28,7 @@ LEVEL_MM = 8.0  # sd of the neighborhood that says how bright white matter is at
 def suspected_lesions(probability: np.ndarray, tissues: np.ndarray, grid: Grid, threshold: float) -> np.ndarray:
     """Where a scan may have lesions of its own: what a network found, grown by a voxel, in white matter.
 
-    A network is sure of choroid plexus and limbic cortex too: a piece that has more fluid and grey matter around it
+    A network is sure of choroid plexus and limbic cortex too: a piece that has more fluid and gray matter around it
     than white matter is none, and stays in the image for others to learn from.
 
     Args:

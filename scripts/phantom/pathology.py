@@ -78,7 +78,7 @@ class Lesions:
                 center = below[rng.integers(len(below))]
             severity = _severity(volume, rng)
             at = world[(slice(None), *center)].numpy()
-            # a large lesion is confluent: pieces that follow the ventricles' wall around its centre
+            # a large lesion is confluent: pieces that follow the ventricles' wall around its center
             pieces = max(1, int(volume / 600))
             reach = 1.3 * (3 * volume / (4 * np.pi)) ** (1 / 3)
             for piece in range(pieces):

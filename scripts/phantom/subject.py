@@ -34,13 +34,13 @@ class Subject:
     Attributes:
         images: sequence -> (X, Y, Z) float32, white matter about 1, 0 outside the brain unless made with a scalp.
         tissues: uint8, see :data:`TISSUES`.
-        structures: uint8, see :data:`STRUCTURES`; anatomy under a lesion stays labelled.
+        structures: uint8, see :data:`STRUCTURES`; anatomy under a lesion stays labeled.
         lesion: uint8 mask; empty in a healthy subject.
         brain_mask: uint8.
         displacement: (X, Y, Z, 3) float32 in mm, RAS: the template point that lies at voxel p is
             ``affine @ p + displacement[p]``.
         grid: where the arrays live.
-        info: pathology, scanner, number of lesions, volume in ml, centres in mm.
+        info: pathology, scanner, number of lesions, volume in ml, centers in mm.
     """
 
     images: dict[str, np.ndarray]
@@ -126,7 +126,7 @@ def make_subject(
     lesion = (to_scan(lesions.membership) >= 0.5) & mask
     nearest = tuple(slice(k // 2, None, k) for k in factors)
     scan_classes = torch.where(mask, classes[nearest], 0).long()
-    # voxels whose centre lies just outside although half of them is brain
+    # voxels whose center lies just outside although half of them is brain
     scan_classes[(scan_classes == 0) & mask] = CSF
     tissues = TISSUE_OF_CLASS[scan_classes]
     tissues[lesion] = 4

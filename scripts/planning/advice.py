@@ -28,11 +28,11 @@ Case = dict[str, Any]
 # is silent on health
 NAMES = {
     "any": "case",
-    "unlabelled": "case",
+    "unlabeled": "case",
     "healthy": 'case with "healthy": true',
     "patients": 'case without "healthy": true',
-    "labelled": "labelled case",
-    "drawn": 'labelled case without "healthy": true',
+    "labeled": "labeled case",
+    "drawn": 'labeled case without "healthy": true',
 }
 
 
@@ -63,7 +63,7 @@ class Data(NamedTuple):
             name or "all": {
                 "subjects": len({subject_of(case) for case in cases}),
                 "cases": len(cases),
-                "labelled": sum("label" in case for case in cases),
+                "labeled": sum("label" in case for case in cases),
                 "healthy": sum(case.get("healthy") is True for case in cases),
                 "patients": sum(case.get("healthy") is False for case in cases),
                 "brain masks": sum("brain_mask" in case for case in cases),
@@ -225,10 +225,10 @@ def _advised(sentence: str, section: str | None, data: Data) -> str:
 def _of_kind(kind: str, cases: Sequence[Case], data: Data) -> list[Case]:
     chosen = {
         "any": lambda case: True,
-        "unlabelled": lambda case: True,
+        "unlabeled": lambda case: True,
         "healthy": lambda case: case.get("healthy") is True or not data.speaks_of_health,
         "patients": lambda case: case.get("healthy") is not True,
-        "labelled": lambda case: "label" in case,
+        "labeled": lambda case: "label" in case,
         "drawn": lambda case: "label" in case and case.get("healthy") is not True,
     }
     return [case for case in cases if chosen[kind](case)]
@@ -243,7 +243,7 @@ def _parts(stage: Stage, used: _Used) -> dict[str, tuple[dict[str, int], list[Ca
 
 def _taken(want: Mapping[str, int], cases: Sequence[Case], data: Data) -> list[Case]:
     """The cases of a section that a stage takes, in their order."""
-    if want.keys() & {"any", "unlabelled"}:
+    if want.keys() & {"any", "unlabeled"}:
         return list(cases)
     names = {case["name"] for kind in want for case in _of_kind(kind, cases, data)}
     return [case for case in cases if case["name"] in names]
@@ -275,14 +275,14 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     for kind, paper in stage.paper.items():
         subjects = len({subject_of(case) for case in _of_kind(kind, parts["training"][1], data)})
         if 0 < subjects < paper:
-            names = {"healthy": "healthy subject", "labelled": "labelled subject", "drawn": "labelled subject"}
+            names = {"healthy": "healthy subject", "labeled": "labeled subject", "drawn": "labeled subject"}
             what = names.get(kind, "subject")
             found.append(f"{stage.configs[-1]} learns from {_counted(subjects, what)}, in the paper from {paper}")
     if "healthy" in stage.learns and not data.speaks_of_health:
         found.append('nobody is said to be healthy: everybody is taken for it; mark patients with "healthy": false')
     for section, (want, cases) in parts.items():
         refused = [case for case in cases if "label" not in case and not case.get("healthy")]
-        if want.keys() & {"labelled", "drawn"} and "any" not in want and refused:
+        if want.keys() & {"labeled", "drawn"} and "any" not in want and refused:
             found.append(
                 f"{_counted(len(refused), 'case')} of {section} without label must go into another datalist: "
                 f"{stage.configs[0]}.json refuses such cases unless they are healthy"
@@ -298,32 +298,32 @@ def _label_cases(use: Use, used: _Used, data: Data) -> list[Case]:
     """Cases whose labels a way of use reads."""
     wants = [part for stage in use.stages for part in _parts(stage, used).values()]
     found = [
-        c for want, cases in wants for kind in want.keys() & {"labelled", "drawn"} for c in _of_kind(kind, cases, data)
+        c for want, cases in wants for kind in want.keys() & {"labeled", "drawn"} for c in _of_kind(kind, cases, data)
     ]
     return list({case["name"]: case for case in found}.values())
 
 
 def _wrong_labels(bundle: str, use: Use, used: _Used, data: Data) -> list[str]:
     """Labels with values that the way of use does not know."""
-    labelled = _label_cases(use, used, data)
-    if not labelled:
+    labeled = _label_cases(use, used, data)
+    if not labeled:
         return []
     if use.values is None:
         return _unfit_for_table(bundle, used, data)
-    values = sorted({value for case in labelled for value in data.facts[case["label"]].values})
+    values = sorted({value for case in labeled for value in data.facts[case["label"]].values})
     unknown = [value for value in values if value not in use.values]
     if unknown:
-        first = next(case["label"] for case in labelled if set(unknown) & set(data.facts[case["label"]].values))
+        first = next(case["label"] for case in labeled if set(unknown) & set(data.facts[case["label"]].values))
         more = f"; --classes {max(values) + 1} takes 0 to {max(values)}" if len(use.values) > 2 else ""
         return [f"{first} has the label values {_listed(unknown)}, expected only {_listed(use.values)}{more}"]
-    if not any(any(data.facts[case["label"]].values) for case in labelled):
+    if not any(any(data.facts[case["label"]].values) for case in labeled):
         return ["all labels are empty, expected a value above 0 in one of them"]
     return []
 
 
 def _unfit_for_table(bundle: str, used: _Used, data: Data) -> list[str]:
     """What the bundle's own table says of data sets and values."""
-    parts = {section: _of_kind("labelled", cases, data) for section, cases in used.sections.items()}
+    parts = {section: _of_kind("labeled", cases, data) for section, cases in used.sections.items()}
     with tempfile.TemporaryDirectory() as folder:
         # as in the training, which also looks at the voxels
         uncached = {
@@ -349,13 +349,13 @@ def _unfit_for_table(bundle: str, used: _Used, data: Data) -> list[str]:
     return []
 
 
-def _doubtful_labels(use: Use, labelled: Sequence[Case], data: Data) -> list[str]:
+def _doubtful_labels(use: Use, labeled: Sequence[Case], data: Data) -> list[str]:
     found = []
-    names = sorted({str(case["dataset"]) for case in labelled if "dataset" in case})
+    names = sorted({str(case["dataset"]) for case in labeled if "dataset" in case})
     if len(names) > 1:
         found.append(f"labels of the data sets {_listed(names)} are taken for one: give those that mean the same")
-    values = {value for case in labelled for value in data.facts[case["label"]].values}
-    if labelled and len(use.values) > 2 and values <= {0, 1}:
+    values = {value for case in labeled for value in data.facts[case["label"]].values}
+    if labeled and len(use.values) > 2 and values <= {0, 1}:
         found.append("labels hold 0 and 1 only: a mask of lesions is no anatomy that a registration can follow")
     return found
 
@@ -365,9 +365,9 @@ def _doubtful_scans(cases: Sequence[Case], facts: Mapping[str, FileFacts]) -> li
     images = {case["name"]: [facts[path] for path in ensure_tuple(case["image"]) if path] for case in cases}
     heads = [case for case in cases if "brain_mask" not in case and _foreground(images[case["name"]]) > BRAIN_ML]
     if heads:
-        litres = max(_foreground(images[case["name"]]) for case in heads) / 1000
+        liters = max(_foreground(images[case["name"]]) for case in heads) / 1000
         found.append(
-            f"no brain mask, and up to {litres:.1f} l that are not 0, in {len(heads)} of {_counted(len(cases), 'case')}"
+            f"no brain mask, and up to {liters:.1f} l that are not 0, in {len(heads)} of {_counted(len(cases), 'case')}"
             ": skull-strip them, or give brain masks"
         )
     spacings = [image.spacing for files in images.values() for image in files]

@@ -147,7 +147,7 @@ def _write_page(output_dir: Path, records: Sequence[dict[str, Any]], failures: d
         tables=[Table("Sequences", COLUMNS, [row for record in records for row in _rows(record)])],
         cases=[_view(output_dir / record["name"], record) for record in sorted(records, key=_is_sound)],
         cases_note="Reference is the template's brain and white matter, prediction the brain mask. The one should "
-        "follow the brain to some millimetres, the other to its edge, in every sequence.",
+        "follow the brain to some millimeters, the other to its edge, in every sequence.",
         definitions=DEFINITIONS,
     )
     write_html_report(output_dir / "preparation.html", "Prepared scans", [section])

@@ -23,7 +23,7 @@ from .volume import Volume
 
 REACH_MM = 7  # how far the surface may move, in or out
 EDGE_MM = 2.0  # on both sides of an edge, where intensities are compared
-SMOOTH_MM = 9.0  # sd of the neighbourhood that moves together
+SMOOTH_MM = 9.0  # sd of the neighborhood that moves together
 STIFFNESS = 0.15  # cost of moving by REACH_MM, in drops of intensity from brain to nothing
 OUTWARD_MM = 1.0  # from the steepest drop to the edge of the mask: sulci and the fluid around the brain belong to it
 RIM_MM = (1.0, 5.0)  # outside of a mask, where tissue should have ended
@@ -105,7 +105,7 @@ def extract_brain(scan: Volume, to_scan: np.ndarray) -> Volume:
     """Mask of the brain with the fluid in and around it.
 
     In the template's space, at every point of its brain's surface, the intensity is read along the normal; out of the
-    brain it falls, into the skull, in every sequence. The falls of a neighbourhood are averaged, the surface moves to
+    brain it falls, into the skull, in every sequence. The falls of a neighborhood are averaged, the surface moves to
     the steepest, and moving far costs something.
 
     Args:

@@ -51,7 +51,7 @@ class Match:
         shift_mm: how far the middle of the head moves against the headers.
         turn_deg: how far it turns.
         rival: largest mutual information of a search that ended elsewhere, as a share of ``information``.
-        blur: mean mutual information a few millimetres off, as a share of ``information``.
+        blur: mean mutual information a few millimeters off, as a share of ``information``.
     """
 
     way: np.ndarray

@@ -70,7 +70,7 @@ def to_itk(volume: Volume) -> sitk.Image:
 
 
 def itk_affine(matrix: np.ndarray, center: Sequence[float] = (0.0, 0.0, 0.0)) -> sitk.AffineTransform:
-    """A matrix as a transform of ITK that turns about a centre, given in RAS."""
+    """A matrix as a transform of ITK that turns about a center, given in RAS."""
     lps = FLIP @ matrix @ FLIP
     middle = FLIP[:3, :3] @ np.asarray(center, dtype=float)
     transform = sitk.AffineTransform(3)
@@ -169,7 +169,7 @@ def padded(scan: Volume, voxels: int = 10) -> Volume:
 
 
 def _search(scan: Volume, head: np.ndarray) -> np.ndarray:
-    """The map of :func:`template_to_scan`, to some millimetres."""
+    """The map of :func:`template_to_scan`, to some millimeters."""
     points = np.argwhere(head) * scan.spacing + scan.affine[:3, 3]
     top = np.percentile(points[:, 2], 99.8)
     middle = points[points[:, 2] > top - HEAD_MM].mean(0)
@@ -195,7 +195,7 @@ def _search(scan: Volume, head: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _tissues(spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Points (3, N) in and around the template's brain, from its centre, and the share of each class there (C, N)."""
+    """Points (3, N) in and around the template's brain, from its center, and the share of each class there (C, N)."""
     atlas = icbm_atlas().coarser(2).smoothed(spacing_mm / 2)
     grid = np.diag([spacing_mm] * 3 + [1.0])
     shape = tuple(np.ceil(np.array([180, 216, 190]) / spacing_mm).astype(int))

@@ -32,7 +32,7 @@ from .packaging import LARGE, PERSONAL_PATH, REQUIRED_FILES
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = read_json(Path(__file__).with_name("metadata_schema.json"))
 MAX_UNPACKED = 2 * 1024**3  # bytes of all files of a zip; a bundle has a few MB of code and its weights
-# what names a licence for the Hub, and a sentence that only its whole text has
+# what names a license for the Hub, and a sentence that only its whole text has
 LICENSES = {
     "Apache License": "END OF TERMS AND CONDITIONS",
     "MIT License": "The above copyright notice and this permission notice",
@@ -184,7 +184,7 @@ def check_sizes(package: Path) -> Iterator[str]:
 
 
 def check_license(package: Path) -> Iterator[str]:
-    """The whole text of a licence that the Hub knows."""
+    """The whole text of a license that the Hub knows."""
     text = (package / "LICENSE").read_text(encoding="utf-8")
     if not any(name in text and sentence in text for name, sentence in LICENSES.items()):
         yield f"LICENSE has the whole text of none of: {', '.join(LICENSES)}"

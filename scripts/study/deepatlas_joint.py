@@ -1,6 +1,6 @@
 """Registration and segmentation that teach each other: arms and claims of Xu and Niethammer, MICCAI 2019.
 
-Phantoms in the template's space, nine structures. Twenty scans to learn from, of which one, four or all are labelled,
+Phantoms in the template's space, nine structures. Twenty scans to learn from, of which one, four or all are labeled,
 two to validate, six to test: six segmentations, or thirty ordered pairs. Joint training is compared with the
 same number of further steps without it, which the paper does not show.
 """
@@ -35,16 +35,16 @@ ARMS = {
     "unmoved": "no registration: all lie in the template's space",
     "r0": "registration without labels",
     "r0_more": "the same, as many steps more as the joint training has",
-    "r4": "registration, 4 labelled",
-    "r20": "registration, all labelled",
-    "da1_registration": "registration of the joint training, 1 labelled",
-    "da4_registration": "registration of the joint training, 4 labelled",
-    "propagation": "segmentation by registration without labels, from the labelled scan",
-    "u1": "segmentation network, 1 labelled",
-    "u4": "segmentation network, 4 labelled",
-    "s1": "segmentation taught by registration, 1 labelled",
-    "da1_segmentation": "segmentation of the joint training, 1 labelled",
-    "da4_segmentation": "segmentation of the joint training, 4 labelled",
+    "r4": "registration, 4 labeled",
+    "r20": "registration, all labeled",
+    "da1_registration": "registration of the joint training, 1 labeled",
+    "da4_registration": "registration of the joint training, 4 labeled",
+    "propagation": "segmentation by registration without labels, from the labeled scan",
+    "u1": "segmentation network, 1 labeled",
+    "u4": "segmentation network, 4 labeled",
+    "s1": "segmentation taught by registration, 1 labeled",
+    "da1_segmentation": "segmentation of the joint training, 1 labeled",
+    "da4_segmentation": "segmentation of the joint training, 4 labeled",
 }
 SCORES = {"dice": "Dice of the structures", "tre": "distance to the truth, mm", "folds": "folds, % of the brain"}
 CLAIMS = {  # O numbers are those of the specification
@@ -53,19 +53,19 @@ CLAIMS = {  # O numbers are those of the specification
         "r0_more",
         "dice",
         0.0,
-        "joint training helps registration, 1 labelled",
+        "joint training helps registration, 1 labeled",
         ("da1_registration", "r0"),
     ),
     "O2a": Claim("s1", "propagation", "dice", 0.0, "taught segmentation beats propagated labels"),
-    "O2b": Claim("s1", "u1", "dice", 0.0, "registration helps segmentation, 1 labelled"),
-    "O3": Claim("da4_registration", "r4", "dice", 0.0, "joint training helps registration, 4 labelled"),
-    "O4": Claim("da4_segmentation", "u4", "dice", 0.0, "joint training helps segmentation, 4 labelled"),
+    "O2b": Claim("s1", "u1", "dice", 0.0, "registration helps segmentation, 1 labeled"),
+    "O3": Claim("da4_registration", "r4", "dice", 0.0, "joint training helps registration, 4 labeled"),
+    "O4": Claim("da4_segmentation", "u4", "dice", 0.0, "joint training helps segmentation, 4 labeled"),
     "O5": Claim("da1_segmentation", "s1", "dice", -0.01, "segmentation loses nothing in joint training"),
     "O6": Claim("r20", "da1_registration", "dice", 0.0, "all labels are better than one with a teacher"),
     "T1": Claim("da1_registration", "r0_more", "tre", 0.0, "joint training brings registration nearer to the truth"),
 }
 LESS_IS_BETTER = ("tre", "folds")
-# brain, of 65 training images 0, 1, 21 or all labelled
+# brain, of 65 training images 0, 1, 21 or all labeled
 PAPER = {
     "r0": {"dice": 0.5475},
     "r4": {"dice": 0.5947},
@@ -78,7 +78,7 @@ PAPER = {
     "da1_segmentation": {"dice": 0.6122},
     "da4_segmentation": {"dice": 0.7606},
 }
-PAPER_NOTE = "31 cortical regions, 65 training images; where 4 are labelled here, 21 are in the paper"
+PAPER_NOTE = "31 cortical regions, 65 training images; where 4 are labeled here, 21 are in the paper"
 FULL = {
     "scans": (20, 2, 6),
     "fine_mm": 1.0,
@@ -122,39 +122,39 @@ class Study(SeedStudy):
         found["unmoved"] = pool.submit(self.once, "unmoved", self._unmoved)
         found["propagation"] = pool.submit(self.once, "propagation", self._propagation)
         found["s1"] = pool.submit(self.once, "s1", self._segmentation, "s1", 1, True)
-        for arm, labelled in (("r0_more", 0), ("r4", 4), ("r20", self.settings["scans"][0])):
-            found[arm] = pool.submit(self.once, arm, self._registration, arm, labelled, "r0")
+        for arm, labeled in (("r0_more", 0), ("r4", 4), ("r20", self.settings["scans"][0])):
+            found[arm] = pool.submit(self.once, arm, self._registration, arm, labeled, "r0")
         joint = {}
-        for labelled, teacher in ((4, "u4"), (1, "s1")):
+        for labeled, teacher in ((4, "u4"), (1, "s1")):
             found[teacher].result()
-            joint[labelled] = pool.submit(self.once, f"da{labelled}", self._joint, labelled, teacher)
+            joint[labeled] = pool.submit(self.once, f"da{labeled}", self._joint, labeled, teacher)
         results = {arm: future.result() for arm, future in found.items()}
-        for labelled, future in joint.items():
+        for labeled, future in joint.items():
             for network in ("registration", "segmentation"):
-                results[f"da{labelled}_{network}"] = future.result()[network]
+                results[f"da{labeled}_{network}"] = future.result()[network]
         return {arm: results[arm] for arm in ARMS}
 
-    def _registration(self, arm: str, labelled: int, start: str | None) -> Result:
+    def _registration(self, arm: str, labeled: int, start: str | None) -> Result:
         """Train the registration network, from the weights of another arm if there is one, and score it."""
         steps = self.settings["registration"]
         if start is not None:
             steps = {**self.settings["further"], "registration_weights": self._weights(start)}
-        self._train(arm, ["train", "train_registration"], labelled_cases=labelled, **steps)
+        self._train(arm, ["train", "train_registration"], labeled_cases=labeled, **steps)
         return self._score_registration(arm, self._weights(arm))
 
-    def _segmentation(self, arm: str, labelled: int, anatomy: bool) -> Result:
+    def _segmentation(self, arm: str, labeled: int, anatomy: bool) -> Result:
         """Train the segmentation network, with the registration network of r0 as teacher or alone, and score it."""
         weights = {"registration_weights": self._weights("r0") if anatomy else None}
         layers = ["train", "train_segmentation"]
-        self._train(arm, layers, labelled_cases=labelled, anatomy=anatomy, **weights, **self.settings["segmentation"])
+        self._train(arm, layers, labeled_cases=labeled, anatomy=anatomy, **weights, **self.settings["segmentation"])
         return self._score_segmentation(arm, [], self._weights(arm, "model"))
 
-    def _joint(self, labelled: int, teacher: str) -> Result:
+    def _joint(self, labeled: int, teacher: str) -> Result:
         """Train both, and score both."""
-        arm = f"da{labelled}"
+        arm = f"da{labeled}"
         weights = {"registration_weights": self._weights("r0"), "segmentation_weights": self._weights(teacher, "model")}
         steps = {**self.settings["further"], **self.settings["joint"]}
-        self._train(arm, ["train"], labelled_cases=labelled, **weights, **steps)
+        self._train(arm, ["train"], labeled_cases=labeled, **weights, **steps)
         return {
             "registration": self._score_registration(arm, self._weights(arm)),
             "segmentation": self._score_segmentation(arm, [], self._weights(arm, "model")),

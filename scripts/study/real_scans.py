@@ -91,7 +91,7 @@ class Scoring:
             for row in describe(bundle, self.bundles).rows
             if scans.fits(row.bundle)
             and (scans.adapt or not row.adapted_by)
-            and (further.labelled_scan or not row.is_told)
+            and (further.labeled_scan or not row.is_told)
         ]
         by_controls = [(row, title) for row in rows if row.is_told for title in further.controls]
         return [(row, "") for row in rows] + by_controls
@@ -108,7 +108,7 @@ class Scoring:
             options = {inference.weights[0]: models / row.adapted_by.writes}
             parts.append("adapted")
         if row.is_told:
-            scan = self.data.further_of(bundle).labelled_scan
+            scan = self.data.further_of(bundle).labeled_scan
             options = dict(zip(inference.told, (scan["T1w"], scan["tissues"]), strict=True))
             parts.append("of_one_scan")
         if control:

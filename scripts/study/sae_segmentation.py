@@ -1,4 +1,4 @@
-"""Anatomy from unlabelled scans and an atlas: arms and claims of Yu et al., MIDL 2020.
+"""Anatomy from unlabeled scans and an atlas: arms and claims of Yu et al., MIDL 2020.
 
 Phantoms without lesions, nine structures. Some people make the atlas, others are the scans without labels, yet
 others are tested on. The good atlas is the average of eight people, the poor one a single person, blurred, as in the

@@ -59,11 +59,11 @@ class Further:
 
     Args:
         controls: title -> weights of a registration that learned without labels.
-        labelled_scan: ``T1w`` and ``tissues`` of a subject of no set, whose labels are propagated.
+        labeled_scan: ``T1w`` and ``tissues`` of a subject of no set, whose labels are propagated.
     """
 
     controls: dict[str, Path] = field(default_factory=dict)
-    labelled_scan: dict[str, Path] | None = None
+    labeled_scan: dict[str, Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def read_real_scans(path: str | Path) -> RealScans:
     """Sets of real scans, every file checked, also the values of the references.
 
     ``{"sets": [{"name", "title", "note", "adapt", "cases": [{"subject", "T1w", "FLAIR", "brain_mask", "lesion",
-    "tissues"}]}], "<bundle>": {"controls": {title: weights}, "labelled_scan": {"T1w", "tissues"}}}``: a case has a
+    "tissues"}]}], "<bundle>": {"controls": {title: weights}, "labeled_scan": {"T1w", "tissues"}}}``: a case has a
     subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or false, and
     the entry of a bundle that registers, and each part of it, may be left out. ``lesion`` is 1 where there is one,
     ``tissues`` 1 CSF, 2 GM, 3 WM, 4 lesion. Paths are absolute or relative to the JSON.
@@ -116,20 +116,20 @@ def read_real_scans(path: str | Path) -> RealScans:
 
 def _read_further(item: Any, bundle: str, path: Path) -> Further:
     where = f"{bundle} of {path}"
-    item = _checked(item, where, (), ("controls", "labelled_scan"))
-    controls, labelled = item.get("controls", {}), None
+    item = _checked(item, where, (), ("controls", "labeled_scan"))
+    controls, labeled = item.get("controls", {}), None
     if not isinstance(controls, dict):
         raise InputError(f"controls of {where} is {controls!r}, expected weights of registrations by their titles")
     controls = {title: _path(value, where, path) for title, value in controls.items()}
     for file in controls.values():
         if not file.is_file():
             raise InputError(f"{file} in {where} does not exist, expected weights of a registration")
-    if "labelled_scan" in item:
-        scan = _checked(item["labelled_scan"], f"labelled_scan of {where}", ("T1w", "tissues"))
-        labelled = {key: _path(value, where, path) for key, value in scan.items()}
-        check_cases([{"image": str(labelled["T1w"]), "label": str(labelled["tissues"])}], path, ["T1w"])
-        _values_of(labelled["tissues"], range(LESION))
-    return Further(controls, labelled)
+    if "labeled_scan" in item:
+        scan = _checked(item["labeled_scan"], f"labeled_scan of {where}", ("T1w", "tissues"))
+        labeled = {key: _path(value, where, path) for key, value in scan.items()}
+        check_cases([{"image": str(labeled["T1w"]), "label": str(labeled["tissues"])}], path, ["T1w"])
+        _values_of(labeled["tissues"], range(LESION))
+    return Further(controls, labeled)
 
 
 def _read_set(item: Any, path: Path) -> ScanSet:

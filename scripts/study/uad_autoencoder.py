@@ -25,7 +25,7 @@ from .verdicts import Claim
 logger = logging.getLogger("experiments")
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "uad_autoencoder"
-# "A" is the scanner that matters, "B" the foreign one whose scans are labelled
+# "A" is the scanner that matters, "B" the foreign one whose scans are labeled
 ARMS = {
     "threshold": "plain FLAIR threshold",
     "UAD": "auto-encoder's residual",
@@ -162,13 +162,13 @@ class Study(SeedStudy):
         write_datalist(self.data / "healthy.json", healthy)
         of_a, validation = cases("A", "training"), cases("A", "validation")
         number = self.settings["few"]
-        few, unlabelled = of_a[:number], of_a[number:]
+        few, unlabeled = of_a[:number], of_a[number:]
         foreign = cases("B", "training")
         for name, training in (
             ("few", few),
             ("foreign", foreign),
-            ("foreign_and_true", foreign + unlabelled),
-            ("unlabelled", unlabelled),
+            ("foreign_and_true", foreign + unlabeled),
+            ("unlabeled", unlabeled),
         ):
             write_datalist(self.data / f"{name}.json", {"training": training, "validation": validation})
         test = {"validation": validation, "test_A": cases("A", "test"), "test_B": cases("B", "test")}
@@ -197,7 +197,7 @@ class Study(SeedStudy):
         output_dir = self.folder / "pseudo_labels"
         self._run(
             ["inference.json", "inference_residual.json", "pseudo_label.json"],
-            datalist_file=self.data / "unlabelled.json",
+            datalist_file=self.data / "unlabeled.json",
             section="training",
             output_dir=output_dir,
             threshold=threshold,

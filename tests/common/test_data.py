@@ -99,11 +99,11 @@ def test_all_unusable_files_of_a_list_are_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [0.001, 10.0, 1000.0])
-def test_a_grid_that_is_not_in_millimetres_is_refused(tmp_path, factor):
+def test_a_grid_that_is_not_in_millimeters_is_refused(tmp_path, factor):
     affine = AFFINE.copy()
     affine[:3] *= factor
     save(tmp_path / "x.nii.gz", shape=(4, 5, 60), affine=affine)
-    with pytest.raises(InputError, match=r"x\.nii\.gz has 4 x 5 x 60 voxels of .* mm, expected a head in millimetres"):
+    with pytest.raises(InputError, match=r"x\.nii\.gz has 4 x 5 x 60 voxels of .* mm, expected a head in millimeters"):
         list_cases(tmp_path)
 
 

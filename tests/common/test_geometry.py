@@ -19,7 +19,7 @@ from common.geometry import (
     rotation_matrix,
     sample,
     sample_labels,
-    to_millimetres,
+    to_millimeters,
     to_voxels,
     voxel_grid,
     warp,
@@ -42,7 +42,7 @@ def affine_displacement(matrix: np.ndarray, size: int = 20) -> torch.Tensor:
     return (torch.einsum("ij,jxyz->ixyz", torch.as_tensor(matrix).float(), grid - middle) + middle - grid)[None]
 
 
-def test_the_grid_in_millimetres_is_the_affine_of_the_indices():
+def test_the_grid_in_millimeters_is_the_affine_of_the_indices():
     affine = np.array([[2.0, 0.5, 0, -7], [0, -1.0, 0, 4], [0, 0, 3.0, 1], [0, 0, 0, 1]])
     grid = voxel_grid((4, 3, 2), affine)
     np.testing.assert_allclose(grid[:, 3, 2, 1], (affine @ [3, 2, 1, 1])[:3])
@@ -180,8 +180,8 @@ def test_the_way_back_of_a_halfway_field_is_that_of_its_opposite():
     assert there[INSIDE].abs().mean() > 0.3
 
 
-def test_the_way_back_of_a_shift_is_measured_in_millimetres():
-    """One voxel of 2 mm there, three quarters back: half a millimetre is left."""
+def test_the_way_back_of_a_shift_is_measured_in_millimeters():
+    """One voxel of 2 mm there, three quarters back: half a millimeter is left."""
     there, back = torch.zeros(2, 1, 3, 8, 8, 8)
     there[:, 1], back[:, 1] = 1.0, -0.75
     affine = np.array([[0, 2.0, 0, 7], [-3.0, 0, 0, 1], [0, 0, 1.0, 0], [0, 0, 0, 1]])
@@ -221,10 +221,10 @@ def test_folds_are_counted_within_the_mask():
         fold_share(field, 0 * mask)
 
 
-def test_millimetres_are_those_of_the_affine_and_come_back():
+def test_millimeters_are_those_of_the_affine_and_come_back():
     affine = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, 6], [0, 0, 3.0, 7], [0, 0, 0, 1]])
     u = torch.tensor([1.0, 2.0, -1.0]).reshape(1, 3, 1, 1, 1)
-    mm = to_millimetres(u, affine)
+    mm = to_millimeters(u, affine)
     torch.testing.assert_close(mm.flatten(), torch.tensor([-4.0, 1.5, -3.0]))
     torch.testing.assert_close(to_voxels(mm, affine), u)
 

@@ -277,8 +277,8 @@ def test_without_references_only_volumes_are_reported(cohort):
 
 def test_volumes_of_one_subject_have_no_interval(cohort):
     cases, out, *_ = cohort
-    unlabelled = [{"image": case["image"], "name": case["name"], "subject": "sub-01"} for case in cases]
-    assert "mean volume per case, no interval" in page_of(Report(unlabelled, out, max_pictures=0))
+    unlabeled = [{"image": case["image"], "name": case["name"], "subject": "sub-01"} for case in cases]
+    assert "mean volume per case, no interval" in page_of(Report(unlabeled, out, max_pictures=0))
 
 
 def test_healthy_cases_need_no_reference(cohort):
@@ -564,7 +564,7 @@ def test_a_voxel_outside_of_all_that_a_label_allows_counts_against(two_sets):
 
 def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     cases, out = two_sets
-    table = {"caption": "What is labelled", "columns": ["data set", "GM"], "rows": [["tissue", "exact"]]}
+    table = {"caption": "What is labeled", "columns": ["data set", "GM"], "rows": [["tissue", "exact"]]}
     page = page_of(Report(cases, out, label_names=NAMES, reference_sets=SETS, map_label=3, tables=[table]))
     text = html.unescape(page)
     by_set = text[text.index("<h3>Mean Dice by data set") :]
@@ -572,14 +572,14 @@ def test_the_page_has_the_scores_by_data_set_and_further_tables(two_sets):
     cells = {name: re.findall(r">([^<>]+)</td>", row) for name, row in reversed(rows)}
     assert cells["all"] == ["1.000", "1.000", "1.000"]
     assert cells["lesion"] == ["–", "1.000", "–"]
-    assert "What is labelled" in text
+    assert "What is labeled" in text
     assert ">exact</td>" in text
 
 
 def test_without_references_there_is_no_table_of_data_sets(two_sets):
     cases, out = two_sets
-    unlabelled = [{key: value for key, value in case.items() if key != "label"} for case in cases]
-    page = page_of(Report(unlabelled, out, label_names=NAMES, reference_sets=SETS, max_pictures=0))
+    unlabeled = [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    page = page_of(Report(unlabeled, out, label_names=NAMES, reference_sets=SETS, max_pictures=0))
     assert "Mean Dice by data set" not in page
 
 

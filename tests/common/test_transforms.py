@@ -499,7 +499,7 @@ def test_resampling_leaves_text_beside_the_image_and_works_for_all_keys():
     item = {"image": meta(torch.ones(1, 4, 4, 4), (2, 2, 2)), "label": meta(torch.ones(1, 4, 4, 4), (2, 2, 2))}
     item |= {"image_path": "a.nii.gz", "label_tag": "final"}
     out = ResampleSpacingd(["image", "label"], pixdim=(1, 1, 1), mode=["bilinear", "nearest"])(item)
-    assert out["image"].shape == out["label"].shape == (1, 7, 7, 7)  # from first to last centre: 3 x 2 mm
+    assert out["image"].shape == out["label"].shape == (1, 7, 7, 7)  # from first to last center: 3 x 2 mm
     assert (out["image_path"], out["label_tag"]) == ("a.nii.gz", "final")
 
 
@@ -559,7 +559,7 @@ def test_the_median_of_nothing_is_nothing_and_an_even_box_is_refused():
         median_filter(torch.zeros(1, 4, 4, 4), (2, 3, 3))
 
 
-def test_erosion_is_in_millimetres_along_each_axis():
+def test_erosion_is_in_millimeters_along_each_axis():
     mask = torch.ones(1, 9, 9, 9)  # beyond the border is outside
     eroded = erode_mask(mask, 2.0, (1.0, 2.0, 4.0))
     # the first voxel lies one voxel size from the outside: removed are 2 voxels of 1 mm, 1 of 2 mm, none of 4 mm
@@ -616,7 +616,7 @@ def test_components_of_different_labels_are_apart():
     assert remove_small_components(label, 2, 1.0).flatten().tolist() == [1, 1, 0, 0, 2, 2, 2]
 
 
-def test_connectivity_counts_neighbours():
+def test_connectivity_counts_neighbors():
     with pytest.raises(ValueError, match="connectivity is 3, expected 6, 18 or 26"):
         remove_small_components(blobs(), 2, 1.0, connectivity=3)
 
@@ -880,7 +880,7 @@ def test_one_channel_is_copied_and_the_others_stay():
         ChannelMapd("pred", names="prob", index=4)({"pred": p})
 
 
-def test_a_slice_gets_its_neighbours_as_channels():
+def test_a_slice_gets_its_neighbors_as_channels():
     volume = meta(torch.arange(1.0, 5).expand(1, 2, 3, 4).clone())
     out = NeighboringSlicesd("image", slices=3)({"image": volume})["image"]
     assert out.shape == (3, 2, 3, 4)

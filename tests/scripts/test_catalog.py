@@ -41,7 +41,7 @@ def test_bundles_are_found_by_their_metadata(tmp_path):
 
 
 def test_a_kind_of_case_that_there_is_not_is_refused():
-    with pytest.raises(ValueError, match="a stage of train names 'tall', expected some of any, unlabelled"):
+    with pytest.raises(ValueError, match="a stage of train names 'tall', expected some of any, unlabeled"):
         Stage(("train",), learns={"tall": 1}, validates={"any": 1})
 
 

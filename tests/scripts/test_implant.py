@@ -68,11 +68,11 @@ def test_suspected_lesions_are_filled_with_white_matter(healthy):
     assert filled["FLAIR"][inside].mean() == pytest.approx(level, rel=0.1)
 
 
-def test_a_suspicion_in_fluid_or_grey_matter_is_none():
+def test_a_suspicion_in_fluid_or_gray_matter_is_none():
     tissues = np.full((24, 24, 24), 3, dtype=np.uint8)
     tissues[:12] = 2
     probability = np.zeros(tissues.shape)
-    probability[3:5, 8:10, 8:10] = 0.9  # in grey matter
+    probability[3:5, 8:10, 8:10] = 0.9  # in gray matter
     probability[18:20, 8:10, 8:10] = 0.9  # in white matter
     probability[18, 18, 18] = 0.2  # not sure enough
     found = suspected_lesions(probability, tissues, Grid(tissues.shape, np.eye(4)), 0.5)

@@ -39,7 +39,7 @@ def patient():
 def test_the_default_grids_are_the_usual_ones():
     assert Grid.axial(1.0).shape == (160, 192, 160)
     assert Grid.axial(2.0).shape == (80, 96, 80)
-    # both cover the same millimetres: outer corner of the first voxel
+    # both cover the same millimeters: outer corner of the first voxel
     for spacing in (1.0, 2.0):
         np.testing.assert_allclose(Grid.axial(spacing).affine @ [-0.5, -0.5, -0.5, 1], [-80.5, -112.5, -72.5, 1])
 
@@ -138,7 +138,7 @@ def test_an_oblique_flipped_anisotropic_grid_shows_the_same_head(healthy):
     for structure in (3, 7, 8):
         ml = (tilted.structures == structure).sum() * 30 / 1000
         assert ml == pytest.approx((healthy.structures == structure).sum() * 27 / 1000, rel=0.12)
-    # and places neither: centre of the cerebellum in mm
+    # and places neither: center of the cerebellum in mm
     centers = [
         nib.affines.apply_affine(s.grid.affine, np.argwhere(s.structures == 8).mean(0)) for s in (tilted, healthy)
     ]
@@ -264,7 +264,7 @@ def test_drawn_lesions_lie_where_they_were_drawn_or_mirrored():
 
 @pytest.mark.parametrize(
     ("labels", "match"),
-    [(np.full((9, 9, 9), 7), "has values .7.; expected 0 to 4"), (np.zeros((9, 9, 9), int), "0 ml of grey matter")],
+    [(np.full((9, 9, 9), 7), "has values .7.; expected 0 to 4"), (np.zeros((9, 9, 9), int), "0 ml of gray matter")],
 )
 def test_what_is_no_tissue_map_is_refused(labels, match):
     with pytest.raises(ValueError, match=match):

@@ -62,7 +62,7 @@ def table_of_cases(label_sets: LabelSets, cases: Sequence[Mapping[str, Any]]) ->
     """The part of the table that some cases are of, so that its checks speak of what there is to learn from.
 
     Raises:
-        InputError: if a case is of no data set of the table, or the data sets of the cases leave a class unlabelled.
+        InputError: if a case is of no data set of the table, or the data sets of the cases leave a class unlabeled.
     """
     _check_names(label_sets, cases)
     present = set(names_of_datasets(cases))

@@ -46,8 +46,8 @@ class CodeCentersd(MapTransform):
             centers = [self._sample((volume == code) & brain) for code in range(len(self.ratios))]
             if not any(ratio > 0 and len(found) for ratio, found in zip(self.ratios, centers, strict=True)):
                 raise InputError(
-                    f"{file_of(d[key])} has no labelled voxel in the brain to center a patch on, expected one; where "
-                    "only lesions are labelled, background_patches above 0 will do"
+                    f"{file_of(d[key])} has no labeled voxel in the brain to center a patch on, expected one; where "
+                    "only lesions are labeled, background_patches above 0 will do"
                 )
             d[f"{key}_centers"] = centers
         return d

@@ -75,7 +75,7 @@ class JointLoss(nn.Module):
     ) -> torch.Tensor:
         """Segmentation objective, scalar.
 
-        | labelled | L_a | L_sp |
+        | labeled | L_a | L_sp |
         | --- | --- | --- |
         | moving | warped label against predicted fixed | moving |
         | fixed | warped prediction of moving against label | fixed |
@@ -152,7 +152,7 @@ class JointTrainer(Trainer):
     def _iteration(self, engine: JointTrainer, batch: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         pair = batch["image"].to(self.state.device)
         labels = [
-            batch["label"][:, i : i + 1].to(self.state.device) if batch["labelled"][0, i] else None for i in range(2)
+            batch["label"][:, i : i + 1].to(self.state.device) if batch["labeled"][0, i] else None for i in range(2)
         ]
         mirrored = torch.rand(()) < self.flip
         step = (engine.state.iteration - 1) % engine.state.epoch_length
@@ -175,14 +175,14 @@ class JointTrainer(Trainer):
 
     def _segmentation_step(self, pair: torch.Tensor, labels: list[torch.Tensor | None]) -> torch.Tensor:
         displacement = None
-        unlabelled = [label is None for label in labels]
-        if self.anatomy and any(unlabelled):
+        unlabeled = [label is None for label in labels]
+        if self.anatomy and any(unlabeled):
             teacher = bare(self.registration).eval()
             with torch.no_grad():
                 displacement = self.inferer(pair, teacher)
         self.segmentation.train()
         if displacement is None:  # what has no label has no say
-            wanted = [i for i in range(2) if not unlabelled[i]]
+            wanted = [i for i in range(2) if not unlabeled[i]]
         else:
             wanted = [0, 1]
         logits = self.inferer(torch.cat([pair[:, i : i + 1] for i in wanted]), self.segmentation)

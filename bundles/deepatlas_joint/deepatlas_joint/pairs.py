@@ -18,12 +18,12 @@ class PairDataset(Dataset):
     """Pairs of the items of a dataset of single cases.
 
     Args:
-        cases: its items have ``image``, (1, X, Y, Z), and, if the case is labelled, ``label``, likewise.
+        cases: its items have ``image``, (1, X, Y, Z), and, if the case is labeled, ``label``, likewise.
         pairs: (moving, fixed) indices that plain numbers stand for; a sampler may give pairs of its own.
 
     Returns:
         Per pair ``image``, (2, X, Y, Z), the moving before the fixed one; ``label`` likewise, uint8, 0 where there is
-        none; ``labelled``, two booleans; ``index``, two numbers.
+        none; ``labeled``, two booleans; ``index``, two numbers.
     """
 
     def __init__(self, cases: Dataset, pairs: Sequence[tuple[int, int]] = ()) -> None:
@@ -45,7 +45,7 @@ class PairDataset(Dataset):
                     for item, label in zip(items, labels, strict=True)
                 ]
             ),
-            "labelled": torch.tensor([label is not None for label in labels]),
+            "labeled": torch.tensor([label is not None for label in labels]),
             "index": torch.tensor([int(i) for i in indices]),
         }
 
@@ -72,28 +72,28 @@ class RingDataset(PairDataset):
 class PairSampler(Sampler[tuple[int, int]]):
     """Pairs of one block of a joint training: those of the registration steps, then those of the segmentation steps.
 
-    Registration takes any two cases, segmentation a labelled one and any other, in either order. What an epoch draws
+    Registration takes any two cases, segmentation a labeled one and any other, in either order. What an epoch draws
     is a function of seed and epoch; with several processes each takes its own share of one draw.
 
     Args:
-        labelled: whether each case has a label.
+        labeled: whether each case has a label.
         registration_steps: pairs of any cases in an epoch, per process.
-        segmentation_steps: pairs with a labelled case in an epoch, per process.
+        segmentation_steps: pairs with a labeled case in an epoch, per process.
         seed: of the draws.
 
     Raises:
-        InputError: if there are fewer than two cases, or no labelled one although segmentation has steps.
+        InputError: if there are fewer than two cases, or no labeled one although segmentation has steps.
     """
 
     def __init__(
-        self, labelled: Sequence[bool], registration_steps: int, segmentation_steps: int, seed: int = 0
+        self, labeled: Sequence[bool], registration_steps: int, segmentation_steps: int, seed: int = 0
     ) -> None:
         super().__init__()
-        self.labelled = np.flatnonzero(labelled)
-        self.cases = len(labelled)
+        self.labeled = np.flatnonzero(labeled)
+        self.cases = len(labeled)
         if self.cases < 2:
             raise InputError(f"there is {self.cases} training case, expected two or more to make pairs of")
-        if segmentation_steps > 0 and len(self.labelled) == 0:
+        if segmentation_steps > 0 and len(self.labeled) == 0:
             raise InputError(
                 f"none of the {self.cases} training cases has a label, expected one or more; "
                 "train_registration.json needs none"
@@ -114,7 +114,7 @@ class PairSampler(Sampler[tuple[int, int]]):
         world, rank = idist.get_world_size(), idist.get_rank()
         first = _in_turn(np.arange(self.cases), self.steps[0] * world, rng)
         pairs = np.stack([first, self._others(first, rng)], axis=1)[rank::world]
-        taught = _in_turn(self.labelled, self.steps[1] * world, rng)
+        taught = _in_turn(self.labeled, self.steps[1] * world, rng)
         with_label = np.stack([taught, self._others(taught, rng)], axis=1)
         with_label = rng.permuted(with_label, axis=1)[rank::world]
         yield from map(tuple, np.concatenate([pairs, with_label]).tolist())
@@ -131,21 +131,21 @@ def _in_turn(members: np.ndarray, length: int, rng: np.random.Generator) -> np.n
     return np.concatenate(parts)[:length] if parts else np.zeros(0, dtype=int)
 
 
-def are_labelled(cases: Sequence[Mapping[str, Any]]) -> list[bool]:
+def are_labeled(cases: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Whether each case of a datalist has a label."""
     return [case.get("label") is not None for case in cases]
 
 
 def limit_labels(cases: Sequence[Mapping[str, Any]], number: int | None) -> list[dict[str, Any]]:
-    """The cases, of which only the first ``number`` labelled ones keep their label; all for None.
+    """The cases, of which only the first ``number`` labeled ones keep their label; all for None.
 
     Raises:
         InputError: if there are fewer.
     """
     if number is None:
         return [dict(case) for case in cases]
-    labelled = [i for i, has_label in enumerate(are_labelled(cases)) if has_label]
-    if len(labelled) < number:
-        raise InputError(f"{len(labelled)} training cases have a label, expected at least labelled_cases = {number}")
-    kept = set(labelled[:number])
+    labeled = [i for i, has_label in enumerate(are_labeled(cases)) if has_label]
+    if len(labeled) < number:
+        raise InputError(f"{len(labeled)} training cases have a label, expected at least labeled_cases = {number}")
+    kept = set(labeled[:number])
     return [{k: v for k, v in case.items() if k != "label" or i in kept} for i, case in enumerate(cases)]

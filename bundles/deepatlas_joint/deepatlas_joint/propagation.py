@@ -17,13 +17,13 @@ from common.transforms import BrainMaskd, CheckLabeld, LoadScand, ScaleBrainInte
 
 
 class LabelPropagation(nn.Module):
-    """Segment an image by moving a labelled one onto it: image to logarithms of the warped label probabilities.
+    """Segment an image by moving a labeled one onto it: image to logarithms of the warped label probabilities.
 
     Args:
         registration: see :class:`deepatlas_joint.refinement.PairRegistration`, whose way back is of no use here, or
             :class:`deepatlas_joint.network.RegistrationNetwork`.
         classes: background included.
-        moving_file: skull-stripped labelled scan; None for the ICBM 152 template, whose labels are 1 CSF, 2 GM, 3 WM.
+        moving_file: skull-stripped labeled scan; None for the ICBM 152 template, whose labels are 1 CSF, 2 GM, 3 WM.
         moving_label_file: its label map.
         spacing, shape, align: grid in the template's space, see :class:`common.atlas.TemplateSpaced`.
 

@@ -128,7 +128,7 @@ def _moved(half: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
 
 
 def _resized(volume: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """On another number of voxels over the same space, from the centre of the first to that of the last one."""
+    """On another number of voxels over the same space, from the center of the first to that of the last one."""
     return interpolate(volume, size=list(shape), mode="trilinear", align_corners=True)
 
 

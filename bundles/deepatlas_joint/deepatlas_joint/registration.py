@@ -199,7 +199,7 @@ class RegisterFilesd(MapTransform):
 
     Reads ``moving_native``, ``fixed_native`` and, where it is there, ``moving_label``, on the grids of their files;
     writes ``warped``, (1, X, Y, Z), ``warped_label``, uint8, the class of the largest probability after trilinear
-    interpolation, and ``inverse_error_mm``, mean over the brain of the fixed image, in the millimetres of its file.
+    interpolation, and ``inverse_error_mm``, mean over the brain of the fixed image, in the millimeters of its file.
     """
 
     def __init__(self, keys: KeysCollection, classes: int, inverse: bool = False) -> None:

@@ -43,7 +43,7 @@ def perlin_noise(size: tuple[int, int], cells: tuple[int, int], rng: np.random.R
 
 
 def _equalize(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """Every grey value becomes its rank."""
+    """Every gray value becomes its rank."""
     values, ranks = np.unique(image, return_inverse=True)
     return (ranks / max(len(values) - 1, 1)).reshape(image.shape)
 
@@ -53,7 +53,7 @@ def _posterize(image: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
     return np.round(image * steps) / steps
 
 
-# on grey values in [0, 1]
+# on gray values in [0, 1]
 OPERATIONS = {
     "gamma": lambda image, rng: image ** np.exp(rng.uniform(np.log(0.5), np.log(2))),
     "invert": lambda image, rng: 1 - image,
@@ -68,7 +68,7 @@ class AnomalyPainter:
     """Paints a synthetic anomaly into a healthy slice.
 
     A field of Perlin noise, turned, gives mask (where it is high) and texture (itself after three random operations on
-    grey values). The texture is blended into the slice: ``(1 - opacity) * slice + opacity * texture`` in the mask.
+    gray values). The texture is blended into the slice: ``(1 - opacity) * slice + opacity * texture`` in the mask.
 
     Args:
         threshold: the mask is where the noise is above a number drawn from this range.

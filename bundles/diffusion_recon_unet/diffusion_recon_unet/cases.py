@@ -24,7 +24,7 @@ def anomaly_cases(
     """Cases with drawn masks, then healthy ones, into which anomalies are painted.
 
     Args:
-        dataset_dir, datalist_file: labelled cases, see :func:`common.data.list_cases`; None for none.
+        dataset_dir, datalist_file: labeled cases, see :func:`common.data.list_cases`; None for none.
         healthy_datalist_file: healthy cases, whose labels are not used; None for none. Of a list that says who is
             healthy, those; it may be the same list as ``datalist_file``, whose healthy cases are then left to this one.
         sequences, section: as for :func:`common.data.list_cases`.
@@ -33,24 +33,24 @@ def anomaly_cases(
         Cases with ``healthy``; those where it is false have ``label``.
 
     Raises:
-        InputError: if there is no case at all, one is both labelled and healthy, or nobody is healthy and no label has
+        InputError: if there is no case at all, one is both labeled and healthy, or nobody is healthy and no label has
             a lesion.
     """
     cases = []
     if dataset_dir is not None or datalist_file is not None:
-        labelled = list_cases(dataset_dir, datalist_file, sequences, section, require=["label"])
-        patients = [case for case in labelled if healthy_datalist_file is None or not case.get("healthy")]
+        labeled = list_cases(dataset_dir, datalist_file, sequences, section, require=["label"])
+        patients = [case for case in labeled if healthy_datalist_file is None or not case.get("healthy")]
         cases += [{**case, "healthy": False} for case in patients]
     if healthy_datalist_file is not None:
         options = {"sequences": sequences, "section": section, "healthy": True}
         healthy = list_cases(datalist_file=healthy_datalist_file, **options)
         both = {case["image"] for case in cases} & {case["image"] for case in healthy}
         if both:
-            raise InputError(f"{min(both)} is listed as labelled and as healthy, expected one of the two")
+            raise InputError(f"{min(both)} is listed as labeled and as healthy, expected one of the two")
         cases += [{key: value for key, value in case.items() if key != "label"} | {"healthy": True} for case in healthy]
     if not cases:
         raise InputError(
-            "none of dataset_dir, datalist_file and healthy_datalist_file is given, expected labelled or healthy cases"
+            "none of dataset_dir, datalist_file and healthy_datalist_file is given, expected labeled or healthy cases"
         )
     if not any(case["healthy"] for case in cases):
         check_lesions(cases, f"the {section} section of {datalist_file or dataset_dir}")

@@ -120,7 +120,7 @@ class DenoisingAutoencoder(nn.Module):
 class SharedEncoderUNet(nn.Module):
     """Stage 2: a U-Net whose one encoder sees residual and slice apart; the decoder sees both at every level.
 
-    Convolutions have standardised weights and reflected borders, each followed by SiLU and group normalization, with
+    Convolutions have standardized weights and reflected borders, each followed by SiLU and group normalization, with
     average pooling between the levels.
 
     Args:
@@ -222,7 +222,7 @@ class AnomalyNetwork(nn.Module):
         return torch.cat([reconstructions.mean(1, keepdim=True), logit], dim=1)
 
 
-class _StandardisedConv(nn.Conv2d):
+class _StandardizedConv(nn.Conv2d):
     """Convolution whose every filter has mean 0 and variance 1 (Qiao et al., arXiv:1903.10520), scaled by fan-in."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -235,5 +235,5 @@ class _StandardisedConv(nn.Conv2d):
 def _block(inputs: int, outputs: int) -> nn.Sequential:
     layers = []
     for width in (inputs, outputs):
-        layers += [_StandardisedConv(width, outputs, 3), nn.SiLU(), nn.GroupNorm(max(outputs // 8, 1), outputs)]
+        layers += [_StandardizedConv(width, outputs, 3), nn.SiLU(), nn.GroupNorm(max(outputs // 8, 1), outputs)]
     return nn.Sequential(*layers)

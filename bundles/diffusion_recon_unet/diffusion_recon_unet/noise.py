@@ -18,7 +18,7 @@ class FractalNoise:
 
     Each octave interpolates a lattice of normal numbers, turned and shifted at random. The lowest octaves span the
     image, so a field also brightens or darkens it as a whole, as the simplex noise of the paper does: neither mean 0
-    nor variance 1 of a single field is meant, unless ``normalise`` asks for it.
+    nor variance 1 of a single field is meant, unless ``normalize`` asks for it.
 
     Args:
         octaves: how many.
@@ -26,7 +26,7 @@ class FractalNoise:
         feature_size: pixels from one lattice point to the next in the first octave.
         standard_deviation: of a pixel over all fields. The paper's noise has about 0.7: 0.5 inside of a field, and as
             much between the fields.
-        normalise: give every field mean 0 and standard deviation 1.
+        normalize: give every field mean 0 and standard deviation 1.
 
     Raises:
         InputError: if there is no octave, or the last one is finer than a pixel.
@@ -42,7 +42,7 @@ class FractalNoise:
         persistence: float = 0.8,
         feature_size: float = 64.0,
         standard_deviation: float = 0.7,
-        normalise: bool = False,
+        normalize: bool = False,
     ) -> None:
         if octaves < 1 or feature_size < 2 ** (octaves - 1):
             raise InputError(
@@ -53,7 +53,7 @@ class FractalNoise:
         amplitudes = [persistence**k for k in range(octaves)]
         scale = standard_deviation / math.sqrt(sum(a**2 for a in amplitudes)) / _BICUBIC_VARIANCE
         self.amplitudes = [scale * a for a in amplitudes]
-        self.normalise = normalise
+        self.normalize = normalize
 
     def __call__(
         self,
@@ -84,7 +84,7 @@ class FractalNoise:
             position = torch.stack([cos * x - sin * y + shift_x - 0.5, sin * x + cos * y + shift_y - 0.5], dim=-1)
             sampled = grid_sample(lattice, position * 2 / (points - 1), mode="bicubic", align_corners=True)
             fields += amplitude * sampled[:, 0]
-        if self.normalise:
+        if self.normalize:
             fields -= fields.mean(dim=(1, 2), keepdim=True)
             fields /= fields.std(dim=(1, 2), keepdim=True)
         return fields

@@ -44,7 +44,7 @@ def brain_quantiles(image: torch.Tensor) -> torch.Tensor:
 def depth_contrast(slices: torch.Tensor) -> float:
     """How much brighter the inner brain is than its outer part, fluid left out.
 
-    Above 1 where white matter is brighter than grey matter, as on T1, about 1 or below on FLAIR and T2. It is the
+    Above 1 where white matter is brighter than gray matter, as on T1, about 1 or below on FLAIR and T2. It is the
     ratio of two medians over the pixels above half of the brain's median: those more than 11 pixels (22 mm) from the
     border of the brain in their slice, and those within 1.5 to 4 pixels of it.
 
@@ -131,7 +131,7 @@ class CheckStatisticsd(MapTransform):
             if distance > self.ratio or not self.lowest / 1.1 < contrast < self.highest * 1.1:
                 logger.warning(
                     "%s looks unlike the training images, expected a skull-stripped image of the sequence that the "
-                    "network was trained on: inner to outer brain %.2f (training %.2f to %.2f), grey values %.1f times "
+                    "network was trained on: inner to outer brain %.2f (training %.2f to %.2f), gray values %.1f times "
                     "as far from the mean as the strangest training image",
                     file_of(d[key]),
                     contrast,

@@ -1,1 +1,1 @@
-"""Segmentation auto-encoder: anatomy from unlabelled scans and one unpaired atlas (Yu et al., MIDL 2020)."""
+"""Segmentation auto-encoder: anatomy from unlabeled scans and one unpaired atlas (Yu et al., MIDL 2020)."""

@@ -1,4 +1,4 @@
-"""Scanners that the training has not seen: other grey values of the same anatomy."""
+"""Scanners that the training has not seen: other gray values of the same anatomy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALLEST_STEP = 0.02  # of the curve between two knots, so that it rises
 
 
 class RandGreyValuesd(RandomizableTransform, MapTransform):
-    """Draw a rising curve of the grey values, a gain and a smooth bias field for every image of a scan.
+    """Draw a rising curve of the gray values, a gain and a smooth bias field for every image of a scan.
 
     The curve goes through 0 and through five knots at 0.2, 0.4, ..., 1, each moved by a normal number. The logarithm of
     the field is a quadratic polynomial of the place in the patch. What is 0 stays 0, and nothing comes above 1.

@@ -12,8 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 def gradient_difference(image: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
     """How much the edges of two images differ: the paper's equation 2.
 
-    At every pixel and along every axis it is ``| |difference to the neighbour in image| - |the same in the
-    reconstruction| |``; mean over batch, channels and neighbours, summed over the axes.
+    At every pixel and along every axis it is ``| |difference to the neighbor in image| - |the same in the
+    reconstruction| |``; mean over batch, channels and neighbors, summed over the axes.
 
     Args:
         image, reconstruction: (B, C, *spatial).

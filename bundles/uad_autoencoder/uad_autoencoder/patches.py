@@ -17,7 +17,7 @@ from common.errors import InputError
 
 
 def lesion_centers(mask: np.ndarray) -> np.ndarray:
-    """Centres of the 2-D components of every axial slice, so that a small lesion counts as much as a large one.
+    """Centers of the 2-D components of every axial slice, so that a small lesion counts as much as a large one.
 
     Args:
         mask: (X, Y, Z), axial slices along the last axis.
@@ -27,7 +27,7 @@ def lesion_centers(mask: np.ndarray) -> np.ndarray:
         rounded position, which for bent components may lie outside of them.
     """
     in_plane = np.zeros((3, 3, 3), dtype=bool)
-    in_plane[:, :, 1] = True  # voxels of neighbouring slices are not connected
+    in_plane[:, :, 1] = True  # voxels of neighboring slices are not connected
     labels, count = ndimage.label(mask, structure=in_plane)
     if count == 0:
         return np.zeros(0, dtype=np.int64)
@@ -36,7 +36,7 @@ def lesion_centers(mask: np.ndarray) -> np.ndarray:
 
 
 class PatchCentersd(MapTransform):
-    """Write candidate centres of patches for MONAI's ``RandCropByPosNegLabeld``.
+    """Write candidate centers of patches for MONAI's ``RandCropByPosNegLabeld``.
 
     Puts ``<key>_fg_indices`` (:func:`lesion_centers`) and ``<key>_bg_indices`` (a sample of brain voxels outside
     lesions) beside each label in ``keys``, as flat indices.

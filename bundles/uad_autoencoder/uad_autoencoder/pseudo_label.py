@@ -45,12 +45,12 @@ def write_pseudo_datalist(cases: Sequence[dict[str, Any]], output_dir: str | Pat
         if score.is_file():
             items[-1]["predicted_map"] = str(score)
     path = write_datalist(output_dir / "datalist.json", {"training": items})
-    logger.info("%d pseudo-labelled scans in %s", len(items), path)
+    logger.info("%d pseudo-labeled scans in %s", len(items), path)
     return path
 
 
 def training_cases(
-    labelled: Sequence[dict[str, Any]] | None,
+    labeled: Sequence[dict[str, Any]] | None,
     pseudo_datalist_file: str | Path | None = None,
     use_labels: bool = True,
     sequences: Sequence[str] = ("FLAIR",),
@@ -58,27 +58,27 @@ def training_cases(
     pseudo_weight: float = 1.0,
     soft_range: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """The student's training set: labelled scans, pseudo-labelled scans, or both in one pool as in the paper.
+    """The student's training set: labeled scans, pseudo-labeled scans, or both in one pool as in the paper.
 
     Args:
-        labelled: scans with drawn masks; not looked at without ``use_labels``.
+        labeled: scans with drawn masks; not looked at without ``use_labels``.
         pseudo_datalist_file: written by :func:`write_pseudo_datalist`; None for none.
         use_labels: False leaves the drawn masks out (the paper's arm S).
         sequences: as for :func:`common.data.list_cases`.
         volumes_per_epoch: visits of scans in an epoch, so that training sets of any size get equally long epochs; every
             scan in turn, patches drawn anew. None visits each once.
-        pseudo_weight: weight of a pseudo-labelled scan in the loss; a scan with a drawn mask has 1.
+        pseudo_weight: weight of a pseudo-labeled scan in the loss; a scan with a drawn mask has 1.
         soft_range: makes pseudo-labels soft, see :class:`SoftLabeld`; None leaves them masks, as in the paper.
 
     Returns:
         Cases with ``weight`` and ``soft`` for the loss, those with soft labels with ``predicted_map``.
 
     Raises:
-        InputError: if nothing is left to train on, a scan is both labelled and pseudo-labelled, an epoch is too short
+        InputError: if nothing is left to train on, a scan is both labeled and pseudo-labeled, an epoch is too short
             to visit every scan, a soft label has no score, or ``pseudo_weight`` or ``soft_range`` makes no sense.
     """
     _check_options(pseudo_datalist_file, pseudo_weight, soft_range)
-    cases = [{**case, "weight": 1.0, "soft": False} for case in labelled] if use_labels else []
+    cases = [{**case, "weight": 1.0, "soft": False} for case in labeled] if use_labels else []
     if pseudo_datalist_file is not None:
         soft = soft_range is not None
         needed = ["label", "predicted_map"] if soft else ["label"]

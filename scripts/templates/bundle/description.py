@@ -4,7 +4,7 @@ from catalog import Description, Inference, Method, Prediction, Row, Stage, Use
 
 NETWORK = Inference()
 
-TRAINING = Stage(("train",), learns={"labelled": 1}, validates={"labelled": 1})
+TRAINING = Stage(("train",), learns={"labeled": 1}, validates={"labeled": 1})
 
 DESCRIPTION = Description(
     summary="A 3-D U-Net learns label maps of tissues. Say here what the method is for, in a paragraph, and the paper.",
