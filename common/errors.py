@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import logging
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from types import TracebackType
+from _thread import interrupt_main
+from collections.abc import Iterator
+from threading import Timer, current_thread, main_thread
+from types import FrameType, TracebackType
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 _PRINTED = re.compile(r"^(?:\w+\.)*InputError: (.+)$", re.MULTILINE)
 # their engines and transforms log an exception that they catch and raise again
 _REPEATING = ("ignite.", "monai.", "DataStats")
+_interrupts: list[int] = []  # signals of Ctrl-C that came
 
 
 class InputError(ValueError):
@@ -42,85 +44,82 @@ def find_input_error(exception: BaseException | None) -> InputError | None:
     Looks through causes and contexts, and into the text of an exception that was raised in another process, so that it
     finds the reason behind MONAI's ``applying transform ...`` and torch's ``Caught ... in DataLoader worker process``.
     """
-    seen: set[int] = set()
-    waiting = [exception]
-    while waiting:
-        current = waiting.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
+    for current in _chain(exception):
         if isinstance(current, InputError):
             return current
         if _printed_sentence(str(current)) is not None:
             return InputError(str(current))
-        waiting += [current.__context__, current.__cause__]
     return None
+
+
+def _is_interrupt(exception: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, an exception raised while one was on its way, or the end of workers that it stopped too."""
+    return any(
+        isinstance(current, KeyboardInterrupt) or (_interrupts and "DataLoader worker" in str(current))
+        for current in _chain(exception)
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise it, but not in a hook of a fork, which passes over exceptions: right after it then."""
+    _interrupts.append(number)
+    caller = frame.f_back if frame else None
+    if caller is not None and caller.f_code.co_filename.endswith("popen_fork.py"):
+        Timer(0.1, interrupt_main).start()
+    else:
+        raise KeyboardInterrupt
+
+
+def _chain(exception: BaseException | None) -> Iterator[BaseException]:
+    """An exception, its causes and contexts."""
+    seen: set[int] = set()
+    waiting = [exception]
+    while waiting:
+        current = waiting.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            yield current
+            waiting += [current.__context__, current.__cause__]
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or one that it came from, is lack of memory: of a GPU, NumPy, or PyTorch on the CPU."""
-    while error is not None:
-        # by name, as who only raises an InputError need not wait for PyTorch; of the CPU's it has no class
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return True
-        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    # by name, as who only raises an InputError need not wait for PyTorch; of the CPU's it has no class
+    return any(
+        isinstance(current, MemoryError)
+        or type(current).__name__ == "OutOfMemoryError"
+        or (isinstance(current, RuntimeError) and "DefaultCPUAllocator" in str(current))
+        for current in _chain(error)
+    )
 
 
 def install_error_hook() -> None:
     """Let the process end with ``error: <sentence>`` on stderr and exit code 1 when an InputError is the reason.
 
-    The full traceback is logged at level DEBUG. Any other exception is reported as before. Log records in which MONAI
-    and ignite repeat an InputError on its way up, some with all of its traceback, are left out unless the root logger
-    is at DEBUG. Calling it again changes nothing. Meant as the first expression of ``run`` in a config: options of the
-    command line that no config knows, which MONAI takes in silence, are warned of.
+    Ctrl-C ends it with a sentence too, and exit code 130. The full traceback is logged at level DEBUG. Any other
+    exception is reported as before. Log records in which MONAI and ignite repeat either on its way up, some with all of
+    its traceback, are left out unless the root logger is at DEBUG. Calling it again changes nothing.
     """
-    if sys.argv[0].endswith("bundle/__main__.py") and sys.argv[1:2] == ["run"]:
-        warn_of_unknown_options(sys.argv[2:])
     if getattr(sys.excepthook, "input_error", None) is InputError:
         return
     _filter_loggers()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], exception: BaseException, trace: TracebackType | None) -> None:
-        error = find_input_error(exception)
-        if error is None:
+        stopped, error = _is_interrupt(exception), find_input_error(exception)
+        if not stopped and error is None:
             previous(kind, exception, trace)
             return
         logger.debug("the whole traceback:", exc_info=(kind, exception, trace))
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201  # not logged: a user must see it at any log level
+        # not logged: a user must see it at any log level
+        print("stopped by Ctrl-C" if stopped else f"error: {error}", file=sys.stderr)  # noqa: T201
+        if stopped:
+            raise SystemExit(130)
 
     hook.input_error = InputError
     sys.excepthook = hook
-
-
-def warn_of_unknown_options(arguments: Sequence[str]) -> None:
-    """Log what is neither an entry on top of the config files nor an option of ``monai.bundle run`` itself.
-
-    Args:
-        arguments: those of ``python -m monai.bundle run``, ``--config_file`` among them.
-    """
-    from fire.parser import DefaultParseValue  # not needed by who only raises an InputError
-    from monai.bundle import ConfigParser, run
-
-    given: dict[str, str] = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument.startswith("--"):
-            name, _, value = argument[2:].partition("=")
-            given[name.replace("-", "_")] = value or following
-    files = given.get("config_file", "")
-    if not files:
-        return
-    known = {*ConfigParser.load_config_files(DefaultParseValue(files))}
-    known |= {*inspect.signature(run).parameters} - {"override"}
-    for name in given:
-        entry = re.split("#|::", name.lstrip("+"))[0]
-        if entry not in known and not entry.startswith("_"):
-            near = difflib.get_close_matches(entry, known, 1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            logger.warning("--%s is no entry of %s and changes nothing by itself%s", name, files, hint)
 
 
 def _filter_loggers() -> None:
@@ -146,8 +145,9 @@ def _printed_sentence(text: str) -> str | None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """False for an error record in which a library repeats an InputError that is on its way up."""
+    """False for an error record in which a library repeats an InputError or Ctrl-C that is on its way up."""
     repeats = record.levelno >= logging.ERROR and (record.exc_info or record.name.startswith(_REPEATING))
     if not repeats or logging.getLogger().isEnabledFor(logging.DEBUG):
         return True
-    return find_input_error(sys.exc_info()[1]) is None
+    exception = sys.exc_info()[1]
+    return find_input_error(exception) is None and not _is_interrupt(exception)

@@ -160,6 +160,50 @@ def invert_displacement(displacement: torch.Tensor, iterations: int = 30) -> tor
     return inverse
 
 
+def halfway(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
+    """A displacement seen from the middle of the way: d with ``d(p) = u(p - d(p)) / 2``, by fixed-point iteration.
+
+    A point q and the place ``q + u(q)`` that it leads to are ``p - d(p)`` and ``p + d(p)``, where p is between the two.
+
+    Args:
+        displacement: u, (B, 3, X, Y, Z), voxels, without folds.
+        iterations: how many; in each the error shrinks by half of the steepest slope of u, which has to be below 2.
+
+    Returns:
+        d, (B, 3, X, Y, Z), voxels; -d is that of the inverse of u.
+    """
+    return -invert_displacement(displacement / 2, iterations)
+
+
+def from_halfway(half: torch.Tensor, iterations: int = 60, tolerance: float = 1e-3) -> torch.Tensor:
+    """The opposite of :func:`halfway`: u with ``u(p - d(p)) = 2 d(p)``; the slope of d has to be below 1.
+
+    That of -d is the inverse of that of d. Only the few voxels in steep places are iterated on for long.
+
+    Args:
+        half: d, (B, 3, X, Y, Z), voxels.
+        iterations: at most so many.
+        tolerance: voxels; a place is done when half of its displacement changes by less.
+
+    Returns:
+        u, (B, 3, X, Y, Z), voxels.
+    """
+    found = []
+    start = voxel_grid(tuple(half.shape[2:])).to(half).flatten(1)
+    for field in half:
+        way = field.flatten(1).clone()
+        open_ = torch.arange(way.shape[1], device=half.device)
+        for _ in range(iterations):
+            before = way[:, open_]
+            now = sample(field, start[:, open_] + before)
+            way[:, open_] = now
+            open_ = open_[(now - before).abs().amax(0) > tolerance]
+            if len(open_) == 0:
+                break
+        found.append(2 * way.reshape(field.shape))
+    return torch.stack(found)
+
+
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     """Change of volume by ``p -> p + u(p)``, by central differences, one-sided ones at the margin.
 
@@ -186,13 +230,47 @@ def fold_share(displacement: torch.Tensor, mask: torch.Tensor | None = None) -> 
     Raises:
         ValueError: if the mask is empty.
     """
-    folded = jacobian_determinant(displacement) <= 0
+    return (_inside(jacobian_determinant(displacement), mask) <= 0).double().mean().item()
+
+
+def log_jacobian_sd(displacement: torch.Tensor, mask: torch.Tensor | None = None) -> float:
+    """Standard deviation of the logarithm of the determinant of the Jacobian: how unevenly volumes change.
+
+    Voxels that fold have none and are left out; :func:`fold_share` counts them.
+
+    Args:
+        displacement: (B, 3, X, Y, Z), voxels.
+        mask: as in :func:`fold_share`.
+
+    Raises:
+        ValueError: if the mask is empty.
+    """
+    determinant = _inside(jacobian_determinant(displacement), mask)
+    return determinant[determinant > 0].double().log().std(correction=0).item()
+
+
+def inverse_error(displacement: torch.Tensor, inverse: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
+    """How far from its start a point is that goes to ``q = p + u(p)`` and back to ``q + v(q)``.
+
+    Args:
+        displacement: u, (B, 3, X, Y, Z), voxels.
+        inverse: v, likewise.
+        affine: of the grid, voxel to world, 4 x 4.
+
+    Returns:
+        (B, X, Y, Z), mm.
+    """
+    return to_millimetres(compose(displacement, inverse), affine).square().sum(1).sqrt()
+
+
+def _inside(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Values (B, X, Y, Z) of the voxels of a mask, (N,)."""
     if mask is None:
-        return folded.double().mean().item()
-    inside = mask.bool().reshape(folded.shape)
+        return values.flatten()
+    inside = mask.bool().reshape(values.shape)
     if not inside.any():
-        raise ValueError("the mask is empty, expected voxels to count folds in")
-    return folded[inside].double().mean().item()
+        raise ValueError("the mask is empty, expected voxels to measure the field in")
+    return values[inside]
 
 
 def to_millimetres(displacement: torch.Tensor, affine: np.ndarray) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Three rules are the same wherever a scan is used:
 
 * Two grids are one where no corner of the volume moves by more than :data:`GRID_TOLERANCE` of a voxel's shortest edge.
-* A mask has two values, 0 and another one above it: see :func:`as_mask`.
+* A mask has two values, 0 and another one above it; any other is cut at half of its largest: see :func:`as_mask`.
 * The background of a skull-stripped image is what is 0, or no more than :data:`BACKGROUND` of its bright voxels: see
   :func:`foreground`.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import logging
 import os
 import re
 import sys
@@ -27,6 +28,8 @@ from nibabel.filebasedimages import FileHolder, ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from .errors import InputError
+
+logger = logging.getLogger(__name__)
 
 GRID_TOLERANCE = 0.05  # share of the shortest edge of a voxel
 VOXEL_MM = (0.05, 20.0)  # smallest and largest edge that a voxel of a head may have
@@ -259,28 +262,33 @@ def whole_numbers(values: Any, path: str | Path) -> Any:
 def as_mask(values: Any, path: str | Path) -> Any:
     """Where a mask is set.
 
-    A mask has two values: 0, and another one above it, be it 1 or 255. A soft mask, one that was resampled by splines,
-    one with -1 outside and a map of several labels are refused: what counts as inside is for the user to say, and "not
-    0" would be far too much.
+    A mask has two values: 0, and another one above it, be it 1 or 255. One with more values or with negative ones, as a
+    soft mask, one that was resampled by splines and one with -1 outside, is cut at half of its largest value, and a
+    warning says so: "not 0" would be far too much.
 
     Args:
         values: array or tensor.
-        path: of the file, for the message.
+        path: of the file, for the messages.
 
     Returns:
         The same shape, bool; all of it False for a mask that is 0 everywhere.
 
     Raises:
-        InputError: if it has other values.
+        InputError: if nothing is above 0 and something below.
     """
     low, high = float(values.min()), float(values.max())
+    if low < 0 and high <= 0:
+        raise InputError(f"{path} has values from {low:g} to {high:g}, expected 0 outside and one value above 0 inside")
     tolerance = WHOLE * (high - low)
     two = bool(((abs(values - low) <= tolerance) | (abs(values - high) <= tolerance)).all())
     if not two or low < -tolerance or tolerance < low < high:
-        what = "more than two values" if not two else "two values"
-        raise InputError(
-            f"{path} is no mask: {what} from {low:g} to {high:g}, expected 0 outside and one value above 0 inside; a "
-            "soft or resampled mask has to be thresholded first, at half of its largest value for instance"
+        logger.warning(
+            "%s has %s from %g to %g, expected 0 outside and one value inside: it is cut at %g, half of its largest",
+            path,
+            "two values" if two else "more than two values",
+            low,
+            high,
+            high / 2,
         )
     return values > high / 2
 

@@ -3,7 +3,7 @@
 Usage, from the root of the repository, with a datalist of ``scripts/make_datalist.py``:
 
     python scripts/advise.py cases.json
-    python scripts/advise.py cases.json --bundles uad_autoencoder,sae_segmentation --output advice.json
+    python scripts/advise.py cases.json --bundles NAME,NAME --output_file advice.json
     python scripts/advise.py cases.json --measure False
 
 Every file is read. Time and memory are measured: a few steps of each training with the first scans, the settings and
@@ -20,53 +20,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import install_error_hook
 from common.files import write_json
+from common.options import types as t
 from datalists.survey import describe
 from planning.advice import Advice, Data, advise, read_data
 from planning.cost import InferenceCost, TrainingCost
+from running.command_line import run_command
 
 WIDTH = 110
 
 
 def main(
-    datalist: str,
-    bundles: str | Sequence[str] | None = None,
-    measure: bool = True,
-    steps: int = 3,
-    device: str | None = None,
-    output: str | None = None,
-    num_workers: int | None = None,
+    datalist_file: t.File,
+    bundles: t.Names | None = None,
+    measure: t.Flag = True,
+    steps: t.Count = 3,
+    device: t.Device | None = None,
+    output_file: t.NewFile | None = None,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Say method by method whether it can run on a datalist, what is missing, and what it costs on this machine.
 
     Args:
-        datalist: JSON of cases, as make_datalist.py writes it.
+        datalist_file: JSON of cases, as make_datalist.py writes it.
         bundles: names of those to look at; all by default.
-        measure: False leaves time and memory out, which takes minutes for all bundles.
+        measure: false leaves time and memory out, which takes minutes for all bundles.
         steps: training steps to measure, after two to warm up.
         device: cpu, cuda:0, ...; by default what the configs say.
-        output: JSON to write all of it to.
+        output_file: JSON to write all of it to.
         num_workers: processes that read files; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns that it leaves logging alone
-    data = read_data(datalist, num_workers)
+    data = read_data(datalist_file, num_workers)
     chosen = None if bundles is None else ensure_tuple(bundles)
     overrides = {} if device is None else {"device": device}
     if measure:
         print(f"{os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f}: other programs make times longer")
     advice = advise(data, chosen, measure, steps, **overrides)
     print(text_of(data, advice))
-    if output is not None:
-        write_json(output, as_dict(data, advice))
-        print(f"wrote {output}")
+    if output_file is not None:
+        write_json(output_file, as_dict(data, advice))
+        print(f"wrote {output_file}")
 
 
 def as_dict(data: Data, advice: Sequence[Advice]) -> dict[str, Any]:
@@ -152,4 +151,4 @@ def _duration(hours: float) -> str:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -1,7 +1,7 @@
-"""Where the time goes: ``python scripts/benchmark.py inference uad_autoencoder`` or ``training uad_autoencoder``.
+"""Where the time goes: ``python scripts/benchmark.py inference NAME`` or ``training NAME``.
 
-``step ace_multitask`` compares steps of a bundle with the plain way, as its ``benchmark.py`` offers them. ``cohort
-uad_autoencoder`` compares one process with several that share the scans. ``preparation`` says how good the brain
+``step NAME`` compares steps of a bundle with the plain way, as its ``benchmark.py`` offers them. ``cohort
+NAME`` compares one process with several that share the scans. ``preparation`` says how good the brain
 extraction and the registration of ``prepare_data.py`` are, on phantoms.
 
 Machines are noisy: compare the parts of one run with each other, not runs of different days.
@@ -12,8 +12,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cohort import cohort
@@ -21,11 +19,10 @@ from benchmarks.inference import inference, make_head, parts
 from benchmarks.preparation import preparation
 from benchmarks.steps import step, step_peak
 from benchmarks.training import training
-from common.errors import install_error_hook
+from running.command_line import run_command
 
 COMMANDS = (inference, training, step, cohort, preparation)
 OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands above
 
 if __name__ == "__main__":
-    install_error_hook()
-    fire.Fire({command.__name__: command for command in (*COMMANDS, *OWN_PROCESSES)})
+    run_command({command.__name__: command for command in (*COMMANDS, *OWN_PROCESSES)})

@@ -2,10 +2,10 @@
 
 Usage, from the root of the repository:
 
-    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file cases.json --section validation
-    python scripts/calibrate_threshold.py uad_autoencoder --datalist_file healthy.json --section validation \
+    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation
+    python scripts/calibrate_threshold.py NAME --datalist_file healthy.json --section validation \
         --criterion false_positive_rate --rate 0.01 --write
-    python scripts/calibrate_threshold.py ace_multitask --datalist_file cases.json --section validation --dataset lesion
+    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation --dataset lesion
 
 The bundle writes its maps as for a user; the threshold is found on these files, at voxels of the brain, before small
 components are removed. Scans that a result is to be reported on must not be among the cases.
@@ -21,16 +21,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-import fire
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import subject_of
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import read_json, write_atomically
+from common.options import types as t
 from labels.calibration import Calibration, calibrate, check_cases
+from running.command_line import run_command
 from running.workflow import open_configs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,19 +60,19 @@ def write_threshold(config: Path, calibration: Calibration) -> None:
 
 
 def main(
-    bundle: str,
-    datalist_file: str | None = None,
-    dataset_dir: str | None = None,
-    section: str | None = None,
-    criterion: str = "best_dice",
-    rate: float | None = None,
-    layers: str | Sequence[str] = (),
-    dataset: str | None = None,
-    label_value: int | None = None,
-    ignore_value: int | None = None,
-    output_dir: str | None = None,
-    device: str | None = None,
-    write: bool = False,
+    bundle: t.Text,
+    datalist_file: t.File | None = None,
+    dataset_dir: t.ExistingFolder | None = None,
+    section: t.Text | None = None,
+    criterion: Literal["best_dice", "false_positive_rate"] = "best_dice",
+    rate: t.Share | None = None,
+    layers: t.NamesOrNone = (),
+    dataset: t.Text | None = None,
+    label_value: t.Whole | None = None,
+    ignore_value: t.Whole | None = None,
+    output_dir: t.Folder | None = None,
+    device: t.Device | None = None,
+    write: t.Flag = False,
 ) -> None:
     """Calibrate the threshold of a bundle.
 
@@ -177,5 +177,4 @@ def _data_name(
 
 
 if __name__ == "__main__":
-    install_error_hook()
-    fire.Fire(main)
+    run_command(main)

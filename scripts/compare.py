@@ -16,54 +16,58 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import fire
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import read_json
+from common.options import converted
+from common.options import types as t
 from comparison import Comparison, compare
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 
+TARGETS = t.list_of(Literal["lesion", "tissue"], "lesion, tissue or both of them", min_length=1)
+
 
 def main(
-    datalist: str,
-    output_dir: str = "comparison",
-    target: str | Sequence[str] = "lesion",
-    methods: str | Sequence[str] | None = None,
-    weights: str = "shipped",
-    seeds: int | Sequence[int] = 0,
-    options: str | None = None,
-    device: str | None = None,
-    max_pictures: int = 20,
+    datalist_file: t.File,
+    output_dir: t.Folder = "comparison",
+    target: TARGETS = ("lesion",),
+    methods: t.Names | None = None,
+    weights: Literal["shipped", "train"] = "shipped",
+    seeds: t.Seeds = (0,),
+    options: t.File | None = None,
+    device: t.Device | None = None,
+    max_pictures: t.Whole = 20,
 ) -> None:
     """Compare methods and write OUTPUT_DIR/report.html, and tables beside it.
 
     Args:
-        datalist: JSON of scripts/make_datalist.py, with labels.
+        datalist_file: JSON of scripts/make_datalist.py, with labels.
         output_dir: of the page, the tables, and runs/, which holds trainings and masks.
         target: lesion, tissue, or both.
-        methods: some of those that scripts/comparison/methods.py lists; by default all that fit.
+        methods: some of those that the descriptions of the bundles list; by default all that fit.
         weights: shipped, or train.
         seeds: of the trainings.
         options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
         device: cpu, cuda:0, ...; by default what the bundles say.
         max_pictures: cases with pictures, those with most doubt.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("comparison").setLevel(logging.INFO)
     names = None if methods is None else list(ensure_tuple(methods))
     replaced = read_options(options)
     comparisons = [
-        Comparison(datalist, output_dir, t, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device)
-        for t in ensure_tuple(target)
+        Comparison(
+            datalist_file, output_dir, kind, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device
+        )
+        for kind in ensure_tuple(target)
     ]
     command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
     compare(comparisons, "Comparison of methods", "", command, max_pictures)
@@ -84,7 +88,7 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
     options = read_json(path, "options, by <bundle>/<config>", dict)
-    for name in options:
+    for name in converted(path, options, Annotated[dict[str, dict[str, Any]], "{<bundle>/<config>: {entry: value}}"]):
         bundle, _, config = name.partition("/")
         if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():
             raise InputError(f"{path} has {name!r}, expected <bundle>/<config> of a config in bundles/")
@@ -92,4 +96,4 @@ def read_options(path: str | None) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

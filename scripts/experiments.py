@@ -1,4 +1,4 @@
-"""Small-scale check of methods' claims: ``python scripts/experiments.py uad_autoencoder``.
+"""Small-scale check of methods' claims: ``python scripts/experiments.py NAME``.
 
 Every arm is trained and applied through the bundle's own configs, on phantoms. Thresholds and checkpoints are chosen on
 validation subjects; test subjects are only scored. Where a score is said to be of any threshold, it is of the one that
@@ -17,22 +17,25 @@ from concurrent.futures import FIRST_EXCEPTION, Executor, ProcessPoolExecutor, T
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import fire
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from common.errors import InputError, install_error_hook
+from catalog import bundle_names
+from common.errors import InputError
 from common.files import Alone
+from common.options import types as t
+from running.command_line import run_command
 from study.evidence import machine, update, version_of
 from study.verdicts import summarize
 
 logger = logging.getLogger("experiments")
 
-BUNDLES = ("uad_autoencoder", "ace_multitask", "sae_segmentation", "deepatlas_joint", "diffusion_recon_unet")
+# those with a study
+BUNDLES = tuple(name for name in bundle_names() if (ROOT / "scripts" / "study" / f"{name}.py").is_file())
 # for the trainings, read when their processes start: one thread, and memory kept from step to step, not given back
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -45,12 +48,12 @@ BUDGETS = ("cpu", "gpu")  # the studies have "tiny" besides, for a test
 
 
 def main(
-    bundle: str = "all",
-    budget: str = "cpu",
-    seeds: tuple[int, ...] = (3, 4, 5),
-    num_workers: int | None = None,
-    output_dir: str = "experiments",
-    evidence_dir: str = str(ROOT / "docs" / "evidence"),
+    bundle: t.Text = "all",
+    budget: Literal["cpu", "gpu"] = "cpu",
+    seeds: t.Seeds = (3, 4, 5),
+    num_workers: t.Count | None = None,
+    output_dir: t.Folder = "experiments",
+    evidence_dir: t.Folder = str(ROOT / "docs" / "evidence"),
 ) -> None:
     """Run the experiment of a bundle and write ``<bundle>.json`` and ``<bundle>.md``.
 
@@ -63,7 +66,6 @@ def main(
         output_dir: subjects, weights and scores go to ``output_dir/<bundle>/<budget>/seed<seed>``.
         evidence_dir: folder of the JSON and the page.
     """
-    install_error_hook()
     _start_logging()
     if bundle not in (*BUNDLES, "all"):
         raise InputError(f"bundle is {bundle!r}, expected {', '.join(BUNDLES)} or all")
@@ -151,10 +153,9 @@ def _start_logging() -> None:
 
 
 def _start_worker() -> None:
-    install_error_hook()
     _start_logging()
     torch.set_num_threads(1)
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -2,7 +2,7 @@
 
 Usage, from the root of the repository:
 
-    python scripts/export_bundle.py uad_autoencoder --output_dir exports
+    python scripts/export_bundle.py NAME --output_dir exports
 
 TorchScript is made by script, or by trace where the model card says so; ONNX by the tracing exporter of torch, for any
 batch and any size that the network takes. The network of ``inference.json`` is exported, one tensor to one: what comes
@@ -14,20 +14,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import install_error_hook
+from common.options import types as t
 from release.exporting import export_bundle
+from running.command_line import Bundle, run_command
 
 
-def main(name: str, output_dir: str) -> None:
-    """Export the bundle ``name`` into ``output_dir``; prints the paths of the files."""
-    install_error_hook()
-    for path in export_bundle(name, output_dir):
+def main(bundle: Bundle, output_dir: t.Folder) -> None:
+    """Export a bundle; prints the paths of the files.
+
+    Args:
+        bundle: its name.
+        output_dir: of the files.
+    """
+    for path in export_bundle(bundle, output_dir):
         print(path)
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

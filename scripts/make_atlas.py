@@ -1,7 +1,7 @@
 """An atlas of label maps: ``python scripts/make_atlas.py --label_files a.nii.gz --output_file atlas.nii.gz``.
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
-stands beside which: what ``sae_segmentation`` learns from in the place of labelled scans. It takes them by
+stands beside which: what a bundle learns from in the place of labelled scans. It takes them by
 ``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
@@ -12,31 +12,37 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
 from monai.utils import ensure_tuple
+from pydantic import Field
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bundles" / "sae_segmentation")]
+sys.path.insert(0, str(ROOT))
 
+from catalog import BUNDLES, descriptions
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import read_json, write_atomically, write_text
+from common.options import converted
+from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
 from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
-from sae_segmentation.loss import neighbor_table
+from running.command_line import run_command
 
 STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding
 
 logger = logging.getLogger(__name__)
 
+CLASSES = Annotated[dict[str, list[t.Whole]], Field(min_length=2), "two names or more with their label values"]
+MATRIX = t.list_of(t.list_of(t.Number, "", min_length=4, max_length=4), "4 x 4 numbers", min_length=4, max_length=4)
 Groups = dict[str, list[int]]
 
 
@@ -49,15 +55,15 @@ class Person(NamedTuple):
 
 
 def main(
-    output_file: str,
-    label_files: str | Sequence[str] | None = None,
-    datalist_file: str | None = None,
-    section: str = "training",
-    classes: str | Mapping[str, Sequence[int]] | None = None,
-    sigma_mm: float = 1.0,
-    spacing_mm: float = 1.0,
-    align: bool = False,
-    keep_out: str | Sequence[str] = (),
+    output_file: t.NewFile,
+    label_files: t.Files | None = None,
+    datalist_file: t.File | None = None,
+    section: t.Text = "training",
+    classes: t.File | None = None,
+    sigma_mm: t.Millimeters = 1.0,
+    spacing_mm: t.Positive = 1.0,
+    align: t.Flag = False,
+    keep_out: t.FilesOrNone = (),
 ) -> None:
     """Write OUTPUT_FILE, 4-D NIfTI with a volume per class, and beside it a JSON of the classes and their neighbors.
 
@@ -78,13 +84,13 @@ def main(
         keep_out: datalists of those whom the atlas will be judged by; several with commas between them. The datalist
             of the label maps is one of them if it has such sections.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     if not str(output_file).endswith(".nii.gz"):
         raise InputError(f"output_file is {output_file}, expected a name that ends in .nii.gz")
     people = read_people(label_files, datalist_file, section)
     guard(people, datalist_file, keep_out.split(",") if isinstance(keep_out, str) else keep_out)
     groups = read_groups(classes)
+    neighbor_table = find_neighbor_table()
     maps, tables = [], []
     for path, to_shared, item in tqdm(people, desc="label maps", unit="map", disable=None):
         values, affine = read_label_map(path)
@@ -101,6 +107,14 @@ def main(
     logger.info("wrote %s", output_file)
 
 
+def find_neighbor_table() -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """The function that makes the table, of the bundle whose description names one."""
+    name, function = next((n, d.neighbor_table) for n, d in descriptions().items() if d.neighbor_table)
+    sys.path.insert(1, str(BUNDLES / name))
+    module, _, attribute = function.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
 def read_people(label_files: str | Sequence[str] | None, datalist_file: str | None, section: str) -> list[Person]:
     """Whose label maps become the atlas.
 
@@ -115,13 +129,15 @@ def read_people(label_files: str | Sequence[str] | None, datalist_file: str | No
     path = Path(datalist_file)
     content = read_json(path, "label maps")
     found = []
-    for number, item in enumerate(content.get(section, []) if isinstance(content, dict) else content):
-        matrix = np.array(item.get("world_to_mni", np.eye(4).tolist()), dtype=float)
-        if "label" not in item or matrix.shape != (4, 4):
-            raise InputError(f"item {number} of {path} is {str(item)[:80]}, expected a label, and a matrix of 4 x 4")
+    listed = content.get(section, []) if isinstance(content, dict) else content
+    for number, item in enumerate(converted(f"{section} of {path}", listed, Annotated[list, "a list of label maps"])):
+        named = f"item {number} of {path}"
+        item = converted(named, item, Annotated[dict[str, Any], "an object with the path of a label"])
+        label = converted(f"the label of {named}", item.get("label"), Annotated[str, "a path"])
+        square = converted(f"world_to_mni of {named}", item.get("world_to_mni", np.eye(4).tolist()), MATRIX)
         images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
         masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
-        found.append(Person(str(path.parent / item["label"]), matrix, {**item, "image": images, **masks}))
+        found.append(Person(str(path.parent / label), np.array(square), {**item, "image": images, **masks}))
     if not found:
         raise InputError(f"{path} has no label map under {section}, expected at least one")
     return found
@@ -167,13 +183,12 @@ def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | N
     if classes is None:
         return None
     content = read_json(Path(classes), "classes") if isinstance(classes, str) else classes
-    if not isinstance(content, Mapping) or len(content) < 2:
-        raise InputError(f"classes is {str(content)[:80]}, expected two names or more with their label values")
+    content = converted("classes", content, CLASSES)
     values = [value for group in content.values() for value in group]
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice:
         raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
-    return {name: list(group) for name, group in content.items()}
+    return content
 
 
 def join_values(path: str, values: np.ndarray, groups: Groups) -> np.ndarray:
@@ -210,4 +225,4 @@ def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -19,41 +19,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import check_cases, list_cases, split_by_subject, subject_of, write_datalist
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
+from common.options import types as t
 from datalists.survey import assign_folds, describe, duplicates, items_of_pattern, items_of_table, survey
+from running.command_line import run_command
 
 logger = logging.getLogger("make_datalist")
 
 
 def main(
-    datalist: str,
-    dataset_dir: str | None = None,
-    pattern: str | None = None,
-    table: str | None = None,
-    datalist_file: str | None = None,
-    sequences: str | Sequence[str] = ("FLAIR",),
-    optional_sequences: str | Sequence[str] = (),
-    label: str | None = None,
-    brain_mask: str | None = None,
-    dataset: str | None = None,
-    healthy: bool | None = None,
-    one_grid: bool = True,
-    validation: float = 0.0,
-    test: float = 0.0,
-    folds: int = 0,
-    seed: int = 0,
-    num_workers: int | None = None,
+    output_file: t.NewFile,
+    dataset_dir: t.ExistingFolder | None = None,
+    pattern: t.Text | None = None,
+    table: t.File | None = None,
+    datalist_file: t.File | None = None,
+    sequences: t.Names = ("FLAIR",),
+    optional_sequences: t.NamesOrNone = (),
+    label: t.Text | None = None,
+    brain_mask: t.Text | None = None,
+    dataset: t.Text | None = None,
+    healthy: t.Flag | None = None,
+    one_grid: t.Flag = True,
+    validation: t.ShareBelowOne = 0.0,
+    test: t.ShareBelowOne = 0.0,
+    folds: t.Whole = 0,
+    seed: t.Seed = 0,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Write a datalist and report what is in it.
 
     Args:
-        datalist: JSON to write; its paths are relative to it.
+        output_file: JSON to write; its paths are relative to it.
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         pattern: path of an image with {subject}, {sequence} and {session}, as in the examples.
         table: CSV or TSV with a heading: a column per sequence, label, brain_mask, subject, healthy, and any others.
@@ -71,7 +72,6 @@ def main(
         seed: of the split.
         num_workers: processes that read files; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sequences, optional = ensure_tuple(sequences), ensure_tuple(optional_sequences)
     if sum(source is not None for source in (dataset_dir, pattern, table, datalist_file)) != 1:
@@ -96,9 +96,9 @@ def main(
     facts = survey(cases, num_workers)
     refuse_leaks(cases, duplicates(cases, facts))
     sections = split(cases, validation, test, folds, seed)
-    write_datalist(datalist, sections, {"sequences": list(sequences)})
+    write_datalist(output_file, sections, {"sequences": list(sequences)})
     logger.info("%s", describe(cases, sequences, facts))
-    logger.info("wrote %s: %s", datalist, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
+    logger.info("wrote %s: %s", output_file, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
 
 
 def refuse_leaks(cases: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> None:
@@ -138,4 +138,4 @@ def split(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -3,32 +3,34 @@
 import logging
 import sys
 from pathlib import Path
-
-import fire
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import install_error_hook
-from phantom import SEQUENCES
+from common.options import types as t
+from phantom import SCANNERS, SEQUENCES
 from phantom.cohort import make_cohort
+from running.command_line import run_command
+
+SOME_SEQUENCES = t.list_of(Literal[SEQUENCES], f"some of {', '.join(SEQUENCES)}", min_length=1)
 
 
 def main(
-    output_dir: str,
-    healthy: tuple[int, int, int] = (0, 0, 0),
-    ms: tuple[int, int, int] = (0, 0, 0),
-    tumour: tuple[int, int, int] = (0, 0, 0),
-    infarct: tuple[int, int, int] = (0, 0, 0),
-    scanner: str = "A",
-    spacing: float | tuple[float, float, float] = 2.0,
-    sequences: tuple[str, ...] = SEQUENCES,
-    seed: int = 0,
-    prefix: str = "",
-    label: str = "lesion",
-    scalp: bool = False,
-    displacement: bool = False,
-    extra_data: str | None = None,
-    num_workers: int | None = None,
+    output_dir: t.Folder,
+    healthy: t.Sizes = (0, 0, 0),
+    ms: t.Sizes = (0, 0, 0),
+    tumour: t.Sizes = (0, 0, 0),
+    infarct: t.Sizes = (0, 0, 0),
+    scanner: Literal[tuple(SCANNERS)] = "A",
+    spacing: t.Spacing = (2.0, 2.0, 2.0),
+    sequences: SOME_SEQUENCES = SEQUENCES,
+    seed: t.Seed = 0,
+    prefix: t.TextOrEmpty = "",
+    label: Literal["lesion", "tissue", "joint"] = "lesion",
+    scalp: t.Flag = False,
+    displacement: t.Flag = False,
+    extra_data: t.File | None = None,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Make a phantom cohort.
 
@@ -51,7 +53,6 @@ def main(
             at phantom.cohort.make_cohort.
         num_workers: processes; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     sequences = (sequences,) if isinstance(sequences, str) else tuple(sequences)
     groups = {"healthy": healthy, "ms": ms, "tumour": tumour, "infarct": infarct}
@@ -73,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -15,35 +15,36 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import fire
 from monai.utils import ensure_tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import list_cases, sections_of, sequence_name
-from common.errors import install_error_hook
 from common.files import read_json
+from common.options import types as t
 from preparation import Settings, prepare_cases
+from running.command_line import run_command
 
 logger = logging.getLogger("prepare_data")
 
 
 def main(
-    output_dir: str,
-    dataset_dir: str | None = None,
-    datalist_file: str | None = None,
-    sequences: str | Sequence[str] = ("FLAIR",),
-    optional_sequences: str | Sequence[str] = (),
-    label_keys: str | Sequence[str] = ("label",),
-    mask_key: str = "brain_mask",
-    space: str = "own",
-    spacing: float = 1.0,
-    skull_stripped: bool = False,
-    brain_extraction: str = "auto",
-    coregister: bool = True,
-    bias_correction: bool = True,
-    num_workers: int | None = None,
+    output_dir: t.Folder,
+    dataset_dir: t.ExistingFolder | None = None,
+    datalist_file: t.File | None = None,
+    sequences: t.Names = ("FLAIR",),
+    optional_sequences: t.NamesOrNone = (),
+    label_keys: t.NamesOrNone = ("label",),
+    mask_key: t.Text = "brain_mask",
+    space: Literal["own", "template"] = "own",
+    spacing: t.Positive = 1.0,
+    skull_stripped: t.Flag = False,
+    brain_extraction: t.Text = "auto",
+    coregister: t.Flag = True,
+    bias_correction: t.Flag = True,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Prepare raw scans. Given again, the command goes on where it was; cases that are done are left as they are.
 
@@ -64,7 +65,6 @@ def main(
         bias_correction: False leaves out N4.
         num_workers: cases at a time; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(
         sequences=tuple(map(sequence_name, _names(sequences))),
@@ -99,4 +99,4 @@ def _names(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -3,7 +3,7 @@
 Usage, from the root of the repository; docs/chains.md goes through every chain:
 
     python scripts/pseudo_labels.py chain --datalist_file scans.json --section training --results results \
-        --bundle uad_autoencoder --layers inference_residual.json --trained_on healthy.json \
+        --bundle NAME --layers inference_residual.json --trained_on healthy.json \
         --dataset lesion --merge tissues.json,lesions.json
 
 The folder ``chain`` gets a label for every case, beside it a JSON that says where it is from, and ``datalist.json``.
@@ -17,15 +17,14 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import fire
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import read_sections, subject_of, write_datalist
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import Alone
+from common.options import types as t
 from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 from labels.pseudo_labels import (
     Case,
@@ -37,6 +36,7 @@ from labels.pseudo_labels import (
     predictor_of,
     write_labels,
 )
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = "shipped"
@@ -46,24 +46,24 @@ logger = logging.getLogger("pseudo_labels")
 
 
 def main(
-    output_dir: str,
-    datalist_file: str,
-    results: str,
-    bundle: str,
-    trained_on: str | Sequence[str],
-    layers: str | Sequence[str] = (),
-    section: str | None = None,
-    output: str = "prob",
-    weights: str | None = None,
-    threshold: float | None = None,
-    min_volume_mm3: float | None = None,
-    erosion_mm: float = 0.0,
-    uncertain: Sequence[float] | None = None,
-    dataset: str | None = None,
-    label_sets: str | None = None,
-    merge: str | Sequence[str] = (),
-    keep_out: str | Sequence[str] = (),
-    num_workers: int | None = None,
+    output_dir: t.Folder,
+    datalist_file: t.File,
+    results: t.ExistingFolder,
+    bundle: t.Text,
+    trained_on: t.Names,
+    layers: t.NamesOrNone = (),
+    section: t.Text | None = None,
+    output: Literal["prob", "seg"] = "prob",
+    weights: t.File | None = None,
+    threshold: t.Positive | None = None,
+    min_volume_mm3: t.CubicMillimeters | None = None,
+    erosion_mm: t.Millimeters = 0.0,
+    uncertain: t.RisingPair | None = None,
+    dataset: t.Text | None = None,
+    label_sets: t.File | None = None,
+    merge: t.FilesOrNone = (),
+    keep_out: t.FilesOrNone = (),
+    num_workers: t.Count | None = None,
 ) -> None:
     """Write labels made of predictions, and a datalist to train on.
 
@@ -81,7 +81,7 @@ def main(
         threshold: of the map; that of the configs by default.
         min_volume_mm3: smaller lesions are left out; as in the configs by default.
         erosion_mm: what lies this near to the surface of the brain is no lesion.
-        uncertain: low and high: from low on a voxel is unsure (value 2, which ace_multitask ignores), from high on it
+        uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
             is lesion; in the place of the threshold.
         dataset: name that the pseudo-labelled cases get, for bundles that learn from several data sets.
         label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.
@@ -89,7 +89,6 @@ def main(
         keep_out: datalists whose validation and test sections are guarded likewise, but not merged.
         num_workers: processes that read files to compare them; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     merge, keep_out, layers = names_of(merge), names_of(keep_out), names_of(layers)
     if output not in OUTPUTS:
@@ -188,4 +187,4 @@ def check_datasets(merge: Sequence[str], dataset: str | None) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -16,20 +16,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.evaluation import Evaluation, mean_dice
 from common.files import Alone, write_atomically, write_text
+from common.options import types as t
 from common.pictures import Picture, case_pictures
-from comparison import METHODS, Comparison, Result, compare, summary_text
+from comparison import Comparison, Result, compare, summary_text
 from phantom import TISSUES
 from phantom.cohort import make_cohort
 from planning.advice import advise
+from running.command_line import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 424242  # of no cohort that any weights were trained on
@@ -39,12 +40,12 @@ TARGETS = ("lesion", "tissue")
 
 
 def main(
-    output_dir: str = "quickstart",
-    ms: int = 3,
-    healthy: int = 1,
-    spacing: float = 1.0,
-    device: str | None = None,
-    num_workers: int | None = None,
+    output_dir: t.Folder = "quickstart",
+    ms: t.Whole = 3,
+    healthy: t.Whole = 1,
+    spacing: t.Positive = 1.0,
+    device: t.Device | None = None,
+    num_workers: t.Count | None = None,
 ) -> None:
     """Compare all methods on a small phantom cohort and write OUTPUT_DIR/report.html.
 
@@ -56,7 +57,6 @@ def main(
         device: cpu, cuda:0, ...; by default what the bundles say.
         num_workers: processes that make the subjects; all cores by default.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("comparison").setLevel(logging.INFO)
     groups = {"ms": (0, 0, ms), "healthy": (0, 0, healthy)}
@@ -143,8 +143,9 @@ def clear(output_dir: Path) -> None:
 def write_pictures(comparisons: Sequence[Comparison], folder: Path) -> None:
     """For each bundle, of the cases with its median and its lowest Dice, three panels side by side as one PNG."""
     folder.mkdir(parents=True, exist_ok=True)
-    for bundle in dict.fromkeys(method.bundle for method in METHODS.values()):
-        found = [r for c in comparisons for r in c.results if r.method.bundle == bundle and not r.method.layers]
+    results = [result for comparison in comparisons for result in comparison.results]
+    for bundle in dict.fromkeys(result.method.bundle for result in results):
+        found = [r for r in results if r.method.bundle == bundle and not r.method.inference.layers]
         evaluation = found[0].evaluation
         scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
         for name, case in ((bundle, scored[len(scored) // 2]), (f"{bundle}_worst", scored[0])):
@@ -180,4 +181,4 @@ def _pictures(result: Result, case: Mapping[str, Any]) -> list[Picture]:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -1,7 +1,7 @@
-"""Put the evidence into the pages that quote it: ``python scripts/render_evidence.py``.
+"""Put evidence and descriptions into the pages that quote them: ``python scripts/render_evidence.py``.
 
-All come from ``docs/evidence/<bundle>.json``: the page beside it, the summary in the README, the claims in the model
-card.
+From ``docs/evidence/<bundle>.json`` come the page beside it, the table in the README and the claims in the model card;
+from ``bundles/<bundle>/description.py`` its section in the README.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from common.errors import InputError, install_error_hook
+from catalog import Description, descriptions
+from common.errors import InputError
 from common.files import write_text
+from common.options import types as t
+from running.command_line import run_command
 from study.evidence import claims_of_card, put_between, read, render, summary_table
 
 
-def main(check: bool = False, root: str = str(ROOT)) -> None:
+def main(check: t.Flag = False, root: t.ExistingFolder = str(ROOT)) -> None:
     """Write the pages anew.
 
     Args:
-        check: write nothing, and fail if a page says something else than the evidence.
+        check: write nothing, and fail if a page says something else than evidence and descriptions.
         root: folder of ``README.md``, ``bundles`` and ``docs/evidence``.
     """
-    install_error_hook()
     for path, text in pages(Path(root)).items():
         if check and (not path.is_file() or path.read_text(encoding="utf-8") != text):
             raise InputError(f"{path} differs from the evidence; run python scripts/render_evidence.py")
@@ -36,10 +36,12 @@ def main(check: bool = False, root: str = str(ROOT)) -> None:
 
 def pages(root: Path) -> dict[Path, str]:
     """Path -> what it should say."""
-    names = sorted(metadata.parents[1].name for metadata in (root / "bundles").glob("*/configs/metadata.json"))
-    evidence = {name: read(root / "docs" / "evidence", name) for name in names}
+    described = descriptions(root / "bundles")
+    evidence = {name: read(root / "docs" / "evidence", name) for name in described}
     readme = root / "README.md"
-    found = {readme: put_between(readme.read_text(encoding="utf-8"), summary_table(evidence.values()), "evidence")}
+    text = put_between(readme.read_text(encoding="utf-8"), summary_table(evidence.values()), "evidence")
+    sections = "\n\n".join(section_of(description) for description in described.values())
+    found = {readme: put_between(text, sections, "bundles")}
     for name, content in evidence.items():
         card = root / "bundles" / name / "docs" / "README.md"
         found[card] = put_between(card.read_text(encoding="utf-8"), claims_of_card(content), "claims")
@@ -48,5 +50,11 @@ def pages(root: Path) -> dict[Path, str]:
     return found
 
 
+def section_of(description: Description) -> str:
+    """Section of the README about a bundle."""
+    name = description.name
+    return f"### `{name}`\n\n{description.summary}\n[Model card](bundles/{name}/docs/README.md)"
+
+
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

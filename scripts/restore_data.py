@@ -12,21 +12,22 @@ import logging
 import sys
 from pathlib import Path
 
-import fire
 import nibabel as nib
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.data import sequence_name
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import write_atomically
+from common.options import types as t
 from preparation import read_record, restore, sequence_of
+from running.command_line import run_command
 
 logger = logging.getLogger("restore_data")
 
 
-def main(maps: str, prepared_dir: str, output_dir: str, sequence: str | None = None) -> None:
+def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, sequence: t.Text | None = None) -> None:
     """Bring masks and maps back.
 
     Args:
@@ -36,7 +37,6 @@ def main(maps: str, prepared_dir: str, output_dir: str, sequence: str | None = N
         sequence: on whose raw grid; by default that of the sequence in the name of each map, as FLAIR in
             sub-1_FLAIR_seg.nii.gz, or else of the reference.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     files = sorted(glob.glob(str(maps)))  # noqa: PTH207  # a pattern may be absolute
     if not files:
@@ -68,4 +68,4 @@ def record_of(file: str, prepared_dir: str) -> Path:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -1,6 +1,6 @@
 """What the shipped weights, and the baselines beside them, score on real scans: ``python scripts/score_release.py``.
 
-    python scripts/score_release.py uad_autoencoder --real_data real.json
+    python scripts/score_release.py NAME --real_data real.json
     python scripts/score_release.py all --real_data real.json --registration_subjects 4
 
 Figures go to docs/evidence, one file per bundle. Started again, it goes on where it was; docs/real_scans.md says more.
@@ -14,38 +14,39 @@ import sys
 import time
 from pathlib import Path
 
-import fire
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from common.errors import InputError, install_error_hook
+from catalog import bundle_names, describe
+from common.errors import InputError
+from common.files import Alone
+from common.options import types as t
+from running.command_line import run_command
 from study import evidence
-from study.real_scans import METHODS, Scoring
+from study.real_scans import Scoring
 from study.scan_sets import read_real_scans
 
 logger = logging.getLogger("score_release")
 
 
 def main(
-    bundle: str,
-    real_data: str,
-    output_dir: str = "real_scans",
-    evidence_dir: str = "docs/evidence",
-    registration_subjects: int | None = None,
-    device: str | None = None,
+    bundle: t.Text,
+    real_data: t.File,
+    output_dir: t.Folder = "real_scans",
+    evidence_dir: t.Folder = "docs/evidence",
+    registration_subjects: t.Count | None = None,
+    device: t.Device | None = None,
 ) -> None:
     """Predict, score the files that were written, and write EVIDENCE_DIR/<bundle>.json.
 
     Args:
-        bundle: one of the five, or all.
+        bundle: name of a bundle, or all.
         real_data: JSON of sets of scans, see docs/real_scans.md.
         output_dir: masks, maps and adapted weights, to go on with.
         evidence_dir: of the figures.
         registration_subjects: register the ordered pairs of so many first subjects of a set; all by default.
         device: cpu, cuda:0, ...; by default what the bundles say.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     for name in ("score_release", "study", "common.engines"):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -59,14 +60,16 @@ def main(
         registration_subjects,
         device=device,
     )
-    write(scoring, chosen, Path(evidence_dir))
+    with Alone(output_dir):
+        write(scoring, chosen, Path(evidence_dir))
 
 
 def choose(bundle: str) -> list[str]:
     """One bundle or all of them; InputError if there is none of that name."""
-    if bundle not in (*METHODS, "all"):
-        raise InputError(f"bundle is {bundle!r}, expected {', '.join(METHODS)} or all")
-    return [*METHODS] if bundle == "all" else [bundle]
+    names = bundle_names()
+    if bundle not in (*names, "all"):
+        raise InputError(f"bundle is {bundle!r}, expected {', '.join(names)} or all")
+    return names if bundle == "all" else [bundle]
 
 
 def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
@@ -93,10 +96,10 @@ def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
 def command(bundle: str, scoring: Scoring) -> str:
     """What gives the figures again, without the folders of this machine."""
     words = ["python", "scripts/score_release.py", bundle, "--real_data", scoring.data.path.name]
-    if bundle == "deepatlas_joint" and scoring.registration_subjects is not None:
+    if describe(bundle, scoring.bundles).registration and scoring.registration_subjects is not None:
         words += ["--registration_subjects", str(scoring.registration_subjects)]
     return shlex.join(words)
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fire
 import nibabel as nib
 import numpy as np
 import torch
@@ -26,11 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common.data import list_cases, subject_of, write_datalist
-from common.errors import InputError, install_error_hook
+from common.errors import InputError
 from common.files import Alone, done_once, read_json, write_atomically
+from common.options import types as t
 from common.scans import on_grid_of
 from phantom import Grid, suspected_lesions
 from phantom.cohort import implant_cohort, make_cohort, read_extra_data
+from running.command_line import run_command
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +66,15 @@ MAX_WEIGHTS_BYTES = 16 * 2**20
 
 
 def main(
-    bundle: str = "uad_autoencoder",
-    output_dir: str = "release",
-    extra_data: str | None = None,
-    seed: int = 2019,
-    amp: bool = True,
-    minutes: float | None = None,
-    effort: float = 1.0,
-    num_workers: int = 0,
-    from_shipped: bool = False,
+    bundle: t.Text = "uad_autoencoder",
+    output_dir: t.Folder = "release",
+    extra_data: t.File | None = None,
+    seed: t.Seed = 2019,
+    amp: t.Flag = True,
+    minutes: t.Minutes | None = None,
+    effort: t.Positive = 1.0,
+    num_workers: t.Whole = 0,
+    from_shipped: t.Flag = False,
 ) -> None:
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
 
@@ -101,7 +102,6 @@ def main(
         from_shipped: of trainings in several stages run the last one alone, from the weights that the bundle ships;
             for uad_autoencoder and ace_multitask. The weights are kept in output_dir when they are first asked for.
     """
-    install_error_hook()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if bundle not in RECIPES:
         raise InputError(f"bundle is {bundle!r}, expected one of {', '.join(RECIPES)}")
@@ -582,4 +582,4 @@ def _call(*arguments: object, **options: object) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

@@ -2,8 +2,8 @@
 
 Usage, from the root of the repository:
 
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip
-    python scripts/verify_bundle.py packages/uad_autoencoder_vVERSION.zip --datalist_file cases.json
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip
+    python scripts/verify_bundle.py packages/NAME_vVERSION.zip --datalist_file cases.json
 
 Prints a line for each check, and ends with exit code 1 if one of them failed. The code of the bundle is run, so verify
 only what comes from somebody you trust.
@@ -14,18 +14,28 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import fire
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import install_error_hook
+from common.options import types as t
 from release.verification import verify_bundle
+from running.command_line import run_command
 
 
-def main(path: str, datalist_file: str | None = None, model_info: str | None = None) -> None:
-    """Verify the package at ``path``; prints a line for each check, ends with exit code 1 if one failed."""
-    install_error_hook()
-    results = verify_bundle(path, datalist_file, model_info)
+def main(
+    bundle: t.Existing,
+    datalist_file: t.File | None = None,
+    model_info: t.File | None = None,
+    use_trace: t.Flag | None = None,
+) -> None:
+    """Verify a package; prints a line for each check, ends with exit code 1 if one failed.
+
+    Args:
+        bundle: zip or folder of the package.
+        datalist_file: JSON of cases to run the bundle on; a small phantom by default.
+        model_info: the model zoo's list of versions that are out already.
+        use_trace: TorchScript is made by trace and not by script; by default as the bundle of this name says.
+    """
+    results = verify_bundle(bundle, datalist_file, model_info, use_trace)
     for result in results:
         print(result)
     if any(result.failures for result in results):
@@ -33,4 +43,4 @@ def main(path: str, datalist_file: str | None = None, model_info: str | None = N
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    run_command(main)

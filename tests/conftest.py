@@ -104,13 +104,15 @@ def random_bundles(tmp_path_factory) -> Path:
     import torch
 
     from common.engines import LoadWeights
-    from comparison import METHODS
+    from comparison import find_methods
 
     folder = tmp_path_factory.mktemp("bundles")
     for bundle in BUNDLES:
         shutil.copytree(bundle, folder / bundle.name, ignore=NOT_COPIED)
-    for method in METHODS.values():
-        configs = [folder / method.bundle / "configs" / f"{name}.json" for name in ("inference", *method.layers)]
+    for method in find_methods().values():
+        configs = [
+            folder / method.bundle / "configs" / f"{name}.json" for name in ("inference", *method.inference.layers)
+        ]
         config = parsed(configs, bundle_root=str(folder / method.bundle))
         for i in range(len(config["handlers"])):
             torch.manual_seed(0)

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from bundle_tools import ROOT, load_script, make_head, save_nifti
+from bundle_tools import load_script, make_head, save_nifti
 from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
+from catalog import bundle_names
 from common.data import BrainSlices, CachedScans
 from common.errors import InputError
-from planning.advice import ROUTES, Advice, advise, read_data
+from planning.advice import Advice, advise, read_data
 from planning.cost import (
     WARMUP,
     InferenceCost,
@@ -77,7 +78,7 @@ def test_without_labels_what_learns_from_masks_cannot_run_and_painting_can(datal
     assert of(path, "diffusion_recon_unet", PAINTED).missing == ()
     assert of(path, "sae_segmentation", "train on unlabelled scans and the atlas").missing == ()
     assert of(path, "deepatlas_joint", JOINT).missing[0] == "validation has 1 case, expected 2 or more"
-    assert {of(path, route.bundle).verdict for route in ROUTES} == {"can run, see remarks"}
+    assert {of(path, bundle).verdict for bundle in bundle_names()} == {"can run, see remarks"}
 
 
 def test_one_label_is_enough_for_joint_training_if_validation_has_two(datalist):
@@ -246,18 +247,9 @@ def test_what_cannot_be_read_and_an_unknown_bundle_are_refused(tmp_path, datalis
         advise(datalist({"test": [{}]}), ["unet"], measure=False)
 
 
-def test_every_route_names_configs_that_exist_and_every_bundle_has_routes():
-    assert {route.bundle for route in ROUTES} == {path.name for path in (ROOT / "bundles").iterdir() if path.is_dir()}
-    for route in ROUTES:
-        configs = ROOT / "bundles" / route.bundle / "configs"
-        assert [
-            name for stage in route.stages for name in stage.configs if not (configs / f"{name}.json").is_file()
-        ] == []
-
-
 def test_the_command_prints_a_table_and_writes_json(datalist, tmp_path, capsys):
     path = datalist({"training": [{"label": 1}]})
-    script.main(str(path), bundles="uad_autoencoder", measure=False, output=str(tmp_path / "advice.json"))
+    script.main(str(path), bundles="uad_autoencoder", measure=False, output_file=str(tmp_path / "advice.json"))
     printed = capsys.readouterr().out
     assert "training: 1 subjects, 1 cases, 1 labelled, 0 healthy" in printed
     assert "missing: there is no validation section" in printed

@@ -17,10 +17,11 @@ from urllib.request import urlopen
 
 import pytest
 import torch
-from bundle_tools import BUNDLES, ROOT, config_files, parsed
+from bundle_tools import BUNDLES, ROOT, config_files, parsed, read_json
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from catalog import descriptions
 from common.data import write_datalist
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
@@ -64,7 +65,12 @@ EVALUATIONS = {
     "ace_multitask inference evaluate": ("both", COARSE),
     "sae_segmentation inference evaluate": ("healthy", COARSE),
 }
-SEQUENCES = {"uad_autoencoder": ["FLAIR"], "ace_multitask": ["T1w", "FLAIR"]}
+for name, description in descriptions().items():  # of bundles that nobody has written a line for here
+    kind = {"tissue": "healthy", "lesion": "lesions"}[description.methods[0].target]
+    for config, options in description.small.items():
+        TRAININGS.setdefault(f"{name} {config}", (kind, COARSE | options))
+    EVALUATIONS.setdefault(f"{name} inference evaluate", (kind, COARSE))
+SEQUENCES = {path.name: read_json(path / "configs" / "inference.json")["sequences"] for path in BUNDLES}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def datalist(phantoms: Path, bundle: str, kind: str, folder: Path) -> Path:
         content = json.loads((phantoms / name / "datalist.json").read_text()) if kind in (name, "both") else {}
         for section in ("training", "validation", "test"):
             for case in content.get(section, []):
-                images = [str(phantoms / name / case[s]) for s in SEQUENCES.get(bundle, ["T1w"])]
+                images = [str(phantoms / name / case[s]) for s in SEQUENCES[bundle]]
                 item = {"image": images if len(images) > 1 else images[0], "subject": case["subject"]}
                 item |= {
                     key: str(phantoms / name / case[file]) for key, file in (("label", label), ("brain_mask",) * 2)

@@ -17,7 +17,7 @@ from scipy.stats import wilcoxon
 from common.errors import InputError
 from common.evaluation import Scans
 from common.metrics import lesion_sizes
-from comparison import METHODS, TARGETS, Comparison, compare, holm, paired_difference
+from comparison import TARGETS, Comparison, compare, find_methods, holm, paired_difference
 from comparison.comparison import read_splits, uncertain_ml
 from comparison.report import Digest, disagreement, to_latex, to_markdown
 from comparison.trial import Split, Trial, Unfit
@@ -25,6 +25,7 @@ from phantom.cohort import make_cohort
 
 script = load_script("compare")
 
+METHODS = find_methods()
 QUICK = ["flair_threshold", "unet", "em", "atlas"]
 COARSE = {"spacing": [6.0, 6.0, 6.0]}
 OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
@@ -247,12 +248,6 @@ def test_label_of_another_data_set_is_not_taken_for_the_target():
     assert TARGETS["lesion"].label_of({"label": "a", "dataset": "tissue"}) is None
     assert TARGETS["tissue"].label_of({"label": "a", "dataset": "tissue"}) == "a"
     assert TARGETS["tissue"].label_of({"label": "a", "tissues": "b"}) == "b"
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_method_has_its_configs(method):
-    configs = BUNDLES[0].parent / method.bundle / "configs"
-    assert all((configs / f"{name}.json").is_file() for name in ("inference", *method.layers))
 
 
 # the whole

@@ -13,23 +13,39 @@ import pytest
 import torch
 from bundle_tools import OBLIQUE, make_head, save_nifti
 from monai.data import MetaTensor
-from monai.losses import BendingEnergyLoss, DiceLoss
+from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
 from monai.networks.nets import UNet
 from monai.transforms import Compose
 from scipy.ndimage import map_coordinates
 from torch.nn.functional import one_hot
 
 from common.errors import InputError, find_input_error
-from common.geometry import fold_share, rotation_matrix, sampling_grid, voxel_grid, warp
+from common.geometry import compose, fold_share, rotation_matrix, sampling_grid, voxel_grid, warp
 from common.scans import stem
 from deepatlas_joint.classical import ClassicalRegistration
+from deepatlas_joint.filters import box, gaussian
 from deepatlas_joint.joint import JointLoss, JointTrainer
-from deepatlas_joint.loss import BendingEnergy, GlobalCorrelation, anatomy_loss, dice_loss, segmentation_loss
+from deepatlas_joint.loss import (
+    BendingEnergy,
+    GlobalCorrelation,
+    LocalCorrelation,
+    anatomy_loss,
+    dice_loss,
+    segmentation_loss,
+)
 from deepatlas_joint.network import RegistrationNetwork, SegmentationNetwork
 from deepatlas_joint.pairs import PairDataset, PairSampler, RingDataset, limit_labels
 from deepatlas_joint.pictures import draw_pair
 from deepatlas_joint.propagation import LabelPropagation
-from deepatlas_joint.registration import PreparePair, SaveFieldd, displacement_of_file, list_pairs
+from deepatlas_joint.refinement import PairRegistration, _moved
+from deepatlas_joint.registration import (
+    MeasurePaird,
+    PreparePair,
+    RegisterFilesd,
+    SaveFieldd,
+    displacement_of_file,
+    list_pairs,
+)
 from deepatlas_joint.validation import PairDice, PairObjective, mean_dice, warped_label
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
@@ -113,6 +129,46 @@ def test_anatomy_a_few_classes_at_a_time_is_that_of_all_at_once(moving_known, fi
     for a, b in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-3)
         assert b.abs().max() > 1e-6
+
+
+def test_a_box_is_a_sum_over_its_voxels_and_a_gaussian_a_mean_of_what_is_inside():
+    volume = torch.zeros(2, 5, 6, 7)
+    volume[0, 2, 0, 3], volume[1] = 3.0, 2.0
+    found = box(volume, 3)
+    assert found[0, 1:4, :2, 2:5].flatten().tolist() == [3.0] * 18
+    assert found[0].sum() == 3 * 18
+    assert found[1, 2, 2, 2] == 2 * 27
+    assert found[1, 0, 0, 0] == 2 * 8  # nothing outside
+    torch.testing.assert_close(gaussian(volume[1], 1.5), volume[1])
+    ramp = voxel_grid((31, 4, 4))[0]
+    smooth = gaussian(ramp**2, 1.5)
+    torch.testing.assert_close(smooth[15, 2, 2] - 15**2, torch.tensor(1.5**2), atol=1e-3, rtol=0)  # its variance
+
+
+def test_local_correlation_is_that_of_monai_in_value_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    smooth = gaussian(torch.rand(2, 2, 1, 16, 12, 20, generator=generator), 1.0)
+    smooth[..., :5] = 0  # flat windows
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+        images = [image.to(dtype).requires_grad_() for image in smooth]
+        ours, theirs = LocalCorrelation(5)(*images), LocalNormalizedCrossCorrelationLoss(3, 5)(*images)
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+        for found, expected in zip(*(torch.autograd.grad(loss, images) for loss in (ours, theirs)), strict=True):
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+            assert expected.abs().max() > 1e-3
+    only = torch.autograd.grad(LocalCorrelation(5)(images[0], images[1].detach()), images[0])[0]
+    torch.testing.assert_close(only, torch.autograd.grad(LocalCorrelation(5)(*images), images[0])[0])
+    with pytest.raises(ValueError, match="window is 4, expected an odd number"):
+        LocalCorrelation(4)
+
+
+def test_the_gradient_of_local_correlation_is_right():
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(1, 1, 6, 5, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    assert torch.autograd.gradcheck(LocalCorrelation(3), images)
+    assert LocalCorrelation(3)(images[0], 2 * images[0] + 1).item() > -1  # the margin is not the image
+    whole = LocalCorrelation(3)(images[0], images[0])
+    torch.testing.assert_close(whole, torch.tensor(-1.0, dtype=torch.float64))
 
 
 def test_probabilities_of_other_classes_are_refused():
@@ -583,6 +639,7 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
         moving_file=moving,
         fixed_file=fixed,
         weights=str(tmp_path / "registration.pt"),
+        refine=False,
         output_dir=tmp_path / "out",
         device="cpu",
         **{key: TINY[key] for key in ("spacing", "shape")},
@@ -600,6 +657,41 @@ def test_the_written_field_moves_the_file_as_the_written_image_shows(phantoms, t
     np.testing.assert_allclose(found[inside], expected[inside], atol=0.5)
     assert np.abs(vectors).max() > 2
     assert found.std() > 100
+
+
+def test_refined_fields_and_their_inverses_are_written_and_lead_back(phantoms, tmp_path):
+    torch.save(RegistrationNetwork().state_dict(), tmp_path / "registration.pt")
+    run_configs(
+        BUNDLE,
+        "inference_registration",
+        datalist_file=phantoms,
+        section="test",
+        output_dir=tmp_path,
+        device="cpu",
+        weights=str(tmp_path / "registration.pt"),
+        classes=5,
+        pictures=False,
+        save_inverse=True,
+        spacing=[4.0, 4.0, 4.0],
+        shape=[40, 48, 40],
+    )
+    rows = list(csv.DictReader((tmp_path / "registration.csv").open()))
+    assert len(rows) == 2
+    for row in rows:
+        assert float(row["dice"]) > float(row["dice_affine"]) + 0.05
+        assert float(row["tre_mm"]) < float(row["tre_mm_affine"]) - 1
+        assert float(row["folds_percent"]) == 0
+        assert 0.05 < float(row["log_jacobian_sd"]) < 0.55
+        assert float(row["inverse_error_mm"]) < 0.5
+        there, back = (nib.load(tmp_path / f"{row['pair']}_{kind}.nii.gz") for kind in ("warp", "inversewarp"))
+        fields = [np.asarray(file.dataobj)[:, :, :, 0] * [-1, -1, 1] for file in (there, back)]
+        starts = nib.affines.apply_affine(there.affine, np.moveaxis(np.indices(there.shape[:3]), 0, -1))
+        voxels = nib.affines.apply_affine(np.linalg.inv(back.affine), starts + fields[0])
+        ways = [map_coordinates(fields[1][..., i], np.moveaxis(voxels, -1, 0), order=1) for i in range(3)]
+        left = np.linalg.norm(fields[0] + np.stack(ways, axis=-1), axis=-1)
+        brain = np.asarray(nib.load(tmp_path / f"{row['pair']}_warped.nii.gz").dataobj) > 0
+        assert left[brain].mean() < 0.6
+        assert np.linalg.norm(fields[0], axis=-1)[brain].mean() > 2
 
 
 @pytest.mark.parametrize("weights", [None, "registration.pt"])
@@ -648,11 +740,77 @@ def test_registration_without_a_network_goes_on_where_one_ends(blobs):
 
     pair, shift = blobs
     for network in (None, start):
-        field = ClassicalRegistration(network, iterations=(30, 30), radius=2)(pair)
-        assert field.dtype == torch.float32
-        assert fold_share(field) == 0
-        brain = pair[0, 1] > 0.3
-        torch.testing.assert_close(field[0, 0][brain].mean(), torch.tensor(shift), atol=0.2, rtol=0)
+        ways = ClassicalRegistration(network, iterations=(30, 30), radius=2)(pair)
+        assert ways.dtype == torch.float32
+        for field, expected, image in zip(ways.split(3, dim=1), (shift, -shift), (1, 0), strict=True):
+            assert fold_share(field) == 0
+            brain = pair[0, image] > 0.3
+            torch.testing.assert_close(field[0, 0][brain].mean(), torch.tensor(expected), atol=0.2, rtol=0)
+
+
+class _Shift(torch.nn.Module):
+    """A network that is so many voxels wrong."""
+
+    def __init__(self, by: float = 0.0) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, pair: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([self.by, 0, 0]).reshape(1, 3, 1, 1, 1).expand(len(pair), 3, *pair.shape[2:])
+
+
+def test_refinement_finds_the_shift_and_both_ways_are_one(blobs):
+    pair, shift = blobs
+    refined = PairRegistration(_Shift())
+    both = torch.cat([pair, pair.flip(1)])
+    ways, exchanged = refined(both)[:, None]
+    there, back = ways.split(3, dim=1)
+    torch.testing.assert_close(exchanged, torch.cat([back, there], dim=1), atol=0.1, rtol=0)  # Adam enlarges rounding
+    assert torch.equal(refined(both)[:, None][0], ways)  # the same bits again
+    brain = pair[0, 1] > 0.3
+    torch.testing.assert_close(there[0, 0][brain].mean(), torch.tensor(shift), atol=0.1, rtol=0)
+    left = compose(there, back)[0, :, brain].abs()
+    assert left.mean() < 0.02  # of one voxel of shift
+    assert left.max() < 0.3
+    assert fold_share(there) == fold_share(back) == 0
+
+
+def test_without_refinement_both_ways_are_what_the_network_says(blobs):
+    pair, _ = blobs
+    network = RegistrationNetwork()
+    torch.nn.init.normal_(network.flow.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    for refine in (False, "false", "False"):
+        with torch.no_grad():
+            expected = torch.cat([network(pair), network(pair.flip(1))], dim=1)
+        assert torch.equal(PairRegistration(network, refine)(pair), expected)
+    with pytest.raises(InputError, match="refine is 'no', expected True or False"):
+        PairRegistration(network, "no")
+
+
+def test_where_steps_alone_would_fold_they_do_not():
+    """Slopes a of the field and b of the step: a + b would be 1.1, at which the half of the way folds."""
+    x = voxel_grid((21, 5, 5))[None, :1] - 10
+    none = torch.zeros_like(x)
+    half, step = (torch.cat([slope * x, none, none], 1) for slope in (0.8, 0.3))
+    found = _moved(half, step)
+    torch.testing.assert_close(found[0, 0, :, 2, 2], (0.8 + (1 - 0.8**2) * 0.3) * x[0, 0, :, 2, 2])
+
+
+def test_the_table_says_how_far_from_its_start_a_point_comes_back():
+    """One voxel of 2 mm there, three quarters back, in a template in which the fixed brain is twice as large."""
+    image = MetaTensor(torch.rand(1, 8, 8, 8) + 1, affine=torch.from_numpy(GRID))
+    ways = torch.zeros(6, 8, 8, 8)
+    ways[1], ways[4] = 1.0, -0.75
+    d = {"name": "a_from-b", "pred": ways} | {f"{role}_native": image for role in ("moving", "fixed")}
+    for role, scale in (("moving", 1.0), ("fixed", 2.0)):
+        d[role] = MetaTensor(image.as_tensor(), affine=image.affine)
+        d[role].meta["to_template"] = np.diag([scale, scale, scale, 1])
+    measured = MeasurePaird("pred", 4, "out")
+    measured(RegisterFilesd("pred", 4)(d))
+    (row,) = measured.rows
+    assert row["inverse_error_mm"] == pytest.approx(0.25, abs=1e-5)
+    assert row["log_jacobian_sd"] == pytest.approx(0, abs=1e-4)  # a shift, and twice the size everywhere
+    assert row["folds_percent"] == 0
 
 
 def test_a_missing_package_is_named(monkeypatch):

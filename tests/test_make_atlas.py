@@ -97,7 +97,7 @@ def test_what_cannot_be_used_is_named(people):
         with pytest.raises(InputError, match=sentence):
             make_atlas.main(out, **options)
     (folder / "maps.json").write_text(json.dumps({"training": [{"label": "a.nii.gz", "world_to_mni": [1, 2]}]}))
-    with pytest.raises(InputError, match="expected a label, and a matrix of 4 x 4"):
+    with pytest.raises(InputError, match=r"world_to_mni of item 0 of .*, expected 4 x 4 numbers"):
         make_atlas.main(out, datalist_file=str(folder / "maps.json"))
     with pytest.raises(InputError, match=r"expected a name that ends in .nii.gz"):
         make_atlas.main(str(folder / "atlas.npz"), label_files=a)

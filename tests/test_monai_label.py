@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from bundle_tools import BUNDLES, Finished, make_head, metadata, read_json, save_nifti
 
+from catalog import descriptions
 from release.packaging import package_bundle
 
 if "MONAI_LABEL_PYTHON" not in os.environ:
@@ -30,7 +31,7 @@ if "MONAI_LABEL_PYTHON" not in os.environ:
 
 pytestmark = pytest.mark.label
 OPENER = build_opener(ProxyHandler({}))
-TRAINED = "uad_autoencoder"
+TRAINED = [name for name, description in descriptions().items() if description.trains_in_label]
 
 
 class Server:
@@ -173,12 +174,14 @@ def test_a_mask_of_the_server_is_that_of_the_bundle_on_the_grid_of_the_file(bund
     assert np.asarray(found.dataobj).any()
 
 
-def test_a_training_over_rest_gives_weights_that_the_next_mask_is_made_with(server, run_package, tmp_path):
-    weights = server.models / TRAINED / "models" / "model.pt"
-    before = weights.read_bytes(), np.asarray(server.infer(TRAINED, "a_FLAIR", tmp_path / "before.nii.gz").dataobj)
-    task = server.train(TRAINED, max_epochs=10, val_split=0.5, device="cpu")
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_training_over_rest_gives_weights_that_the_next_mask_is_made_with(name, server, run_package, tmp_path):
+    weights = server.models / name / "models" / "model.pt"
+    image = f"a_{sequences(server.models / name)[-1]}"
+    before = weights.read_bytes(), np.asarray(server.infer(name, image, tmp_path / "before.nii.gz").dataobj)
+    task = server.train(name, max_epochs=10, val_split=0.5, device="cpu")
     assert task["status"] == "DONE", "\n".join(task["details"])
     assert weights.read_bytes() != before[0]
-    mask = np.asarray(server.infer(TRAINED, "a_FLAIR", tmp_path / "after.nii.gz").dataobj)
+    mask = np.asarray(server.infer(name, image, tmp_path / "after.nii.gz").dataobj)
     assert (mask != before[1]).any()
-    np.testing.assert_array_equal(mask, np.asarray(run_package(TRAINED, tmp_path).dataobj))
+    np.testing.assert_array_equal(mask, np.asarray(run_package(name, tmp_path).dataobj))

@@ -10,7 +10,7 @@ import pytest
 from bundle_tools import BUNDLES, load_script
 
 from common.errors import InputError
-from comparison import METHODS
+from comparison import find_methods
 
 script = load_script("quickstart")
 
@@ -30,8 +30,9 @@ def test_one_page_compares_every_method_on_every_case(finished):
     assert re.findall(r"<h2>(.*?)</h2>", page) == ["Lesion", "Tissue"]
     assert page.count("<article") == 2 + 2
     for comparison in finished:
-        titles = {method.title for method in METHODS.values() if method.target == comparison.target}
-        unshipped = {m.title for m in METHODS.values() if m.target == comparison.target and not m.has_weights}
+        methods = [method for method in find_methods().values() if method.target == comparison.target]
+        titles = {method.title for method in methods}
+        unshipped = {method.title for method in methods if not method.is_shipped}
         assert {result.method.title for result in comparison.results} == titles - unshipped
         assert not comparison.unfit
 

@@ -426,7 +426,7 @@ def test_input_that_cannot_be_used_is_named(monai_bundle, brain, tmp_path, what,
         options["classes"] = 5
     elif what == "far away":
         affine[:3, 3] += 300
-        options["align_atlas"] = False
+        options["align"] = False
     elif what == "another contrast":
         image, values = "another.nii.gz", np.asarray(scan.dataobj)
         nib.save(nib.Nifti1Image(np.where(values > 0, 1.2 - values, 0), scan.affine), folder / image)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 
+from catalog import describe, descriptions
 from common.errors import InputError
 from study.evidence import machine
-from study.real_scans import BEST_DICE, CALLED_LESION, GAIN, METHODS, Scoring, pair_scores, score_files, summary_of
-from study.scan_sets import NEEDS, read_real_scans
+from study.real_scans import BEST_DICE, CALLED_LESION, GAIN, Scoring, pair_scores, score_files, summary_of
+from study.scan_sets import read_real_scans
 
 script = load_script("score_release")
 
@@ -24,10 +25,10 @@ AFFINE = np.array([[6.5, 0, 0, -78], [0, 6.5, 0, -109], [0, 0, 6.5, -57], [0, 0,
 COARSE = {"spacing": [6.0, 6.0, 6.0]}
 SMALL = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24], "align": False}  # looking for the template takes its time
 OPTIONS = {f"{bundle.name}/inference": COARSE for bundle in BUNDLES} | {
-    "sae_segmentation/inference": {**COARSE, "align_atlas": False},
+    "sae_segmentation/inference": {**COARSE, "align": False},
     "deepatlas_joint/inference": SMALL,
     "deepatlas_joint/inference_registration": SMALL,
-    "sae_segmentation/train": {**COARSE, "align_atlas": False, "patch_size": [16, 16, 16]},
+    "sae_segmentation/train": {**COARSE, "align": False, "patch_size": [16, 16, 16]},
     "sae_segmentation/adapt": {"max_epochs": 1, "val_interval": 1},
 }
 
@@ -92,7 +93,7 @@ def test_scans_are_read_with_what_they_have(listed):
     assert Path(healthy.references["healthy1"]["tissues"]) == listed.parent / "healthy" / "1_tissues.nii.gz"
     # nothing that a prediction could learn the truth from
     assert set(patients.cases[0]) == {"subject", "image", "brain_mask"}
-    fitting = {bundle: [scans.name for scans in read_real_scans(listed).sets_of(bundle)] for bundle in NEEDS}
+    fitting = {bundle: [scans.name for scans in read_real_scans(listed).sets_of(bundle)] for bundle in descriptions()}
     assert fitting == {
         "uad_autoencoder": ["patients"],
         "ace_multitask": ["patients", "healthy"],
@@ -162,7 +163,7 @@ def test_nothing_is_run_if_no_set_fits_one_of_the_bundles(rewrite, tmp_path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bundle": "unet"}, "bundle is 'unet', expected uad_autoencoder"),
+        ({"bundle": "unet"}, "bundle is 'unet', expected ace_multitask"),
         ({"registration_subjects": 1}, "registration_subjects is 1, expected 2 or more"),
         ({"real_data": "no.json"}, "no.json cannot be read"),
     ],
@@ -170,12 +171,6 @@ def test_nothing_is_run_if_no_set_fits_one_of_the_bundles(rewrite, tmp_path, mon
 def test_wrong_arguments_are_refused(listed, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         script.main(**{"bundle": "all", "real_data": str(listed), "output_dir": str(tmp_path), **arguments})
-
-
-@pytest.mark.parametrize("method", [m for methods in METHODS.values() for m in methods], ids=lambda m: m.title)
-def test_every_method_has_its_configs(method):
-    configs = BUNDLES[0].parent / method.bundle / "configs"
-    assert all((configs / f"{name}.json").is_file() for name in ("inference", *method.layers))
 
 
 # scores
@@ -244,7 +239,7 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
     shutil.copytree(random_bundles / "uad_autoencoder", tmp_path / "bundles" / "uad_autoencoder")
     first = run(listed, tmp_path / "bundles", tmp_path, ["uad_autoencoder"])
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*_seg.nii.gz")}
-    assert len(done) == 2 * 3
+    assert len(done) == 2 * 4
     with monkeypatch.context() as context:
         context.setattr("comparison.trial.open_configs", None)  # any step would fail
         context.setattr("study.real_scans.score_files", None)
@@ -263,14 +258,18 @@ def test_second_run_predicts_what_has_changed_and_nothing_else(random_bundles, t
 
 
 def test_undefined_score_of_a_pair_is_left_out():
+    field = {"folds_percent": "2", "log_jacobian_sd": "0.5", "inverse_error_mm": "0.1"}
     rows = [
-        {"subjects": "a from b", "dice": "0.5", "correlation": "nan", "folds_percent": "2"},
-        {"subjects": "b from a", "dice": "0.7", "correlation": "0.9", "folds_percent": "0"},
+        {"subjects": "a from b", "dice": "0.5", "correlation": "nan", **field},
+        {"subjects": "b from a", "dice": "0.7", "correlation": "0.9", **field},
     ]
     scores = pair_scores(rows)
     assert scores["correlation in the brain"] == {"b from a": 0.9}
     assert scores["Dice, mean of tissues"] == {"a from b": 0.5, "b from a": 0.7}
     assert pair_scores(rows[:1])["correlation in the brain"] == {}
+    assert scores["inverse error, mm"] == {"a from b": 0.1, "b from a": 0.1}
+    affine = [row | {"dice_affine": "0.4", "correlation_affine": "0.3"} for row in rows]
+    assert pair_scores(affine, "_affine")["SD of log Jacobian"] == {"a from b": 0.0, "b from a": 0.0}
 
 
 @pytest.mark.slow
@@ -285,7 +284,7 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     content["deepatlas_joint"] = {"controls": controls, "labelled_scan": scan}
     path = listed.with_name("all.json")
     path.write_text(json.dumps(content))
-    found = run(path, random_bundles, tmp_path, [*METHODS])
+    found = run(path, random_bundles, tmp_path, [*descriptions()])
 
     for bundle, figures in found.items():
         assert figures["command"] == f"python scripts/score_release.py {bundle} --real_data all.json"
@@ -304,8 +303,9 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
                     assert score["mean"] == pytest.approx(np.mean([*score["values"].values()]), abs=1e-4)
     assert [table["name"] for table in found["uad_autoencoder"]["sets"]] == ["patients"]
     not_adapted, adapted = (methods_of(table) for table in found["sae_segmentation"]["sets"])
-    assert adapted == [m.title for m in METHODS["sae_segmentation"]]
-    assert not_adapted == [m.title for m in METHODS["sae_segmentation"] if m.variant != "adapted"]
+    rows = describe("sae_segmentation").rows
+    assert adapted == [row.title for row in rows]
+    assert not_adapted == [row.title for row in rows if not row.adapted_by]
     assert [path.parts[-3] for path in (tmp_path / "out").glob("*/sae_segmentation/adapt")] == ["healthy"]
     patients, healthy = found["ace_multitask"]["sets"]
     assert {"Dice, GM", "Dice, lesion", "AUPRC, lesion"} <= set(patients["rows"][0]["scores"])
@@ -317,12 +317,13 @@ def test_figures_of_all_bundles(random_bundles, listed, tmp_path):
     }
     _, segmented, paired = found["deepatlas_joint"]["sets"]
     by_controls = [f"labels of one scan, propagated by {title}" for title in controls]
-    assert methods_of(segmented) == [m.title for m in METHODS["deepatlas_joint"]] + by_controls
+    assert methods_of(segmented) == [row.title for row in describe("deepatlas_joint").rows] + by_controls
     _, _, propagated, by_same, by_other = (row["scores"] for row in segmented["rows"])
     assert by_same == propagated != by_other
     assert paired["name"] == "healthy_pairs"
-    assert methods_of(paired) == ["affine only", "a", "b", "joint training"]
-    affine, control, other, joint = paired["rows"]
+    assert methods_of(paired) == ["affine only", "a", "b", "joint training", "joint training, refined"]
+    affine, control, other, joint, refined = paired["rows"]
+    assert refined["scores"] != joint["scores"]
     gains = [row["scores"].pop(GAIN)["values"] for row in (affine, control, other)]
     assert control["scores"] == joint["scores"] != other["scores"]  # the same weights, and others
     assert set(gains[1].values()) == {0.0}

@@ -18,6 +18,8 @@ import torch
 from bundle_tools import BUNDLES, ROOT, Finished, read_json, save_nifti
 from test_bundle_input import truncated
 
+from catalog import describe, descriptions
+
 pytestmark = pytest.mark.slow
 
 
@@ -115,30 +117,11 @@ def test_pairs_to_register_are_shared_and_have_one_table(run, cohort, tmp_path):
     assert tables[1] == tables[0]
 
 
-# every training, with settings small enough for a test
+# every training of a complete config, with settings small enough for a test
 TRAININGS = {
-    ("ace_multitask", "train"): {
-        "patch_size": [24, 24, 24],
-        "spacing": [2.0, 2.0, 2.0],
-        "network_def#channels": [4, 8],
-        "volumes_per_epoch": 4,
-    },
-    ("deepatlas_joint", "train"): {
-        "spacing": [8.0, 8.0, 8.0],
-        "shape": [24, 24, 24],
-        "correlation_window": 3,
-        "registration_steps": 2,
-        "segmentation_steps": 2,
-        "classes": 2,
-    },
-    ("diffusion_recon_unet", "train_diffusion"): {"slice_size": [32, 32]},
-    ("diffusion_recon_unet", "train"): {
-        "diffusion_weights": ROOT / "bundles" / "diffusion_recon_unet" / "models" / "model.pt",
-        "slice_size": [32, 32],
-    },
-    ("sae_segmentation", "train"): {"spacing": [3.0, 3.0, 3.0], "patch_size": [16, 16, 16]},
-    ("uad_autoencoder", "train_autoencoder"): {"slice_size": [64, 64], "network_def#channels": [4, 4, 8, 8, 8]},
-    ("uad_autoencoder", "train"): {"patch_size": [32, 32], "network_def#features": [4, 4, 8, 8, 8, 4]},
+    (name, config): {"spacing": [2.0, 2.0, 2.0], **options}
+    for name, description in descriptions().items()
+    for config, options in description.small.items()
 }
 
 
@@ -151,11 +134,12 @@ def four_and_two(bundle, cohort) -> Path:
     """Datalist of four cases to train on and two to validate with."""
     sections = json.loads(cohort.read_text())
     training, validation = sections["training"] + sections["validation"], sections["test"]
+    only_tissues = {method.target for method in describe(bundle.name).methods} == {"tissue"}
     for i, case in enumerate(training + validation):
         if "dataset" in case:  # one with three tissues, then one with lesions, and so on
             case["dataset"] = ("tissue", "lesion")[i % 2]
-            if case["dataset"] == "tissue":
-                case["label"] = str(layers_of(Path(case["brain_mask"])))
+        if only_tissues or case.get("dataset") == "tissue":
+            case["label"] = str(layers_of(Path(case["brain_mask"])))
     path = cohort.with_name("four_and_two.json")
     path.write_text(json.dumps({"training": training, "validation": validation}))
     return path

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data.utils import set_rnd
-from monai.inferers import SliceInferer
+from monai.inferers import SimpleInferer, SliceInferer
 from monai.losses import DiceCELoss
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -17,10 +17,10 @@ from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
 from running.workflow import open_configs, run_configs
-from uad_autoencoder.brightness import AddBrightnessd, GradedLabeld, white_matter_level
+from uad_autoencoder.brightness import BrightnessInferer, GradedLabeld, white_matter_level
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
-from uad_autoencoder.patches import PatchCentersd, RandZoomedSlicesd, lesion_centers
+from uad_autoencoder.patches import PatchCentersd, RandZoomedPatchesd, lesion_centers
 from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
 from uad_autoencoder.scales import ZoomedInferer
 
@@ -145,8 +145,8 @@ def test_background_centers_lie_in_the_brain_outside_lesions():
 
 
 def zoomed(zoom, **changes):
-    options = {"patch_size": (4, 4), "slices": 3, "lesion_patches": 1, "brain_patches": 0, "num_samples": 1}
-    return RandZoomedSlicesd(["image", "label"], "label", **(options | changes), zoom=(zoom, zoom))
+    options = {"patch_size": (4, 4, 3), "lesion_patches": 1, "brain_patches": 0, "num_samples": 1}
+    return RandZoomedPatchesd(["image", "label"], "label", **(options | changes), zoom=(zoom, zoom))
 
 
 def test_patches_are_seen_as_if_voxels_had_another_size():
@@ -157,24 +157,22 @@ def test_patches_are_seen_as_if_voxels_had_another_size():
     item = PatchCentersd("label")({"image": image, "label": label, "weight": 1.0})
     (plain,) = zoomed(1.0)(dict(item))
     assert set(plain) == {"image", "label", "weight"}
-    torch.testing.assert_close(plain["image"], image[0, 4:8, 3:7, 3:6].movedim(-1, 0))
-    assert plain["label"].shape == (1, 4, 4)
-    assert plain["label"].nonzero().tolist() == [[0, 2, 2]]
+    torch.testing.assert_close(plain["image"], image[:, 4:8, 3:7, 3:6])
+    torch.testing.assert_close(plain["label"], label[:, 4:8, 3:7, 3:6])
     (near,) = zoomed(2.0)(dict(item))  # half a voxel from pixel to pixel and from slice to slice
-    assert near["image"][1, 2, 2] == 654
-    torch.testing.assert_close(near["image"][:, 2, 2], torch.tensor([653.5, 654.0, 654.5]))
-    torch.testing.assert_close(near["image"][1, :, 2], torch.tensor([554.0, 604.0, 654.0, 704.0]))
+    torch.testing.assert_close(near["image"][0, 2, 2], torch.tensor([653.5, 654.0, 654.5]))
+    torch.testing.assert_close(near["image"][0, :, 2, 1], torch.tensor([554.0, 604.0, 654.0, 704.0]))
     (far,) = zoomed(0.5)(dict(item))
-    torch.testing.assert_close(far["image"][1, 2], torch.tensor([614.0, 634.0, 654.0, 674.0]))
+    torch.testing.assert_close(far["image"][0, 2, :, 1], torch.tensor([614.0, 634.0, 654.0, 674.0]))
     (outside,) = zoomed(0.25)(dict(item))  # 8 voxels to the left of 6 is nothing
-    assert not outside["image"][:, 0].any()
+    assert not outside["image"][0, 0].any()
 
 
 def test_patches_lie_around_lesions_as_often_as_they_are_to():
     image, label = torch.ones(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
     label[:, 4, 4, 4] = 1
     item = PatchCentersd("label")({"image": image, "label": label})
-    options = {"patch_size": (1, 1), "slices": 1, "num_samples": 400}
+    options = {"patch_size": (1, 1, 1), "num_samples": 400}
     cut = zoomed(1.0, lesion_patches=1, brain_patches=3, **options).set_random_state(0)
     assert np.mean([patch["label"].item() for patch in cut(dict(item))]) == pytest.approx(0.25, abs=0.07)
     healthy = PatchCentersd("label")({"image": image, "label": 0 * label})
@@ -184,7 +182,6 @@ def test_patches_lie_around_lesions_as_often_as_they_are_to():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"slices": 2}, "slices is 2, expected an odd number"),
         ({"lesion_patches": 0}, "expected one above 0"),
         ({"lesion_patches": 2, "brain_patches": -1}, "expected one above 0"),
     ],
@@ -247,14 +244,16 @@ def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of(
     image[1, 0, 0, :4] = torch.tensor([0.5, 0.6, 0.7, 0.9])
     logits = torch.full((1, 12, 12, 12), -20.0)
     logits[0, 0, 0, :4] = torch.tensor([-20.0, 20.0, 20.0, 20.0])
+
+    def seen(logits, **options):
+        return BrightnessInferer(SimpleInferer(), **options)(image[None], lambda _: logits[None])[0, 0, 0, 0, :4]
+
     white = white_matter_level(image[1].numpy())
-    out = AddBrightnessd("pred", weight=4.0)({"image": image, "pred": logits})["pred"][0, 0, 0, :4]
     b = (np.array([0.5, 0.6, 0.7, 0.9]) - white) / (0.7 - white)  # 0.7 is the median of what the network is sure of
-    squashed = 8 * np.tanh(np.array([-2.5, 2.5, 2.5, 2.5]))
-    torch.testing.assert_close(out, torch.tensor(squashed + 4 * (np.minimum(b, 1) - 0.65)).float(), atol=1e-3, rtol=0)
-    same = AddBrightnessd("pred", weight=0.0)({"image": image, "pred": logits})["pred"]
-    assert same.equal(logits)
-    usual = AddBrightnessd("pred")({"image": image, "pred": torch.full_like(logits, -20.0)})["pred"][0, 0, 0, 1]
+    expected = 8 * np.tanh(np.array([-2.5, 2.5, 2.5, 2.5])) + 4 * (np.minimum(b, 1) - 0.65)
+    torch.testing.assert_close(seen(logits), torch.tensor(expected).float(), atol=1e-3, rtol=0)
+    assert seen(logits, weight=0.0).equal(logits[0, 0, 0, :4])
+    usual = seen(torch.full_like(logits, -20.0))[1]
     assert usual.item() == pytest.approx(8 * np.tanh(-2.5) + 4 * ((0.6 / white - 1) / 0.4 - 0.65), abs=1e-3)
 
 
@@ -352,7 +351,7 @@ def test_soft_labels_need_the_scores_that_they_are_made_of(cohort, pseudo, tmp_p
     items = [{k: v for k, v in case.items() if k != "predicted_map"} for case in list_cases(datalist_file=pseudo)]
     masks_only = write_datalist(tmp_path / "masks.json", {"training": items})
     assert len(training_cases([], masks_only)) == 2
-    with pytest.raises(InputError, match="has no score"):
+    with pytest.raises(InputError, match="has no predicted_map"):
         training_cases([], masks_only, soft_range=[0.05, 0.15])
 
 

@@ -80,6 +80,11 @@ class Doubling(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x)
 """
+DESCRIPTION = """
+from catalog import Description
+
+DESCRIPTION = Description(summary="It doubles.", inferences=(), uses=(), methods=(), rows=(), needs=())
+"""
 CARD = """# Toy
 
 It doubles.
@@ -296,6 +301,15 @@ def test_an_exported_network_that_differs_from_the_eager_one_is_found(toy_code, 
         process.CHECKS[check](toy_code, tmp_path)
 
 
+def test_a_network_that_cannot_be_scripted_is_traced_where_its_description_says_so(toy_code, tmp_path):
+    change(toy_code / "toy_net/network.py", "self.conv(x)\n", "self.conv(x) + int(torch.jit.is_scripting())\n")
+    process.torchscript(toy_code, tmp_path, use_trace=True)
+    results = verifier.verify_bundle(toy_code, use_trace=True)
+    assert [str(result) for result in results if result.check == "torchscript"] == ["ok      torchscript"]
+    (result,) = (result for result in verifier.verify_bundle(toy_code) if result.check == "torchscript")
+    assert "Tensor-likes are not close" in result.failures[0]
+
+
 def test_the_model_ts_of_a_package_is_compared_too(toy_code, tmp_path):
     process.torchscript(toy_code, tmp_path)
     shutil.copy(tmp_path / "model.ts", toy_code / "models/model.ts")
@@ -385,7 +399,11 @@ def test_what_is_no_package_is_refused(path, sentence):
 
 def test_a_network_that_cannot_be_exported_leaves_no_file(toy, tmp_path):
     change(toy / "toy_net/network.py", "return self.conv(x)", "return {'pred': self.conv(x)}")
-    shutil.copytree(toy, tmp_path / "repository/bundles/toy_net")
+    bundle = tmp_path / "repository/bundles/toy_net"
+    shutil.copytree(toy, bundle)
+    with pytest.raises(InputError, match=r"description.py does not exist, expected the description of the bundle toy_"):
+        export_bundle("toy_net", tmp_path / "exports", root=tmp_path / "repository")
+    (bundle / "description.py").write_text(DESCRIPTION)
     with pytest.raises(InputError, match=r"^bundle toy_net cannot be exported: torchscript: .*; onnx: TypeError: "):
         export_bundle("toy_net", tmp_path / "exports", root=tmp_path / "repository")
     assert list((tmp_path / "exports").iterdir()) == []

@@ -41,10 +41,13 @@ class LoadWeights:
             only the part is taken.
 
     Raises:
-        InputError: at the start of the run, if the file is missing, no such state dict, or of another network.
+        InputError: if there is no path; at the start of the run, if the file is missing, no such state dict, or of
+            another network.
     """
 
     def __init__(self, path: str | Path, network: nn.Module, strict: bool = True, part: str | None = None) -> None:
+        if path is None:
+            raise InputError(f"weights is null, expected the file with those of {type(bare(network)).__name__}")
         self.path = Path(path)
         self.network = network
         self.strict = strict

@@ -39,7 +39,8 @@ class EpochSeed:
         seed: any nonnegative integer.
 
     Raises:
-        InputError: when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or
+        InputError: if an epoch has no step, because the loader leaves out a batch that is not full: nothing would be
+            learned; when the training starts, if the loader keeps its workers over epochs (``persistent_workers``) or
             makes them of threads (``use_thread_workers``): neither can be seeded per epoch.
     """
 
@@ -47,6 +48,10 @@ class EpochSeed:
         self.seed = seed
 
     def attach(self, engine: Engine) -> None:
+        if engine.state.epoch_length == 0:  # MONAI passes such a training over
+            loader = getattr(engine, "data_loader", None)
+            items, batch = len(getattr(loader, "dataset", ())), getattr(loader, "batch_size", None)
+            raise InputError(f"batch_size is {batch} with {items} items in an epoch, expected {items} or less")
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:

@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 class BrainMaskd(MapTransform):
     """Set images to 0 outside the brain and keep the mask under ``mask_key``.
 
-    The brain is what the item ``mask_key`` (1, *spatial) says, a mask of 0 and one other value, see
-    :func:`common.scans.as_mask`. Without that item it is where any channel of the image is not background, see
-    :func:`common.scans.foreground`, with the holes inside: fluid may be 0 in a skull-stripped image. The mask becomes
-    a MetaTensor (1, *spatial), float32, of 0 and 1.
+    The brain is what the item ``mask_key`` (1, *spatial) says, a mask of 0 and one other value, or cut at half of its
+    largest, see :func:`common.scans.as_mask`. Without that item it is where any channel of the image is not background,
+    see :func:`common.scans.foreground`, with the holes inside: fluid may be 0 in a skull-stripped image. The mask
+    becomes a MetaTensor (1, *spatial), float32, of 0 and 1.
 
     Args:
         keys: images (C, *spatial) on one grid; without a mask item the first one defines it.
@@ -38,7 +38,7 @@ class BrainMaskd(MapTransform):
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
-        InputError: if the mask is empty, is no mask or lies on another grid than the image, or a channel is 0 or
+        InputError: if the mask is empty or lies on another grid than the image, or a channel is 0 or
             constant inside it, or too much of it below 0; without a mask item, if no voxel is 0, a background has
             another value, or sequences differ in what is not 0, so that not all of them are skull-stripped.
     """

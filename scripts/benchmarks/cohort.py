@@ -8,10 +8,13 @@ import sys
 import tempfile
 import time
 
+from common.options import types as t
+from running.command_line import Bundle
+
 from .measuring import ROOT, sequences_of
 
 
-def cohort(bundle: str = "uad_autoencoder", subjects: int = 8, processes: int = 2, spacing: float = 1.0) -> None:
+def cohort(bundle: Bundle, subjects: t.Count = 8, processes: t.Count = 2, spacing: t.Positive = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process, then several that share the scans.
 
     Args:

@@ -11,10 +11,13 @@ import time
 
 import numpy as np
 
+from common.options import types as t
+from running.command_line import Bundle
+
 from .measuring import COMMAND, ROOT, sequences_of
 
 
-def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), amp: bool = False) -> None:
+def inference(bundle: Bundle, shape: t.Counts = (182, 218, 182), amp: t.Flag = False) -> None:
     """Seconds and peak memory from NIfTI to NIfTI for one 1 mm head, in a process of its own.
 
     Args:
@@ -35,7 +38,7 @@ def inference(bundle: str = "uad_autoencoder", shape: tuple = (182, 218, 182), a
         print(f"whole command   {time.perf_counter() - start:6.2f} s")
 
 
-def make_head(bundle: str, folder: str, shape: tuple) -> None:
+def make_head(bundle: Bundle, folder: str, shape: t.Counts) -> None:
     """One phantom patient on a 1 mm grid, skull-stripped, with the sequences of the bundle."""
     from phantom import Grid, make_subject
     from phantom.cohort import write_subject
@@ -46,7 +49,7 @@ def make_head(bundle: str, folder: str, shape: tuple) -> None:
     write_subject(subject, folder, "sub-bench")
 
 
-def parts(bundle: str, folder: str, amp: bool = False) -> None:
+def parts(bundle: Bundle, folder: str, amp: t.Flag = False) -> None:
     """Time each part of inference.json on the one head in a folder; the same objects that the evaluator runs."""
     seconds: dict[str, float] = {}
     clock = time.perf_counter()

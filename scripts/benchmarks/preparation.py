@@ -7,8 +7,10 @@ import time
 
 import numpy as np
 
+from common.options import types as t
 
-def preparation(seeds: tuple = (1, 2, 3), scanners: tuple = ("A", "mixed"), spacing: float = 2.0) -> None:
+
+def preparation(seeds: t.Seeds = (1, 2, 3), scanners: t.Names = ("A", "mixed"), spacing: t.Positive = 2.0) -> None:
     """How well brains are found in phantom heads with scalp, each sequence alone, and how long it takes.
 
     Dice with the true mask of the template's brain after the affine map, and of the mask that is written, by the

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from types import ModuleType
 
+from pydantic import Json
+
+from catalog import load
 from common.errors import InputError
+from common.options import types as t
+from running.command_line import Bundle
 
 from .measuring import ROOT, in_own_process, peak_mib, table, take_turns
 
 
-def step(bundle: str, repeats: int = 9, device: str = "cpu", **options: object) -> None:
+def step(bundle: Bundle, repeats: t.Count = 9, device: t.Device = "cpu", **options: object) -> None:
     """Time and memory of the steps of a bundle, which take turns, so that other work on the machine hits all of them.
 
     Peak memory is that of a process of its own, above what it holds before the step.
@@ -30,7 +34,7 @@ def step(bundle: str, repeats: int = 9, device: str = "cpu", **options: object) 
     print(table(take_turns(works, repeats, device), peak))
 
 
-def step_peak(bundle: str, name: str, device: str, options: dict) -> None:
+def step_peak(bundle: Bundle, name: str, device: t.Device, options: Json[dict]) -> None:
     """Print the MiB that two steps take above their arguments."""
     module = steps_of(bundle)
     module.step(name, device=device, **{**options, "shape": (16, 16, 16)})()  # what is loaded at first use
@@ -49,7 +53,4 @@ def steps_of(bundle: str) -> ModuleType:
         known = ", ".join(sorted(path.parent.name for path in ROOT.glob("bundles/*/benchmark.py")))
         raise InputError(f"{bundle} has no steps to compare, expected one of {known}")
     sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location(f"{bundle}_benchmark", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(bundle, "benchmark")

@@ -6,21 +6,23 @@ import logging
 import tempfile
 from pathlib import Path
 
+from common.options import types as t
+from running.command_line import Bundle
+
 from .measuring import ROOT, sequences_of
 
 
 def training(
-    bundle: str = "uad_autoencoder",
-    steps: int = 40,
-    subjects: int = 6,
-    amp: bool = False,
-    num_workers: int = 0,
+    bundle: Bundle,
+    steps: t.Count = 40,
+    subjects: t.Count = 6,
+    amp: t.Flag = False,
+    num_workers: t.Whole = 0,
     **overrides: object,
 ) -> None:
     """Time of a training step, the share of it that the data loader makes the network wait, and peak memory.
 
-    On 1 mm phantoms, cached. The first steps of an epoch are measured: those of registration in ``deepatlas_joint``,
-    with ``--registration_steps 0`` those of segmentation.
+    On 1 mm phantoms, cached. The first steps of an epoch are measured.
 
     Args:
         bundle: name of the bundle; its train.json as it is.

@@ -1,19 +1,18 @@
 """Several methods on one datalist: trained on the same folds, scored alike, compared on one page."""
 
 from .comparison import Comparison, Result
-from .methods import METHODS, Method
+from .methods import find_methods
 from .report import compare, summary_text
 from .statistics import holm, paired_difference
 from .targets import TARGETS, Target
 
 __all__ = [
-    "METHODS",
     "TARGETS",
     "Comparison",
-    "Method",
     "Result",
     "Target",
     "compare",
+    "find_methods",
     "holm",
     "paired_difference",
     "summary_text",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from catalog import Method
 from common.data import check_splits, list_cases, sections_of
 from common.errors import InputError, find_input_error
 from common.evaluation import Evaluation, Scans
@@ -19,7 +20,7 @@ from common.files import done_once, read_json
 from common.metrics import dice_over_thresholds, lesion_sizes
 from datalists.survey import parts_by_fold
 
-from .methods import Method, choose
+from .methods import choose
 from .targets import TARGETS
 from .trial import Split, Trial, Unfit
 
@@ -113,7 +114,7 @@ class Comparison:
         if self.weights not in ("shipped", "train"):
             raise InputError(f"weights is {self.weights!r}, expected shipped or train")
         self.aim = TARGETS[self.target]
-        self.chosen = choose(self.methods, self.target, self.weights == "shipped")
+        self.chosen = choose(self.methods, self.target, self.weights == "shipped", self.bundles)
         self.output_dir, self.datalist_file = Path(self.output_dir), Path(self.datalist_file)
         self.sequences, self.splits = read_splits(self.datalist_file, self.weights == "train")
         self.cases = {case["case"]: case for split in self.splits for case in split.test}
@@ -178,15 +179,16 @@ class Comparison:
         for case in trial.split.test:
             trial.images_of(case, method.bundle)
         trial.seconds = {}
-        options = method.train(trial) if self.weights == "train" and method.train else {}
+        options = {}
         if self.weights == "train":
-            options |= trial.calibrate(method.bundle, method.layers, options)
+            options = trial.prepare(method.bundle, method.inference, method.trained_by)
+            options |= trial.calibrate(method.bundle, method.inference.layers, options)
         train_seconds = sum(trial.seconds.values())
         trial.seconds = {}
         # as shipped, methods of both targets may be one
-        name = method.name if self.weights == "train" else "_".join([method.bundle, *method.layers])
+        name = method.name if self.weights == "train" else "_".join([method.bundle, *method.inference.layers])
         folder = trial.folder / "masks" / name
-        trial.predict(method.bundle, method.layers, {"test": trial.split.test}, folder, **options)
+        trial.predict(method.bundle, method.inference.layers, {"test": trial.split.test}, folder, **options)
         known = read_json(folder / "cases.json")
         case_of = {name: case for case, name in known["names"].items() if name not in known["failures"]}
         evaluation = self._evaluation(trial, method, folder, known, case_of)
@@ -244,7 +246,7 @@ class Comparison:
             for case in evaluation.cases:
                 scans = evaluation.load(case)
                 found["lesions"] += [[case_of[case["name"]], *lesion] for lesion in _lesions(scans)]
-                if method.is_probability and scans.scores is not None:
+                if method.inference.is_probability and scans.scores is not None:
                     found["uncertain_ml"][case_of[case["name"]]] = uncertain_ml(scans)
             maps, masks = evaluation.maps_on_disk()
             if len(maps) and threshold is not None:

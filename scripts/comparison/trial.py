@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from monai.utils import ensure_tuple
 
+from catalog import Inference, Prediction, Stage
 from common.data import list_cases, write_datalist
 from common.errors import InputError
 from common.files import done_once, read_json, write_json
@@ -172,22 +173,57 @@ class Trial:
         path = self.folder / "datalists" / f"{name}.json"
         return write_datalist(path, dict(sections), {"sequences": list(self.sequences)})
 
+    def cases_of(self, kind: str) -> Sections:
+        """Cases of a kind that a stage names, of :data:`catalog.description.KINDS`."""
+        if kind == "any":
+            return self.labelled(some=True)
+        chosen = {
+            "unlabelled": self.unlabelled,
+            "healthy": self.healthy,
+            "labelled": self.labelled,
+            "drawn": self.labelled,
+            "data sets": self.by_dataset,
+        }
+        return chosen[kind]()
+
     # steps
 
-    def train(self, bundle: str, configs: Sequence[str], cases: Sections, name: str = "", **options: Any) -> Path:
+    def prepare(self, bundle: str, inference: Inference, stage: Stage | None) -> dict[str, Any]:
+        """Options of an inference with weights of this trial, for which what is needed is trained."""
+        if stage is None:
+            return {}
+        options: dict[str, Any] = {inference.weights[0]: self.result_of(bundle, stage)}
+        if inference.told:
+            source = self.labelled()["training"][0]
+            scan = (self.images_of(source, bundle)[0], source["label"])
+            options |= dict(zip(inference.told, scan, strict=True))
+        return options
+
+    def result_of(self, bundle: str, step: Stage | Prediction) -> Path:
+        """The file that a step writes for a later one; what it needs itself comes first, and nothing is done twice."""
+        if isinstance(step, Prediction):
+            layers = step.inference.layers
+            options = self.prepare(bundle, step.inference, step.by)
+            options |= self.calibrate(bundle, layers, options)
+            masks = self.predict(bundle, [*layers, *step.layers], {step.section: self.patients()}, **options)
+            return masks / Path(step.writes).name
+        given = {option: self.result_of(bundle, source) for option, source in step.given.items()}
+        lists = {option: self.cases_of(kind) for option, kind in step.datalists.items()}
+        return self.train(bundle, step, lists, **step.options, **given) / step.writes
+
+    def train(self, bundle: str, stage: Stage, datalists: Mapping[str, Sections], **options: Any) -> Path:
         """Train, unless that is done; return the folder of the weights.
 
         Args:
             bundle: name of the bundle.
-            configs: a complete config and the layers on it.
-            cases: training and validation.
-            name: where one config trains several networks.
+            stage: its configs and name.
+            datalists: option -> the cases that it lists.
             options: entries of the configs to replace.
         """
-        folder = self.folder / bundle / "_".join([configs[-1], *([name] if name else [])])
-        options = {"datalist_file": self.write_cases(cases), "seed": self.seed, **options}
-        options |= {"ckpt_dir": folder / "models", "output_dir": folder / "run"}
-        self.step(folder, bundle, configs, options)
+        folder = self.folder / bundle / "_".join([stage.configs[-1], *([stage.name] if stage.name else [])])
+        options = {option: self.write_cases(cases) for option, cases in datalists.items()} | options
+        options |= {"seed": self.seed, "ckpt_dir": folder / "models", "output_dir": folder / "run"}
+        self.step(folder, bundle, stage.configs, options)
         return folder / "models"
 
     def predict(
@@ -285,7 +321,10 @@ class Trial:
         made_from |= {f"{name}.json": root / "configs" / f"{name}.json" for name in ("metadata", *configs)}
         if not configs[0].startswith("train") and not any("weights" in name or "handlers" in name for name in options):
             made_from |= {path.name: path for path in sorted((root / "models").glob("*.pt"))}
-        return made_from | _listed_files(options["datalist_file"])
+        for name, value in options.items():
+            if name.endswith("datalist_file") and isinstance(value, Path):
+                made_from |= {f"{name}: {place}": file for place, file in _listed_files(value).items()}
+        return made_from
 
 
 def _listed_files(datalist: Path) -> dict[str, Path]:

@@ -8,7 +8,6 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from string import Formatter
@@ -22,12 +21,23 @@ from tqdm import tqdm
 from common.data import NOTHING, subject_of
 from common.errors import InputError
 from common.scans import as_mask, foreground, read_scan, whole_numbers
+from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
 
 FIELDS = ("subject", "sequence", "session")  # what a pattern may name
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _PATHS = ("label", "brain_mask")
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether a text has ``{subject}`` and no other braces than those of the fields, as they are."""
+    try:
+        fields = [rest for _, *rest in Formatter().parse(text) if rest[0] is not None]
+    except ValueError:  # a brace is missing
+        return False
+    plain = all(field in FIELDS and not form and conversion is None for field, form, conversion in fields)
+    return plain and "subject" in [field for field, _, _ in fields]
 
 
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
@@ -111,8 +121,7 @@ def items_of_pattern(
     """
     patterns = {"pattern": pattern, "label": label, "brain_mask": brain_mask}
     for name, text in patterns.items():
-        fields = [field for _, field, _, _ in Formatter().parse(text or "") if field is not None]
-        if text and (set(fields) - set(FIELDS) or "subject" not in fields):
+        if text and not _is_pattern(text):
             raise InputError(f"{name} is {text}, expected {{subject}} in it, and no field but {', '.join(FIELDS)}")
     if "{sequence}" not in pattern and len(sequences) > 1:
         raise InputError(f"pattern is {pattern}, expected {{sequence}} in it: there are {len(sequences)} sequences")
@@ -220,8 +229,8 @@ def read_facts(path: str, kind: str = "image") -> FileFacts:
         kind: ``image``, ``label`` to collect its values too, or ``mask``.
 
     Raises:
-        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask is
-            none.
+        InputError: if it cannot be read, a label has other than whole numbers or more than 1000 of them, or a mask has
+            nothing above 0.
     """
     voxels, image = read_scan(path, dtype=None)
     values = None
@@ -255,14 +264,10 @@ def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -
     jobs = {path: "image" for case in cases for path in ensure_tuple(case["image"]) if path is not None}
     jobs |= {case["brain_mask"]: "mask" for case in cases if "brain_mask" in case}
     jobs |= {case["label"]: "label" for case in cases if "label" in case}
-    with ProcessPoolExecutor(num_workers) as pool:
+    with process_pool(num_workers, method=None) as pool:
         found = [pool.submit(partial(read_facts, path, kind)) for path, kind in jobs.items()]
-        try:
-            bar = tqdm(found, desc="reading files", unit=" file", disable=None)
-            return {path: future.result() for path, future in zip(jobs, bar, strict=True)}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        bar = tqdm(found, desc="reading files", unit=" file", disable=None)
+        return {path: future.result() for path, future in zip(jobs, bar, strict=True)}
 
 
 def duplicates(cases: Sequence[Mapping[str, Any]], facts: Mapping[str, FileFacts]) -> list[tuple[str, str]]:

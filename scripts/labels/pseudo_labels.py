@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
+from catalog import Inference, describe
 from common.data import list_cases, read_sections
 from common.errors import InputError
 from common.files import read_json, sha256_of, write_json
@@ -92,31 +93,31 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
     parser = ConfigParser()
     parser.read_config([str(path) for path in files[:-1]])
     parser["bundle_root"] = str(root)
-    found = [weights] if weights is not None else _weights_of(parser)
-    steps = parser.get("postprocessing", {}).get("transforms", [])
-    volumes = [
-        parser.get_parsed_content(f"postprocessing::transforms::{i}::min_volume_mm3")
-        for i, step in enumerate(steps)
-        if isinstance(step, dict) and str(step.get("_target_")).endswith("RemoveSmallComponentsd")
-    ]
+    inference = _inference_of(root, configs)
+    named = [parser.get_parsed_content(entry) for entry in inference.weights] if weights is None else [weights]
+    volume = parser.get_parsed_content(inference.least_volume) if inference.least_volume else 0.0
     metadata = read_json(files[-1], "metadata of a bundle", dict)
     return Predictor(
         bundle=root.name,
         version=metadata["version"],
         configs=tuple(configs),
-        weights={Path(path).name: sha256_of(path) for path in found},
+        weights={Path(path).name: sha256_of(path) for path in named},
         sequences=tuple(parser.get_parsed_content("sequences")),
         threshold=parser.get_parsed_content("threshold") if "threshold" in parser.get() else None,
         threshold_source=parser.get("threshold_source"),
-        min_volume_mm3=float(volumes[-1]) if volumes else 0.0,
+        min_volume_mm3=float(volume),
     )
 
 
-def _weights_of(parser: ConfigParser) -> list[str]:
-    handlers = enumerate(parser.get("handlers", []))
-    loading = [i for i, h in handlers if isinstance(h, dict) and str(h.get("_target_")).endswith("LoadWeights")]
-    paths = [parser.get_parsed_content(f"handlers::{i}::path") for i in loading]
-    return [path for path in paths if path is not None]
+def _inference_of(root: Path, configs: Sequence[str]) -> Inference:
+    """What the bundle's description says of the masks of some configs."""
+    layers = tuple(name.removesuffix(".json") for name in configs[1:])
+    inferences = describe(root.name, root.parent).inferences
+    found = [inference for inference in inferences if inference.layers == layers]
+    if not found:
+        known = "; ".join(", ".join(inference.layers) or "none" for inference in inferences)
+        raise InputError(f"layers are {', '.join(layers) or 'none'}, expected one of those of {root.name}: {known}")
+    return found[0]
 
 
 def predicted_cases(
@@ -349,7 +350,7 @@ def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertai
     """What the label values of all data sets mean, from the ``label_sets`` of datalists and configs.
 
     Args:
-        files: JSON files, which may have ``label_sets`` with ``classes`` and ``datasets``, as ``ace_multitask`` has.
+        files: JSON files, which may have ``label_sets`` with ``classes`` and ``datasets``.
         dataset: of the pseudo-labels.
         uncertain: they have the value :data:`UNCERTAIN`, which is added to the table of their data set as ``ignore``.
 
@@ -374,8 +375,8 @@ def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertai
     known = result.get("datasets", {})
     if (uncertain or known) and dataset not in known:
         raise InputError(
-            f"the data set {dataset} has no table in label_sets, expected a file with one (bundles/ace_multitask/"
-            "configs/train.json, for instance), and dataset to name it"
+            f"the data set {dataset} has no table in label_sets, expected a file with one (train.json of a bundle "
+            "that joins data sets, for instance), and dataset to name it"
         )
     if uncertain:
         labels = known[dataset]["labels"]

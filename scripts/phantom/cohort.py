@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import read_json, refuse_filled, whole_folder, write_json
 from common.scans import read_scan, whole_numbers
+from running.processes import process_pool
 
 from . import (
     PATHOLOGIES,
@@ -321,9 +320,7 @@ def _map(work: Callable[[Any], dict], jobs: list, num_workers: int | None) -> It
     if workers == 1:
         yield from map(work, jobs)
         return
-    # spawn: a forked process may inherit a thread pool that no longer runs
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with process_pool(workers, functools.partial(torch.set_num_threads, 1)) as pool:
         yield from pool.map(work, jobs)
 
 

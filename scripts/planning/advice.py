@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -13,207 +11,29 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
+from catalog import BUNDLES, Stage, Use, bundle_names, describe, refuse_unknown
 from common.data import check_splits, list_cases, sections_of, subject_of, write_datalist
 from common.errors import InputError, find_input_error
 from common.files import read_json
 from datalists.survey import FileFacts, survey
 from running.workflow import Entry, open_configs
 
+from .commands import command_of
 from .cost import InferenceCost, TrainingCost, inference_cost, measured, training_cost
 
-ROOT = Path(__file__).resolve().parents[2]
 BRAIN_ML = 2500  # what is not 0 in a scan is more than a brain: the largest ones have about 2 l with all their fluid
 THICK_MM, ANISOTROPY = 3.0, 2.0  # slices from which on a scan is called thick
 Case = dict[str, Any]
-# of whom: cases that say so; everybody is taken for healthy, and for a patient, where the datalist is silent on health
-KINDS = {
+# kind of case of a training -> what it is called; everybody is taken for healthy, and for a patient, where the datalist
+# is silent on health
+NAMES = {
     "any": "case",
+    "unlabelled": "case",
     "healthy": 'case with "healthy": true',
     "patients": 'case without "healthy": true',
     "labelled": "labelled case",
     "drawn": 'labelled case without "healthy": true',
 }
-
-
-class Stage(NamedTuple):
-    """One training of a way to use a bundle.
-
-    Args:
-        configs: config and the layers on it.
-        learns, validates: kind of case, of :data:`KINDS` -> the least number of them in the sections training and
-            validation; all cases of these kinds are used.
-        paper: kind of case -> subjects of this kind that the paper trained on.
-        sections: False for a training that takes all the cases, whatever their section.
-        datalists: options that name the datalist.
-        makes_labels: the stage learns from labels that are made on the way; it is measured with drawn ones.
-        note: what the measured time leaves out.
-    """
-
-    configs: tuple[str, ...]
-    learns: dict[str, int]
-    validates: dict[str, int]
-    paper: dict[str, int] = {}
-    sections: bool = True
-    datalists: tuple[str, ...] = ("datalist_file",)
-    makes_labels: bool = False
-    note: str = ""
-
-
-class Route(NamedTuple):
-    """A way to use a bundle: no stage is to apply the weights as they are shipped.
-
-    Args:
-        bundle: its name.
-        way: what is done.
-        gives: what comes out.
-        stages: trainings, in their order.
-        commands: to be run in this order; ``{datalist}`` is the datalist, ``{configs}`` the folder of the configs.
-        values: values that a label may have; None for a bundle that has a table of them.
-        any_sequence: another sequence may take the place of that of the configs, by ``--sequences``.
-    """
-
-    bundle: str
-    way: str
-    gives: str
-    stages: tuple[Stage, ...]
-    commands: tuple[str, ...]
-    values: tuple[int, ...] | None = None
-    any_sequence: bool = False
-
-
-RUN = "python -m monai.bundle run --config_file "
-CALIBRATE = "python scripts/calibrate_threshold.py "
-INFERENCE = RUN + "{configs}/inference.json --datalist_file {datalist} --output_dir results"
-UNET = RUN + "{configs}/train.json --datalist_file {datalist}"
-RATE = " --datalist_file {datalist} --section validation --criterion false_positive_rate --rate 0.01 --write"
-BEST = " --datalist_file {datalist} --section validation --write"
-HEALTHY = Stage(("train_autoencoder",), {"healthy": 1}, {"healthy": 1}, paper={"healthy": 68})
-DIFFUSION = Stage(("train_diffusion",), {"healthy": 1}, {"healthy": 1}, paper={"healthy": 358})
-DIFFUSION_COMMAND = RUN + "{configs}/train_diffusion.json --datalist_file {datalist}"
-STAGE_1 = " --diffusion_weights bundles/diffusion_recon_unet/models/diffusion.pt"
-PAIRS = {"any": 2, "labelled": 2}
-
-# paper: the numbers of scans are those of the papers that the model cards name
-ROUTES = (
-    Route(
-        "ace_multitask", "as shipped", "tissues and lesions from T1w and FLAIR, one may be missing", (), (INFERENCE,)
-    ),
-    Route(
-        "ace_multitask",
-        "train on data sets that label one thing each",
-        "tissues and lesions, or the classes of your table",
-        (Stage(("train",), {"labelled": 1}, {"labelled": 1}, paper={"labelled": 52}),),
-        (UNET,),
-    ),
-    Route("deepatlas_joint", "as shipped", "tissues from T1w", (), (INFERENCE,)),
-    Route(
-        "deepatlas_joint",
-        "train both networks, from one label map up",
-        "a segmenter and an inter-subject registration",
-        (
-            Stage(("train", "train_registration"), {"any": 2}, {"any": 2}, paper={"any": 65}),
-            Stage(("train", "train_segmentation"), {"any": 2, "labelled": 1}, PAIRS, paper={"any": 65}),
-            Stage(
-                ("train",),
-                {"any": 2, "labelled": 1},
-                PAIRS,
-                paper={"any": 65},
-                note="the measured steps of train are of registration; one in 21 is of segmentation and takes longer",
-            ),
-        ),
-        (
-            RUN + "\"['{configs}/train.json','{configs}/train_registration.json']\" --datalist_file {datalist}",
-            RUN + "\"['{configs}/train.json','{configs}/train_segmentation.json']\" --datalist_file {datalist}",
-            UNET + " --registration_weights bundles/deepatlas_joint/models/registration.pt"
-            " --segmentation_weights bundles/deepatlas_joint/models/model.pt",
-        ),
-        values=(0, 1, 2, 3),
-        any_sequence=True,
-    ),
-    Route("diffusion_recon_unet", "as shipped", "a score of anomaly from T1w", (), (INFERENCE,)),
-    Route(
-        "diffusion_recon_unet",
-        "train on healthy scans and painted anomalies",
-        "a score of anomaly, without a label",
-        (
-            DIFFUSION,
-            Stage(
-                ("train",), {"healthy": 1}, {"healthy": 1}, paper={"healthy": 358}, datalists=("healthy_datalist_file",)
-            ),
-        ),
-        (
-            DIFFUSION_COMMAND,
-            RUN + "{configs}/train.json --healthy_datalist_file {datalist}" + STAGE_1,
-            CALIBRATE + "diffusion_recon_unet" + RATE,
-        ),
-    ),
-    Route(
-        "diffusion_recon_unet",
-        "train on healthy scans and masks of one pathology",
-        "a score of any anomaly",
-        (
-            DIFFUSION,
-            Stage(
-                ("train",),
-                {"healthy": 1, "drawn": 1},
-                {"healthy": 1, "drawn": 1},
-                paper={"drawn": 90},
-                datalists=("datalist_file", "healthy_datalist_file"),
-            ),
-        ),
-        (
-            DIFFUSION_COMMAND,
-            UNET + " --healthy_datalist_file {datalist}" + STAGE_1,
-            CALIBRATE + "diffusion_recon_unet" + BEST,
-        ),
-        values=(0, 1),
-    ),
-    Route("sae_segmentation", "as shipped", "tissues from T1w", (), (INFERENCE,)),
-    Route(
-        "sae_segmentation",
-        "fit to these scans (adapt.json)",
-        "tissues from scans of any contrast, without a label",
-        (Stage(("train", "adapt"), {"any": 1}, {"any": 1}, sections=False),),
-        (
-            RUN + "\"['{configs}/train.json','{configs}/adapt.json']\" --datalist_file {datalist} --output_dir adapted",
-            INFERENCE + " --weights adapted/model.pt",
-        ),
-        any_sequence=True,
-    ),
-    Route(
-        "sae_segmentation",
-        "train on unlabelled scans and the atlas",
-        "tissues, without a label",
-        (Stage(("train",), {"any": 1}, {"any": 1}, paper={"any": 30}),),
-        (UNET,),
-        any_sequence=True,
-    ),
-    Route("uad_autoencoder", "as shipped", "lesions that are bright on FLAIR", (), (INFERENCE,)),
-    Route(
-        "uad_autoencoder",
-        "train on healthy FLAIR and pseudo-labels of patients",
-        "lesions that are bright on FLAIR",
-        (HEALTHY, Stage(("train",), {"patients": 1}, {"labelled": 1}, paper={"patients": 19}, makes_labels=True)),
-        (
-            RUN + "{configs}/train_autoencoder.json --datalist_file {datalist}",
-            CALIBRATE + "uad_autoencoder --layers inference_residual.json" + RATE,
-            RUN + "\"['{configs}/inference.json','{configs}/inference_residual.json','{configs}/pseudo_label.json']\""
-            " --datalist_file {datalist} --section training",
-            UNET + " --use_labels False"
-            " --pseudo_datalist_file bundles/uad_autoencoder/runs/pseudo_labels/datalist.json",
-            CALIBRATE + "uad_autoencoder" + BEST,
-        ),
-        values=(0, 1),
-    ),
-    Route(
-        "uad_autoencoder",
-        "train the U-Net on drawn masks",
-        "lesions, as the masks show them",
-        (Stage(("train",), {"labelled": 1}, {"labelled": 1}, paper={"labelled": 15}),),
-        (UNET, CALIBRATE + "uad_autoencoder" + BEST),
-        values=(0, 1),
-    ),
-)
 
 
 class Data(NamedTuple):
@@ -321,47 +141,45 @@ def advise(
     Raises:
         InputError: if the datalist cannot be read, or a bundle is not known.
     """
-    names = list(dict.fromkeys(route.bundle for route in ROUTES))
-    unknown = [name for name in bundles or () if name not in names]
-    if unknown:
-        raise InputError(f"bundles names {unknown[0]!r}, expected some of {', '.join(names)}")
+    refuse_unknown(bundles or (), option="bundles")
+    names = [name for name in bundle_names() if bundles is None or name in bundles]
     data = data if isinstance(data, Data) else read_data(data)
-    found = [_judge(route, data) for route in ROUTES if bundles is None or route.bundle in bundles]
+    found = [(use, *_judge(name, use, data)) for name in names for use in describe(name).uses]
     done: dict[tuple, Any] = {}
     jobs = [
-        (route, stage, item, used)
-        for route, item, used in found
+        (stage, item, used)
+        for use, item, used in found
         if measure and not item.missing
-        for stage in route.stages or (None,)
+        for stage in use.stages or (None,)
     ]
-    for route, stage, item, used in tqdm(jobs, desc="measuring", unit=" config", disable=None):
+    for stage, item, used in tqdm(jobs, desc="measuring", unit=" config", disable=None):
         name = stage.configs[-1] if stage else "inference"
-        item.costs[name] = _measure(route, stage, used, data, steps, overrides, done)
+        item.costs[name] = _measure(item.bundle, stage, used, data, steps, overrides, done)
     return [item for _, item, _ in found]
 
 
 class _Used(NamedTuple):
-    """What a route takes of a datalist: sequences, and the cases of each section with those."""
+    """What a way of use takes of a datalist: sequences, and the cases of each section with those."""
 
     sequences: tuple[str, ...]
     overrides: dict[str, Any]
     sections: dict[str, list[Case]]
 
 
-def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
-    """What there is to say of a route without measuring, and what it would use."""
+def _judge(bundle: str, use: Use, data: Data) -> tuple[Advice, _Used]:
+    """What there is to say of a way of use without measuring, and what it would use."""
     missing: list[str] = []
     remarks: list[str] = []
-    config = _config(route.bundle, route.stages[0].configs if route.stages else ("inference",))
+    config = _config(bundle, use.stages[0].configs if use.stages else ("inference",))
     sequences, optional = tuple(config["sequences"]), config.get("optional_sequences", ())
     changed: dict[str, Any] = {}
-    if route.any_sequence and data.sequences and not _has(data.sequences, sequences[0]):
+    if use.any_sequence and data.sequences and not _has(data.sequences, sequences[0]):
         remarks.append(f"the bundle's own sequence is {sequences[0]}; here it learns {data.sequences[0]}")
         sequences = data.sequences[:1]
         changed = {"sequences": list(sequences)}
     if data.sequences is None:
         remarks.append(f"the datalist does not say what its images are; they are taken for {', '.join(sequences)}")
-    wanted = ("training", "validation") if any(stage.sections for stage in route.stages) else (None,)
+    wanted = ("training", "validation") if any(stage.sections for stage in use.stages) else (None,)
     sections: dict[str, list[Case]] = {}
     for section in wanted:
         try:
@@ -372,33 +190,23 @@ def _judge(route: Route, data: Data) -> tuple[Route, Advice, _Used]:
             missing.append(_advised(str(e), section, data))
     used = _Used(sequences, changed, sections)
     if not missing:
-        for stage in route.stages:
+        for stage in use.stages:
             missing += _lacks(stage, used, data)
             remarks += _doubts(stage, used, data)
-        if not missing and route.stages:
-            missing += _wrong_labels(route, used, data)
+        if not missing and use.stages:
+            missing += _wrong_labels(bundle, use, used, data)
     cases = [case for part in sections.values() for case in part]
     remarks += _doubtful_scans(cases, data.facts)
-    if not missing and route.values:
-        remarks += _doubtful_labels(route, _label_cases(route, used, data), data)
-    learned = f" --sequences {shlex.quote(json.dumps(changed['sequences']))}" if changed else ""
-    commands = tuple(
-        text.format(configs=f"bundles/{route.bundle}/configs", datalist=_in_command(data.path))
-        + (learned if "monai.bundle" in text else "")
-        for text in route.commands
-    )
+    if not missing and use.values:
+        remarks += _doubtful_labels(use, _label_cases(use, used, data), data)
+    commands = tuple(command_of(bundle, step, data.path, changed.get("sequences")) for step in use.steps)
     once = tuple(tuple(dict.fromkeys(texts)) for texts in (missing, remarks))
-    return route, Advice(route.bundle, route.way, route.gives, *once, commands, {}), used
-
-
-def _in_command(path: Path) -> str:
-    """A path for a shell and for MONAI's command line, where a word that begins with $, @ or % is followed."""
-    return shlex.quote(f"./{path}" if str(path).startswith(("$", "@", "%", "-", "~")) else str(path))
+    return Advice(bundle, use.way, use.gives, *once, commands, {}), used
 
 
 def _config(bundle: str, configs: Sequence[str]) -> dict[str, Any]:
     """The entries at the top of a config and the layers on it."""
-    files = [ROOT / "bundles" / bundle / "configs" / f"{name}.json" for name in configs]
+    files = [BUNDLES / bundle / "configs" / f"{name}.json" for name in configs]
     return {key: value for file in files for key, value in read_json(file).items()}
 
 
@@ -417,6 +225,7 @@ def _advised(sentence: str, section: str | None, data: Data) -> str:
 def _of_kind(kind: str, cases: Sequence[Case], data: Data) -> list[Case]:
     chosen = {
         "any": lambda case: True,
+        "unlabelled": lambda case: True,
         "healthy": lambda case: case.get("healthy") is True or not data.speaks_of_health,
         "patients": lambda case: case.get("healthy") is not True,
         "labelled": lambda case: "label" in case,
@@ -434,7 +243,7 @@ def _parts(stage: Stage, used: _Used) -> dict[str, tuple[dict[str, int], list[Ca
 
 def _taken(want: Mapping[str, int], cases: Sequence[Case], data: Data) -> list[Case]:
     """The cases of a section that a stage takes, in their order."""
-    if "any" in want:
+    if want.keys() & {"any", "unlabelled"}:
         return list(cases)
     names = {case["name"] for kind in want for case in _of_kind(kind, cases, data)}
     return [case for case in cases if case["name"] in names]
@@ -448,7 +257,7 @@ def _lacks(stage: Stage, used: _Used, data: Data) -> list[str]:
         for kind, least in want.items():
             there = len(_of_kind(kind, cases, data))
             if there < least:
-                found.append(f"{section} has {there or 'no'} {KINDS[kind]}, expected {least} or more")
+                found.append(f"{section} has {there or 'no'} {NAMES[kind]}, expected {least} or more")
     if {"healthy", "drawn"} <= stage.learns.keys() and not data.speaks_of_health:
         found.append('nobody is said to be healthy or not; mark every case with "healthy": true or false')
     if not found and stage.sections:
@@ -466,7 +275,8 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     for kind, paper in stage.paper.items():
         subjects = len({subject_of(case) for case in _of_kind(kind, parts["training"][1], data)})
         if 0 < subjects < paper:
-            what = {"healthy": "healthy subject", "any": "subject", "patients": "subject"}.get(kind, "labelled subject")
+            names = {"healthy": "healthy subject", "labelled": "labelled subject", "drawn": "labelled subject"}
+            what = names.get(kind, "subject")
             found.append(f"{stage.configs[-1]} learns from {_counted(subjects, what)}, in the paper from {paper}")
     if "healthy" in stage.learns and not data.speaks_of_health:
         found.append('nobody is said to be healthy: everybody is taken for it; mark patients with "healthy": false')
@@ -484,34 +294,34 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
     return found
 
 
-def _label_cases(route: Route, used: _Used, data: Data) -> list[Case]:
-    """Cases whose labels a route reads."""
-    wants = [part for stage in route.stages for part in _parts(stage, used).values()]
+def _label_cases(use: Use, used: _Used, data: Data) -> list[Case]:
+    """Cases whose labels a way of use reads."""
+    wants = [part for stage in use.stages for part in _parts(stage, used).values()]
     found = [
         c for want, cases in wants for kind in want.keys() & {"labelled", "drawn"} for c in _of_kind(kind, cases, data)
     ]
     return list({case["name"]: case for case in found}.values())
 
 
-def _wrong_labels(route: Route, used: _Used, data: Data) -> list[str]:
-    """Labels with values that the route does not know."""
-    labelled = _label_cases(route, used, data)
+def _wrong_labels(bundle: str, use: Use, used: _Used, data: Data) -> list[str]:
+    """Labels with values that the way of use does not know."""
+    labelled = _label_cases(use, used, data)
     if not labelled:
         return []
-    if route.values is None:
-        return _unfit_for_table(route, used, data)
+    if use.values is None:
+        return _unfit_for_table(bundle, used, data)
     values = sorted({value for case in labelled for value in data.facts[case["label"]].values})
-    unknown = [value for value in values if value not in route.values]
+    unknown = [value for value in values if value not in use.values]
     if unknown:
         first = next(case["label"] for case in labelled if set(unknown) & set(data.facts[case["label"]].values))
-        more = f"; --classes {max(values) + 1} takes 0 to {max(values)}" if len(route.values) > 2 else ""
-        return [f"{first} has the label values {_listed(unknown)}, expected only {_listed(route.values)}{more}"]
+        more = f"; --classes {max(values) + 1} takes 0 to {max(values)}" if len(use.values) > 2 else ""
+        return [f"{first} has the label values {_listed(unknown)}, expected only {_listed(use.values)}{more}"]
     if not any(any(data.facts[case["label"]].values) for case in labelled):
         return ["all labels are empty, expected a value above 0 in one of them"]
     return []
 
 
-def _unfit_for_table(route: Route, used: _Used, data: Data) -> list[str]:
+def _unfit_for_table(bundle: str, used: _Used, data: Data) -> list[str]:
     """What the bundle's own table says of data sets and values."""
     parts = {section: _of_kind("labelled", cases, data) for section, cases in used.sections.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -521,7 +331,7 @@ def _unfit_for_table(route: Route, used: _Used, data: Data) -> list[str]:
         }
         datalist = _write(Path(folder) / "cases.json", parts, data)
         try:
-            parser = open_configs(ROOT / "bundles" / route.bundle, "train", datalist_file=datalist, **uncached).parser
+            parser = open_configs(BUNDLES / bundle, "train", datalist_file=datalist, **uncached).parser
             table = parser.get_parsed_content("table")
             parser.get_parsed_content("sets_fit")()
         except Exception as e:
@@ -539,13 +349,13 @@ def _unfit_for_table(route: Route, used: _Used, data: Data) -> list[str]:
     return []
 
 
-def _doubtful_labels(route: Route, labelled: Sequence[Case], data: Data) -> list[str]:
+def _doubtful_labels(use: Use, labelled: Sequence[Case], data: Data) -> list[str]:
     found = []
     names = sorted({str(case["dataset"]) for case in labelled if "dataset" in case})
     if len(names) > 1:
         found.append(f"labels of the data sets {_listed(names)} are taken for one: give those that mean the same")
     values = {value for case in labelled for value in data.facts[case["label"]].values}
-    if labelled and len(route.values) > 2 and values <= {0, 1}:
+    if labelled and len(use.values) > 2 and values <= {0, 1}:
         found.append("labels hold 0 and 1 only: a mask of lesions is no anatomy that a registration can follow")
     return found
 
@@ -585,7 +395,7 @@ def _write(path: Path, sections: Mapping[str, Sequence[Case]], data: Data) -> Pa
 
 
 def _measure(
-    route: Route,
+    name: str,
     stage: Stage | None,
     used: _Used,
     data: Data,
@@ -593,24 +403,27 @@ def _measure(
     overrides: Mapping[str, Any],
     done: dict[tuple, Any],
 ) -> TrainingCost | InferenceCost | str:
-    """What a stage costs, or inference where it is None; once for stages that routes share."""
-    bundle = ROOT / "bundles" / route.bundle
+    """What a stage costs, or inference where it is None; once for stages that ways of use share."""
+    bundle = BUNDLES / name
     if stage is None:
         return _run_measured(
             inference_cost, bundle, ("inference",), {"test": used.sections["all"][:1]}, data, overrides
         )
     taken = {section: _taken(*part, data) for section, part in _parts(stage, used).items()}
     scans = {section: len(cases) for section, cases in taken.items()}
-    key = (route.bundle, stage.configs, stage.datalists, *stage.learns, *scans.values())
+    key = (stage, *scans.values())
     if key not in done:
-        batch = _batch(route.bundle, stage.configs)
-        source = "validation" if stage.makes_labels else "training"
-        few = {"training": _few(taken[source], batch)}
+        batch = _batch(name, stage.configs)
+        if stage.learns_from_predictions:  # labels made on the way are not there yet: it is measured with drawn ones
+            few = {"training": _few(taken["validation"], batch)}
+            changed = {"volumes_per_epoch": max(batch, len(few["training"]))}
+        else:
+            few = {"training": _few(taken["training"], batch)}
+            changed = dict(stage.options)
         if stage.sections:
             few["validation"] = _few(taken["validation"], 2)
-        more = {"scans": scans, "steps": steps, "datalists": stage.datalists}
-        repeated = {"volumes_per_epoch": max(batch, len(few["training"]))} if stage.makes_labels else {}
-        changed = {**used.overrides, **repeated, **overrides}
+        more = {"scans": scans, "steps": steps, "datalists": tuple(stage.datalists)}
+        changed |= {**used.overrides, **overrides}
         done[key] = _run_measured(training_cost, bundle, stage.configs, few, data, changed, **more)
     return done[key]
 

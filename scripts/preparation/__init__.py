@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from common.errors import InputError
 from common.files import Alone
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
+from running.processes import process_pool
 
 from .case import Settings, prepare_case, read_record, restore, sequence_of
 from .registration import require_simpleitk
@@ -100,9 +100,7 @@ def _run(
         for case in cases:
             yield case["name"], _outcome(case, output_dir, settings)
         return
-    # spawn: a forked process may inherit a thread pool that no longer runs
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with process_pool(workers) as pool:
         waiting = {pool.submit(_outcome, case, output_dir, settings): case["name"] for case in cases}
         for future in as_completed(waiting):
             yield waiting[future], future.result()

@@ -66,12 +66,8 @@ def weights(package: Path, output_dir: Path) -> None:
     _network(package)
 
 
-def torchscript(package: Path, output_dir: Path) -> None:
-    """Write ``model.ts``, by script, or by trace where the model card says ``--use_trace``, and compare with eager.
-
-    A ``models/model.ts`` of the package is compared too.
-    """
-    use_trace = "--use_trace" in (package / "docs" / "README.md").read_text(encoding="utf-8")
+def torchscript(package: Path, output_dir: Path, use_trace: bool = False) -> None:
+    """Write ``model.ts``, by script or by trace, and compare with eager; a ``models/model.ts`` is compared too."""
     ckpt_export(
         net_id="network_def",
         filepath=str(output_dir / "model.ts"),

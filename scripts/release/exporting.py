@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from catalog import describe
 from common.errors import InputError
 from common.files import read_json, write_atomically
 
@@ -30,7 +31,8 @@ def export_bundle(name: str, output_dir: str | Path, root: Path = ROOT) -> list[
     output_dir = Path(output_dir)
     with tempfile.TemporaryDirectory() as folder:
         package = unpack(package_bundle(name, folder, root=root), Path(folder))
-        results = run_in_own_process(package, {check: {} for check in FILES}, Path(folder))
+        use_trace = describe(name, root / "bundles").exporter == "trace"
+        results = run_in_own_process(package, {"torchscript": {"use_trace": use_trace}, "onnx": {}}, Path(folder))
         failures = [f"{result.check}: {failure}" for result in results for failure in result.failures]
         if failures:
             raise InputError(f"bundle {name} cannot be exported: {'; '.join(failures)}")

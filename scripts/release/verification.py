@@ -23,13 +23,14 @@ from typing import NamedTuple
 import jsonschema
 import yaml
 
+from catalog import bundle_names, describe
 from common.errors import InputError
 from common.files import read_json
 
 from .packaging import LARGE, PERSONAL_PATH, REQUIRED_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMA = json.loads(Path(__file__).with_name("metadata_schema.json").read_text(encoding="utf-8"))
+SCHEMA = read_json(Path(__file__).with_name("metadata_schema.json"))
 MAX_UNPACKED = 2 * 1024**3  # bytes of all files of a zip; a bundle has a few MB of code and its weights
 # what names a licence for the Hub, and a sentence that only its whole text has
 LICENSES = {
@@ -56,7 +57,10 @@ class Result(NamedTuple):
 
 
 def verify_bundle(
-    path: str | Path, datalist_file: str | Path | None = None, model_info: str | Path | None = None
+    path: str | Path,
+    datalist_file: str | Path | None = None,
+    model_info: str | Path | None = None,
+    use_trace: bool | None = None,
 ) -> list[Result]:
     """Results of all checks, in the order in which they are made; a failure stops none of the others.
 
@@ -65,13 +69,16 @@ def verify_bundle(
         datalist_file: cases for the sections ``training`` and ``validation``, which the properties of ``train.json``
             cannot be checked without.
         model_info: ``models/model_info.json`` of the zoo, which lists what was released.
+        use_trace: TorchScript is made by trace and not by script; by default as the description of the bundle of this
+            name says, and by script if there is none.
 
     Raises:
         InputError: if there is nothing at ``path`` that could be a package, or the zip is not safe to unpack.
     """
     with opened(path) as package:
         release = _checked(check_release, package, model_info) if model_info else _left_out("release", "model_info")
-        return [*(_checked(check, package) for check in CHECKS), release, *_code_results(package, datalist_file)]
+        code = _code_results(package, datalist_file, use_trace)
+        return [*(_checked(check, package) for check in CHECKS), release, *code]
 
 
 @contextmanager
@@ -242,7 +249,9 @@ def _large_files(package: Path) -> list[dict]:
     return [entry for file in files if file.is_file() for entry in yaml.safe_load(file.read_text())["large_files"]]
 
 
-def _code_results(package: Path, datalist_file: str | Path | None) -> list[Result]:
+def _code_results(package: Path, datalist_file: str | Path | None, use_trace: bool | None) -> list[Result]:
+    if use_trace is None:
+        use_trace = package.name in bundle_names() and describe(package.name).exporter == "trace"
     checks = {"inference_properties": {}, "shapes": {}}
     left_out = []
     if datalist_file:
@@ -250,7 +259,7 @@ def _code_results(package: Path, datalist_file: str | Path | None) -> list[Resul
     else:
         left_out.append(_left_out("train_properties", "datalist_file"))
     if (package / "models" / "model.pt").is_file():
-        checks |= {"weights": {}, "torchscript": {}}
+        checks |= {"weights": {}, "torchscript": {"use_trace": use_trace}}
     else:
         left_out += [Result(name, [], "there is no models/model.pt") for name in ("weights", "torchscript")]
     with tempfile.TemporaryDirectory() as folder:

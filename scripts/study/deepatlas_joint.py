@@ -165,7 +165,7 @@ class Study(SeedStudy):
 
     def _propagation(self) -> Result:
         source = list_cases(datalist_file=self._datalist, sequences=["T1w"], section="training")[0]
-        files = {"moving_file": source["image"], "moving_label_file": source["label"]}
+        files = {"moving_file": source["image"], "moving_label_file": source["label"], "refine": False}
         return self._score_segmentation("propagation", ["inference_propagation"], self._weights("r0"), **files)
 
     def _train(self, arm: str, configs: list[str], **options: Any) -> None:
@@ -195,6 +195,7 @@ class Study(SeedStudy):
             datalist_file=self._datalist,
             section="test",
             weights=weights,
+            refine=False,  # what a training is worth would be hidden by it
             output_dir=folder,
             **self.settings["common"],
             **self.settings["network"],

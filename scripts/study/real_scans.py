@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from catalog import Row, describe
 from common.data import list_cases
 from common.evaluation import Evaluation
 from common.files import done_once, read_json
@@ -28,63 +29,6 @@ GAIN = "Dice of the shipped network minus this"  # pair by pair
 CALLED_LESION = "called lesion, without a reference, ml"
 Scores = dict[str, dict[str, float]]  # score -> subject, or pair of them -> value
 FEWEST = 5  # subjects for an interval
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the tables: masks that a bundle writes with the weights and thresholds that it ships.
-
-    Args:
-        title: in the tables.
-        bundle: whose configs it runs; it may be another one than that of the table.
-        layers: configs on ``inference.json``.
-        baseline: whether it is what the bundle has to beat.
-        variant: ``adapted``, if ``adapt.json`` fits weights to the scans of the set first, without their labels;
-            ``of_one_scan``, if it is told a labelled scan.
-        control: title of the registration without labels that it is told, one of those of the list of scans.
-    """
-
-    title: str
-    bundle: str
-    layers: tuple[str, ...] = ()
-    baseline: bool = False
-    variant: str = ""
-    control: str = ""
-
-    @property
-    def shipped(self) -> bool:
-        """Whether it is what ``inference.json`` does, as it is."""
-        return not (self.layers or self.variant)
-
-
-FLAIR_THRESHOLD = Method("plain FLAIR threshold", "uad_autoencoder", ("inference_threshold",), baseline=True)
-PROPAGATION = ("inference_propagation",)
-METHODS = {
-    "uad_autoencoder": (
-        Method("U-Net", "uad_autoencoder"),
-        Method("U-Net at two sizes, with brightness", "uad_autoencoder", ("inference_scales",)),
-        Method("residual of the auto-encoder", "uad_autoencoder", ("inference_residual",)),
-        FLAIR_THRESHOLD,
-    ),
-    "ace_multitask": (Method("one network for all classes", "ace_multitask"), FLAIR_THRESHOLD),
-    "sae_segmentation": (
-        Method("segmentation auto-encoder", "sae_segmentation"),
-        Method("segmentation auto-encoder, after adapt.json", "sae_segmentation", variant="adapted"),
-        Method("mixture of Gaussians", "sae_segmentation", ("inference_em",), baseline=True),
-        Method("atlas alone", "sae_segmentation", ("inference_atlas",), baseline=True),
-    ),
-    "deepatlas_joint": (
-        Method("joint training", "deepatlas_joint"),
-        Method("labels of the template, propagated", "deepatlas_joint", PROPAGATION, baseline=True),
-        Method("labels of one scan, propagated", "deepatlas_joint", PROPAGATION, baseline=True, variant="of_one_scan"),
-    ),
-    "diffusion_recon_unet": (
-        Method("sum of both", "diffusion_recon_unet"),
-        Method("U-Net alone", "diffusion_recon_unet", ("inference_unet",)),
-        Method("reconstruction alone", "diffusion_recon_unet", ("inference_reconstruction",)),
-        Method("plain T1w threshold", "diffusion_recon_unet", ("inference_threshold",), baseline=True),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -111,15 +55,17 @@ class Scoring:
         """Those of a bundle: one for each set of scans, and for the pairs of a set that are registered."""
         tables = []
         for scans in self.data.sets_of(bundle):
-            methods = self._methods(bundle, scans)
+            listed = self._rows(bundle, scans)
             rows = []
-            for number, method in enumerate(methods, start=1):
-                logger.info("%s on %s, %d of %d: %s", bundle, scans.name, number, len(methods), method.title)
-                rows.append(_row(method.title, method.baseline, method.shipped, self._scores(method, scans)))
+            for number, (row, control) in enumerate(listed, start=1):
+                title = f"{row.title} by {control}" if control else row.title
+                logger.info("%s on %s, %d of %d: %s", bundle, scans.name, number, len(listed), title)
+                rows.append(_row(title, row.is_baseline, row.is_shipped, self._scores(row, control, scans)))
             title = {"name": scans.name, "title": scans.title, "subjects": len(scans.cases), "note": scans.note}
             tables.append(title | {"rows": rows})
-            if bundle == "deepatlas_joint" and not scans.shows_lesions and len(scans.cases) > 1:
-                tables.append(self._registration(scans))
+            config = describe(bundle, self.bundles).registration
+            if config and not scans.shows_lesions and len(scans.cases) > 1:
+                tables.append(self._registration(bundle, config, scans))
         return tables
 
     def metadata(self, bundle: str) -> dict[str, Any]:
@@ -137,71 +83,87 @@ class Scoring:
 
     # segmentation
 
-    def _methods(self, bundle: str, scans: ScanSet) -> list[Method]:
-        """Those that the list asks for and has the files for; propagation by every control too."""
-        wanted = {"": True, "adapted": scans.adapt, "of_one_scan": self.data.labelled_scan is not None}
-        methods = [method for method in METHODS[bundle] if wanted[method.variant] and scans.fits(method.bundle)]
-        by_controls = [
-            replace(method, title=f"{method.title} by {title}", control=title)
-            for method in methods
-            if method.variant == "of_one_scan"
-            for title in self.data.controls
+    def _rows(self, bundle: str, scans: ScanSet) -> list[tuple[Row, str]]:
+        """Those that there are files for, and those that are told a scan also by every control, with its title."""
+        further = self.data.further_of(bundle)
+        rows = [
+            row
+            for row in describe(bundle, self.bundles).rows
+            if scans.fits(row.bundle)
+            and (scans.adapt or not row.adapted_by)
+            and (further.labelled_scan or not row.is_told)
         ]
-        return methods + by_controls
+        by_controls = [(row, title) for row in rows if row.is_told for title in further.controls]
+        return [(row, "") for row in rows] + by_controls
 
-    def _scores(self, method: Method, scans: ScanSet) -> Scores:
-        """Scores of the files that a method writes, or those that were computed of the same files before."""
+    def _scores(self, row: Row, control: str, scans: ScanSet) -> Scores:
+        """Scores of the files of a row, or those that were computed of the same files before."""
         trial = self._trial(scans)
+        inference, bundle = row.inference, row.bundle
+        configs = ["inference", *inference.layers]
         options: dict[str, Any] = {}
-        if method.variant == "adapted":
-            models = trial.train(method.bundle, ["train", "adapt"], {"training": scans.cases})
-            options = {"weights": models / "model.pt"}
-        elif method.variant == "of_one_scan":
-            files = self.data.labelled_scan
-            options = {"moving_file": files["T1w"], "moving_label_file": files["tissues"]}
-        parts = [method.variant] if method.variant else []
-        if method.control:
-            options["weights"] = self.data.controls[method.control]
-            parts.append(f"control_{[*self.data.controls].index(method.control) + 1}")
-        configs = ["inference", *method.layers]
-        folder = trial.folder / method.bundle / "_".join([*configs, *parts])
+        parts = []
+        if row.adapted_by:
+            models = trial.train(bundle, row.adapted_by, {"datalist_file": {"training": scans.cases}})
+            options = {inference.weights[0]: models / row.adapted_by.writes}
+            parts.append("adapted")
+        if row.is_told:
+            scan = self.data.further_of(bundle).labelled_scan
+            options = dict(zip(inference.told, (scan["T1w"], scan["tissues"]), strict=True))
+            parts.append("of_one_scan")
+        if control:
+            controls = self.data.further_of(bundle).controls
+            options[inference.weights[0]] = controls[control]
+            parts.append(f"control_{[*controls].index(control) + 1}")
+        folder = trial.folder / bundle / "_".join([*configs, *parts])
         datalist = trial.write_cases({"test": scans.cases})
-        trial.step(folder, method.bundle, configs, {"datalist_file": datalist, "output_dir": folder, **options})
+        trial.step(folder, bundle, configs, {"datalist_file": datalist, "output_dir": folder, **options})
 
         references = [path for paths in scans.references.values() for path in paths.values()]
         files = {"predictions": folder / "done.json", "code": Path(__file__)}
         files |= {path: Path(path) for path in references}
 
         def score() -> Scores:
-            config = self._config(method.bundle, "inference")
+            config = self._config(bundle, "inference")
             optional = config.get("optional_sequences", ())
             cases = list_cases(datalist_file=datalist, sequences=config["sequences"], optional_sequences=optional)
-            channels = self.metadata(method.bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+            channels = self.metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
             return score_files(cases, scans, folder, channels)
 
         return done_once(folder / "scores.json", files, score)
 
     # registration
 
-    def _registration(self, scans: ScanSet) -> dict[str, Any]:
-        """Table of every subject onto every other one: affine maps alone, the shipped network, and the controls."""
+    def _registration(self, bundle: str, config: str, scans: ScanSet) -> dict[str, Any]:
+        """Table of every subject onto every other one: affine maps alone, controls, the shipped network, and refined.
+
+        The controls are networks without refinement, so it is the network alone whose gain over them is told.
+        """
         trial = self._trial(scans)
         subjects = scans.cases[: self.registration_subjects]
         cases = [case | {"label": scans.references[case["subject"]]["tissues"]} for case in subjects]
         datalist = trial.write_cases({"test": cases})
-        pairs = self._register(trial, "registration", datalist, {})
-        shipped = pair_scores(pairs)
+        unrefined = describe(bundle, self.bundles).registration_alone
+
+        def register(name: str, options: Mapping[str, Any]) -> list[dict[str, str]]:
+            return self._register(trial, (bundle, config), name, datalist, options)
+
+        pairs = register("registration", {})
+        alone = pair_scores(register("registration_network", unrefined) if unrefined else pairs)
 
         def baseline(title: str, scores: Scores) -> dict[str, Any]:
-            ours, its = shipped[TISSUE_DICE], scores[TISSUE_DICE]
+            ours, its = alone[TISSUE_DICE], scores[TISSUE_DICE]
             gain = {pair: ours[pair] - its[pair] for pair in ours if pair in its}
             return _row(title, True, False, scores | {GAIN: gain}, _fixed_of)
 
         rows = [baseline("affine only", pair_scores(pairs, "_affine"))]
-        for number, (title, weights) in enumerate(self.data.controls.items(), start=1):
-            control = self._register(trial, f"registration_control_{number}", datalist, {"weights": weights})
+        for number, (title, weights) in enumerate(self.data.further_of(bundle).controls.items(), start=1):
+            control = register(f"registration_control_{number}", {"weights": weights, **unrefined})
             rows.append(baseline(title, pair_scores(control)))
-        rows.append(_row("joint training", False, True, shipped, _fixed_of))
+        title = next(row.title for row in describe(bundle, self.bundles).rows if row.is_shipped)
+        rows.append(_row(title, False, not unrefined, alone, _fixed_of))
+        if unrefined:
+            rows.append(_row(f"{title}, refined", False, True, pair_scores(pairs), _fixed_of))
         return {
             "name": f"{scans.name}_pairs",
             "title": f"{scans.title}: registration",
@@ -210,9 +172,11 @@ class Scoring:
             "rows": rows,
         }
 
-    def _register(self, trial: Trial, name: str, datalist: Path, options: Mapping[str, Any]) -> list[dict[str, str]]:
+    def _register(
+        self, trial: Trial, registration: tuple[str, str], name: str, datalist: Path, options: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
         """Lines of ``registration.csv``, with the subjects of each pair; fields and warped scans are not written."""
-        bundle, config = "deepatlas_joint", "inference_registration"
+        bundle, config = registration
         logger.info("%s: %s of %s", bundle, name, trial.folder.name)
         folder = trial.folder / bundle / name
         postprocessing = self._config(bundle, config)["postprocessing"]
@@ -283,15 +247,21 @@ def _means(scores: Scores) -> dict[str, float]:
 
 
 def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
-    """Scores of registered pairs; with ``before`` those of their affine maps alone, which fold nothing.
+    """Scores of registered pairs; with ``before`` those of their affine maps alone, which bend and fold nothing.
 
     Pairs for which a score is undefined, such as the correlation with an image moved out of sight, are left out of it.
     """
     scores = {
         TISSUE_DICE: {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
         "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
-        "folds, %": {row["subjects"]: 0.0 if before else float(row["folds_percent"]) for row in pairs},
     }
+    of_fields = {
+        "folds, %": "folds_percent",
+        "SD of log Jacobian": "log_jacobian_sd",
+        "inverse error, mm": "inverse_error_mm",
+    }
+    for name, column in of_fields.items():
+        scores[name] = {row["subjects"]: 0.0 if before else float(row[column]) for row in pairs}
     return {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
 
 

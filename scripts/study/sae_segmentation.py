@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from make_atlas import main as make_atlas
 
 from common.atlas import align_atlas, icbm_atlas
 from common.data import list_cases, write_datalist
 from common.files import write_json
 from common.metrics import dice, hd95_mm
 from common.scans import read_scan
+from make_atlas import main as make_atlas
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
 from running.workflow import run_configs

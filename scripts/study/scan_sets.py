@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from catalog import describe, descriptions
 from common.data import check_cases
 from common.errors import InputError
 from common.files import read_json
@@ -17,14 +18,6 @@ Case = dict[str, Any]
 SEQUENCES = ("T1w", "FLAIR")
 LABELS = {"lesion": range(2), "tissues": range(5)}  # item of a case -> values that its file may have
 LESION = 4  # in a tissue map
-# bundle -> what the cases of a set must have, in one of these ways
-NEEDS = {
-    "uad_autoencoder": ({"FLAIR", "lesion"},),
-    "ace_multitask": ({"T1w", "tissues"}, {"T1w", "FLAIR", "lesion"}),
-    "sae_segmentation": ({"T1w", "tissues"},),
-    "deepatlas_joint": ({"T1w", "tissues"},),
-    "diffusion_recon_unet": ({"T1w", "lesion"},),
-}
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class ScanSet:
         cases: ``subject``, ``image``, ``brain_mask``, and ``content``, which tells scans from others of the same name.
         references: subject -> item -> path of the reference.
         shows_lesions: whether a tissue map has lesions.
-        adapt: whether ``sae_segmentation`` is also fitted to the scans, which takes minutes a scan.
+        adapt: whether bundles are also fitted to the scans, where they can be, which takes minutes a scan.
     """
 
     name: str
@@ -57,7 +50,20 @@ class ScanSet:
 
     def fits(self, bundle: str) -> bool:
         """Whether the cases have what a bundle needs."""
-        return any(needed <= self.items for needed in NEEDS[bundle])
+        return any(needed <= self.items for needed in describe(bundle).needs)
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a list of real scans has for a bundle that registers.
+
+    Args:
+        controls: title -> weights of a registration that learned without labels.
+        labelled_scan: ``T1w`` and ``tissues`` of a subject of no set, whose labels are propagated.
+    """
+
+    controls: dict[str, Path] = field(default_factory=dict)
+    labelled_scan: dict[str, Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,20 +73,22 @@ class RealScans:
     Args:
         path: of the JSON.
         sets: the scans.
-        controls: title -> weights of a registration that learned without labels.
-        labelled_scan: ``T1w`` and ``tissues`` of a subject of no set, whose labels are propagated.
+        further: bundle -> what there is for its registration.
     """
 
     path: Path
     sets: list[ScanSet]
-    controls: dict[str, Path] = field(default_factory=dict)
-    labelled_scan: dict[str, Path] | None = None
+    further: dict[str, Further] = field(default_factory=dict)
+
+    def further_of(self, bundle: str) -> Further:
+        """What there is for the registration of a bundle."""
+        return self.further.get(bundle, Further())
 
     def sets_of(self, bundle: str) -> list[ScanSet]:
         """The sets that a bundle is scored on; InputError if there is none."""
         found = [scans for scans in self.sets if scans.fits(bundle)]
         if not found:
-            wanted = " or ".join(", ".join(sorted(needed)) for needed in NEEDS[bundle])
+            wanted = " or ".join(", ".join(sorted(needed)) for needed in describe(bundle).needs)
             raise InputError(f"no set of {self.path} fits {bundle}, expected one whose cases have {wanted}")
         return found
 
@@ -89,33 +97,39 @@ def read_real_scans(path: str | Path) -> RealScans:
     """Sets of real scans, every file checked, also the values of the references.
 
     ``{"sets": [{"name", "title", "note", "adapt", "cases": [{"subject", "T1w", "FLAIR", "brain_mask", "lesion",
-    "tissues"}]}], "deepatlas_joint": {"controls": {title: weights}, "labelled_scan": {"T1w", "tissues"}}}``: a case
-    has a subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or
-    false, and the second entry and each part of it may be left out. ``lesion`` is 1 where there is one, ``tissues``
-    1 CSF, 2 GM, 3 WM, 4 lesion. Paths are absolute or relative to the JSON.
+    "tissues"}]}], "<bundle>": {"controls": {title: weights}, "labelled_scan": {"T1w", "tissues"}}}``: a case has a
+    subject, one sequence or both, and what else there is, all cases of a set the same; ``adapt``, true or false, and
+    the entry of a bundle that registers, and each part of it, may be left out. ``lesion`` is 1 where there is one,
+    ``tissues`` 1 CSF, 2 GM, 3 WM, 4 lesion. Paths are absolute or relative to the JSON.
 
     Raises:
         InputError: if something is missing, unknown, named twice or of another form, or a file cannot be used.
     """
     path = Path(path)
-    content = _checked(read_json(path, "sets of real scans"), path, ("sets",), ("deepatlas_joint",))
+    registering = [name for name, description in descriptions().items() if description.registration]
+    content = _checked(read_json(path, "sets of real scans"), path, ("sets",), registering)
     sets = [_read_set(item, path) for item in _filled(content["sets"], path)]
     _refuse_twice([scans.name for scans in sets], path)
-    where = f"deepatlas_joint of {path}"
-    further = _checked(content.get("deepatlas_joint", {}), where, (), ("controls", "labelled_scan"))
-    controls, labelled = further.get("controls", {}), None
+    further = {name: _read_further(content[name], name, path) for name in registering if name in content}
+    return RealScans(path, sets, further)
+
+
+def _read_further(item: Any, bundle: str, path: Path) -> Further:
+    where = f"{bundle} of {path}"
+    item = _checked(item, where, (), ("controls", "labelled_scan"))
+    controls, labelled = item.get("controls", {}), None
     if not isinstance(controls, dict):
         raise InputError(f"controls of {where} is {controls!r}, expected weights of registrations by their titles")
     controls = {title: _path(value, where, path) for title, value in controls.items()}
     for file in controls.values():
         if not file.is_file():
             raise InputError(f"{file} in {where} does not exist, expected weights of a registration")
-    if "labelled_scan" in further:
-        item = _checked(further["labelled_scan"], f"labelled_scan of {where}", ("T1w", "tissues"))
-        labelled = {key: _path(value, where, path) for key, value in item.items()}
+    if "labelled_scan" in item:
+        scan = _checked(item["labelled_scan"], f"labelled_scan of {where}", ("T1w", "tissues"))
+        labelled = {key: _path(value, where, path) for key, value in scan.items()}
         check_cases([{"image": str(labelled["T1w"]), "label": str(labelled["tissues"])}], path, ["T1w"])
         _values_of(labelled["tissues"], range(LESION))
-    return RealScans(path, sets, controls, labelled)
+    return Further(controls, labelled)
 
 
 def _read_set(item: Any, path: Path) -> ScanSet:

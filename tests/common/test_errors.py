@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose
 
-from common.errors import InputError, find_input_error, install_error_hook, warn_of_unknown_options
+from common.errors import InputError, find_input_error, install_error_hook
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {
@@ -44,8 +45,8 @@ CONFIG = {
         "postprocessing": "@postprocessing",
         "val_handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
     },
-    "short_errors": {"_target_": "common.errors.install_error_hook", "_mode_": "callable"},
-    "run": ["$@short_errors()", "$@evaluator.run()"],
+    "options_fit": {"_target_": "common.options.check_options", "_mode_": "callable"},
+    "run": ["$@options_fit()", "$@evaluator.run()"],
 }
 
 
@@ -60,9 +61,10 @@ def break_down(item):
 @pytest.fixture
 def excepthook():
     """Undoes what install_error_hook does to the process."""
-    hook, logger_class = sys.excepthook, logging.getLoggerClass()
+    hook, logger_class, handler = sys.excepthook, logging.getLoggerClass(), signal.getsignal(signal.SIGINT)
     yield
     sys.excepthook = hook
+    signal.signal(signal.SIGINT, handler)
     logging.setLoggerClass(logger_class)
 
 
@@ -184,28 +186,28 @@ def test_a_bundle_whose_input_is_right_writes_its_output(config, monai_bundle):
     assert [path.name for path in (root / "out").iterdir()] == ["a_prob.nii.gz"]
 
 
-def test_options_that_no_config_knows_are_warned_of(tmp_path, caplog):
-    first, second = tmp_path / "a.json", tmp_path / "b.json"
-    first.write_text('{"save_entropy": false, "train": {"epochs": 3}}')
-    second.write_text('{"threshold": 0.5}')
-    files = f"['{first}','{second}']"
-    right = [
-        "--config_file",
-        files,
-        "--save-entropy",
-        "True",
-        "--threshold=0.4",
-        "--train#epochs",
-        "-1",
-        "--run_id",
-        "x",
-    ]
-    warn_of_unknown_options(right)
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "RuntimeError('in a handler') from KeyboardInterrupt()"])
+def test_ctrl_c_ends_a_process_with_one_line_and_its_own_exit_code(raised):
+    code = f"from common.errors import *; install_error_hook(); raise {raised}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+def test_workers_that_ctrl_c_ends_before_the_main_process_are_no_error_of_their_own():
+    stop = "import signal\ntry: signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt: pass\n"
+    heard = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & lets it be ignored
+    )
+    begin = f"{heard}from common.errors import *; install_error_hook()\n"
+    code = f"{begin}{stop}raise RuntimeError('DataLoader worker (pid 7)')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
+
+
+def test_libraries_do_not_repeat_ctrl_c_in_the_log(excepthook, capsys, caplog):
+    install_error_hook()
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        logging.getLogger("ignite.engine.engine").error("Engine run is terminating due to exception")
     assert not caplog.text
-    warn_of_unknown_options([*right, "--save_entrpy", "True", "--zzz#a=1"])
-    assert "--save_entrpy is no entry of" in caplog.text
-    assert "did you mean save_entropy?" in caplog.text
-    assert "--zzz#a is no entry of" in caplog.text
-    caplog.clear()
-    warn_of_unknown_options(["--config_file", str(first), "--threshold", "0.4"])
-    assert "--threshold is no entry of" in caplog.text

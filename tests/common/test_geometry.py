@@ -9,9 +9,13 @@ from common.geometry import (
     apply_affine,
     compose,
     fold_share,
+    from_halfway,
+    halfway,
     integrate_velocity,
+    inverse_error,
     invert_displacement,
     jacobian_determinant,
+    log_jacobian_sd,
     rotation_matrix,
     sample,
     sample_labels,
@@ -148,6 +152,57 @@ def test_the_inverse_leads_back_from_either_side():
 def test_the_jacobian_of_a_linear_map_is_its_determinant_everywhere(matrix):
     found = jacobian_determinant(affine_displacement(matrix))
     torch.testing.assert_close(found, torch.full_like(found, np.linalg.det(matrix)), atol=1e-4, rtol=0)
+
+
+def test_halfway_both_images_are_at_the_same_distance():
+    field = waves(0.9)
+    half = halfway(field)
+    onto_moving = warp(field, -half)  # what the field says where the fixed image is
+    torch.testing.assert_close(onto_moving[INSIDE], 2 * half[INSIDE], atol=1e-3, rtol=0)
+    torch.testing.assert_close(from_halfway(half)[INSIDE], field[INSIDE], atol=0.05, rtol=0)
+    assert half[INSIDE].abs().mean() > 0.15
+
+
+def test_halfway_a_scaling_is_its_cayley_transform():
+    """x -> f x is split into x -> (1 + a) x and x -> (1 - a) x, of which the ratio is f."""
+    field = affine_displacement(np.diag([1.5, 1.0, 0.8]))
+    half = halfway(field)
+    expected = affine_displacement(np.diag([1 + 0.5 / 2.5, 1.0, 1 - 0.2 / 1.8]))
+    torch.testing.assert_close(half[INSIDE], expected[INSIDE], atol=1e-3, rtol=0)
+    torch.testing.assert_close(from_halfway(half)[INSIDE], field[INSIDE], atol=5e-3, rtol=0)
+
+
+def test_the_way_back_of_a_halfway_field_is_that_of_its_opposite():
+    half = halfway(waves(0.9))
+    there, back = from_halfway(half), from_halfway(-half)
+    error = inverse_error(there, back, np.diag([2.0, 2.0, 2.0, 1.0]))[0][INSIDE[2:]]
+    assert error.max() < 0.1
+    assert there[INSIDE].abs().mean() > 0.3
+
+
+def test_the_way_back_of_a_shift_is_measured_in_millimetres():
+    """One voxel of 2 mm there, three quarters back: half a millimetre is left."""
+    there, back = torch.zeros(2, 1, 3, 8, 8, 8)
+    there[:, 1], back[:, 1] = 1.0, -0.75
+    affine = np.array([[0, 2.0, 0, 7], [-3.0, 0, 0, 1], [0, 0, 1.0, 0], [0, 0, 0, 1]])
+    torch.testing.assert_close(inverse_error(there, back, affine), torch.full((1, 8, 8, 8), 0.5))
+    torch.testing.assert_close(inverse_error(there, -there, affine), torch.zeros(1, 8, 8, 8))
+
+
+def test_the_logarithm_of_volume_changes_varies_by_what_two_scalings_differ():
+    """Half of the voxels grow to 1.21 of their length, half to 1 / 1.21: logarithms of +c and -c have the sd c."""
+    x = torch.arange(40.0)
+    grows = torch.where(x < 20, 0.21 * (x - 20), (1 / 1.21 - 1) * (x - 20))
+    field = torch.zeros(1, 3, 40, 6, 6)
+    field[0, 0] = grows[:, None, None]
+    mask = torch.ones(1, 40, 6, 6)
+    mask[:, 19:22] = 0  # differences reach over the edge
+    mask[:, :2] = 0
+    assert log_jacobian_sd(field, mask) == pytest.approx(np.log(1.21) * np.sqrt(1 - (1 / 35) ** 2), abs=1e-4)
+    assert log_jacobian_sd(affine_displacement(np.diag([1.3, 0.9, 1.0]))) == pytest.approx(0, abs=1e-5)
+    folded = affine_displacement(np.diag([1.3, 0.9, 1.0]))
+    folded[0, 0, :3] *= -10  # has no logarithm
+    assert np.isfinite(log_jacobian_sd(folded))
 
 
 def test_a_mirror_folds_everywhere_and_a_rotation_nowhere():

@@ -161,14 +161,18 @@ def test_a_label_that_is_stored_as_255_is_1(tmp_path):
         whole_numbers(np.array([0, 0.998, 1.9995]), "label")
 
 
-def test_masks_and_backgrounds_have_a_rule():
+def test_masks_and_backgrounds_have_a_rule(caplog):
     assert as_mask(np.array([0, 255, 0]), "m").tolist() == [False, True, False]
     assert as_mask(torch.tensor([0.0, 0.9999, 1.0]), "m").tolist() == [False, True, True]
     assert as_mask(np.zeros(3), "m").tolist() == [False] * 3
     assert as_mask(np.ones(3), "m").tolist() == [True] * 3
-    for values in ([0, 0.5, 1], [-1, 1], [1, 2], [0, 1, 2], [-1, -1]):
-        with pytest.raises(InputError, match="m is no mask: "):
-            as_mask(np.array(values, dtype=float), "m")
+    assert not caplog.text
+    for values in ([0, 0.5, 1], [-1, 0, 1], [0.01, 0.01, 1], [-0.1, 0.4, 1]):
+        caplog.clear()
+        assert as_mask(np.array(values, dtype=float), "m").tolist() == [False, False, True]
+        assert "expected 0 outside and one value inside: it is cut at 0.5, half of its largest" in caplog.text
+    with pytest.raises(InputError, match="m has values from -1 to -1, expected 0 outside and one value above 0 inside"):
+        as_mask(-np.ones(3), "m")
     # the 99th percentile is 100, so 0.01 is the limit
     found = foreground(np.array([0, 0.009, -0.009, 0.011, -0.011] + [100.0] * 95))
     assert found[:5].tolist() == [False, False, False, True, True]

@@ -11,7 +11,7 @@ from monai.utils import optional_import
 from torch import nn
 
 from common.errors import InputError
-from common.geometry import compose, warp
+from common.geometry import compose, invert_displacement, warp
 
 
 class ClassicalRegistration(nn.Module):
@@ -42,15 +42,19 @@ class ClassicalRegistration(nn.Module):
         logging.getLogger("dipy").setLevel(logging.WARNING)  # a line per level and pair
 
     def forward(self, pair: torch.Tensor) -> torch.Tensor:
-        """Displacement (B, 3, X, Y, Z) in voxels of pairs (B, 2, X, Y, Z), moving and fixed image."""
+        """Both ways, as :meth:`deepatlas_joint.refinement.PairRegistration.forward` gives them, of (B, 2, X, Y, Z)."""
         moving, fixed = pair[:, :1], pair[:, 1:]
         start = torch.zeros_like(pair[:, :1]).expand(-1, 3, -1, -1, -1) if self.start is None else self.start(pair)
         moving = warp(moving, start, padding="zeros")
         found = [self._register(m[0], f[0]) for m, f in zip(moving, fixed, strict=True)]
-        return compose(torch.stack(found).to(pair.device), start)
+        onto_moving, onto_fixed = torch.stack(found).to(pair.device).split(3, dim=1)
+        if self.start is None:
+            return torch.cat([onto_moving, onto_fixed], dim=1)
+        return torch.cat([compose(onto_moving, start), compose(invert_displacement(start), onto_fixed)], dim=1)
 
     def _register(self, moving: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
-        """(3, X, Y, Z) of one pair of images (X, Y, Z)."""
+        """(6, X, Y, Z), both ways, of one pair of images (X, Y, Z)."""
         search = self.search(self.metric(3, radius=self.radius), level_iters=self.iterations)
         found = search.optimize(*(image.detach().cpu().numpy().astype(np.float32) for image in (fixed, moving)))
-        return torch.from_numpy(np.moveaxis(np.asarray(found.get_forward_field(), dtype=np.float32), -1, 0).copy())
+        ways = np.concatenate([found.get_forward_field(), found.get_backward_field()], axis=-1)
+        return torch.from_numpy(np.moveaxis(ways, -1, 0).astype(np.float32))

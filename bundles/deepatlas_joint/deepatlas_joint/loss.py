@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import grid_sample
 
 from common.geometry import sampling_grid
 
+from .filters import box
+
 CLASSES_AT_ONCE = 4
 EPSILON = 1e-6
+LEAST_VARIANCE = 1e-5  # times the voxels of a window; flat windows have no correlation
 
 
 class GlobalCorrelation(nn.Module):
     """1 minus the correlation of two images over all their voxels: the paper's similarity.
 
-    MONAI has the local one, ``LocalNormalizedCrossCorrelationLoss``, which takes uneven brightness better.
+    The local one, :class:`LocalCorrelation`, takes uneven brightness better.
     """
 
     def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
@@ -23,6 +27,33 @@ class GlobalCorrelation(nn.Module):
         a, b = (x.float().flatten(1) - x.float().flatten(1).mean(1, keepdim=True) for x in (warped, fixed))
         norm = a.square().sum(1) * b.square().sum(1)
         return (1 - (a * b).sum(1) / norm.clamp(min=EPSILON).sqrt()).mean()
+
+
+class LocalCorrelation(nn.Module):
+    """Minus the squared correlation of two images in windows around every voxel, mean over voxels and batch, -1 to 0.
+
+    It is ``monai.losses.LocalNormalizedCrossCorrelationLoss`` with a rectangular window, at a fraction of its time: the
+    gradient is written out, and needs fewer filters than the chain of operations that led to the value.
+
+    Args:
+        window: voxels along each axis, odd.
+
+    Raises:
+        ValueError: if the window is even.
+
+    Reference:
+        Avants et al., "Symmetric diffeomorphic image registration with cross-correlation", Medical Image Analysis 2008.
+    """
+
+    def __init__(self, window: int = 7) -> None:
+        super().__init__()
+        if window % 2 != 1:
+            raise ValueError(f"window is {window}, expected an odd number of voxels")
+        self.window = window
+
+    def forward(self, warped: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
+        """Scalar, of images (B, 1, X, Y, Z)."""
+        return _LocalCorrelation.apply(warped, fixed, self.window)
 
 
 class BendingEnergy(nn.Module):
@@ -53,6 +84,54 @@ class BendingEnergy(nn.Module):
                 other = at((i, 1), (j, -1)) + at((i, -1), (j, 1))
                 energy = energy + 2 * ((same - other) / 4).square().mean()
         return energy
+
+
+def local_correlation(
+    first: torch.Tensor, second: torch.Tensor, window: int, wanted: tuple[bool, bool] = (True, True)
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Value of :class:`LocalCorrelation` and its gradients by the two images, None for one that is not ``wanted``.
+
+    With sums B over windows of n voxels, means a' and b', c = B(ab) - n a'b' and variances v = B(aa) - n a'a', w
+    likewise, the value is the mean of -cc / vw. Its derivative by a is ``b B(p) + a B(q) - B(p b' + q a')``, with
+    ``p = -2c / vw`` and ``q = 2cc / vvw`` over the number of voxels.
+    """
+    n = window**3
+    images = torch.stack([first, second])
+    sums = box(torch.cat([images, images.square(), images.prod(0, keepdim=True)]), window)
+    means = sums[:2] / n
+    variances = sums[2:4].addcmul_(means, sums[:2], value=-1)
+    cross = sums[4].addcmul_(means[0], sums[1], value=-1)
+    flat = variances < LEAST_VARIANCE
+    variances.clamp_(min=LEAST_VARIANCE)
+    ratio = cross / variances.prod(0)
+    square = ratio * cross
+    value = -square.mean()
+    chosen = [i for i, is_wanted in enumerate(wanted) if is_wanted]
+    gradients: list[torch.Tensor | None] = [None, None]
+    if not chosen:
+        return value, gradients
+    p = ratio.mul_(-2 / cross.numel())
+    q = (square * (2 / cross.numel()) / variances).masked_fill_(flat, 0)
+    constants = torch.addcmul(p * means.flip(0), q, means)
+    to_other, *others = box(torch.stack([p, *(t for i in chosen for t in (q[i], constants[i]))]), window)
+    for i, to_self, constant in zip(chosen, others[::2], others[1::2], strict=True):
+        gradients[i] = torch.addcmul(images[1 - i] * to_other, images[i], to_self).sub_(constant)
+    return value, gradients
+
+
+class _LocalCorrelation(torch.autograd.Function):
+    """Gradients are made with the value, by the sums it has anyway, and only where they are asked for."""
+
+    @staticmethod
+    def forward(ctx, warped: torch.Tensor, fixed: torch.Tensor, window: int) -> torch.Tensor:
+        value, gradients = local_correlation(warped, fixed, window, ctx.needs_input_grad[:2])
+        ctx.save_for_backward(*gradients)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_value: torch.Tensor) -> tuple:
+        return *(None if gradient is None else of_value * gradient for gradient in ctx.saved_tensors), None
 
 
 def dice_loss(intersection: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

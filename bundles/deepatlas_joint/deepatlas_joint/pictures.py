@@ -29,7 +29,8 @@ class SavePairPictured(MapTransform):
     moving image that lines of its grid lead to. The patient's right is on the left.
 
     Args:
-        keys: the network's output, (3, X, Y, Z), voxels; ``moving`` and ``fixed`` lie on its grid, in RAS.
+        keys: displacement in the first three channels of (C, X, Y, Z), voxels; ``moving`` and ``fixed`` lie on its
+            grid, in RAS.
         output_dir: folder, made if need be.
     """
 
@@ -41,7 +42,7 @@ class SavePairPictured(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             moving, fixed, field = (torch.as_tensor(d[k]).float().cpu() for k in ("moving", "fixed", key))
-            figure = draw_pair(moving, fixed, field)
+            figure = draw_pair(moving, fixed, field[:3])
             path = self.output_dir / f"{d['name']}_check.png"
             write_atomically(path, lambda part, figure=figure: FigureCanvasAgg(figure).print_png(part))
         return d

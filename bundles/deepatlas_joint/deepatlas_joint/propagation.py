@@ -20,7 +20,8 @@ class LabelPropagation(nn.Module):
     """Segment an image by moving a labelled one onto it: image to logarithms of the warped label probabilities.
 
     Args:
-        registration: see :class:`deepatlas_joint.network.RegistrationNetwork`.
+        registration: see :class:`deepatlas_joint.refinement.PairRegistration`, whose way back is of no use here, or
+            :class:`deepatlas_joint.network.RegistrationNetwork`.
         classes: background included.
         moving_file: skull-stripped labelled scan; None for the ICBM 152 template, whose labels are 1 CSF, 2 GM, 3 WM.
         moving_label_file: its label map.
@@ -67,7 +68,7 @@ class LabelPropagation(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, classes, X, Y, Z) of images (B, 1, X, Y, Z) on the grid."""
         count = len(image)
-        displacement = self.registration(torch.cat([self.moving.expand(count, -1, -1, -1, -1), image], dim=1))
+        displacement = self.registration(torch.cat([self.moving.expand(count, -1, -1, -1, -1), image], dim=1))[:, :3]
         warped = warp(self.maps.expand(count, -1, -1, -1, -1), displacement, padding="border")
         return torch.log(warped + 1e-6)
 

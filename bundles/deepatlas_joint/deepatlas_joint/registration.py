@@ -22,7 +22,16 @@ from common.data import list_cases
 from common.engines.events import gather
 from common.errors import InputError
 from common.files import write_atomically, write_text
-from common.geometry import apply_affine, fold_share, sample, sample_labels, to_voxels, voxel_grid
+from common.geometry import (
+    apply_affine,
+    fold_share,
+    inverse_error,
+    log_jacobian_sd,
+    sample,
+    sample_labels,
+    to_voxels,
+    voxel_grid,
+)
 from common.scans import grid_difference, on_grid_of, open_scan, read_scan, stem
 from common.tables import delimited
 from common.transforms.io import file_of
@@ -179,33 +188,40 @@ def displacement_of_file(
 
 
 class RegisterFilesd(MapTransform):
-    """From the field of the network to that of the files, and what it does to the moving image and its labels.
+    """From the fields of the registration to those of the files, and what they do to the moving image and its labels.
 
     Args:
-        keys: the network's output, (3, X, Y, Z), voxels of the grid on which ``moving`` and ``fixed`` lie. In its place
-            comes the field on the grid of the fixed file, (3, X, Y, Z), mm, RAS.
+        keys: both ways, (6, X, Y, Z), voxels of the grid on which ``moving`` and ``fixed`` lie, see
+            :class:`deepatlas_joint.refinement.PairRegistration`. In their place comes the field on the grid of the
+            fixed file, (3, X, Y, Z), mm, RAS.
         classes: background included.
+        inverse: write ``inverse``, too, the field on the grid of the moving file, likewise.
 
     Reads ``moving_native``, ``fixed_native`` and, where it is there, ``moving_label``, on the grids of their files;
-    writes ``warped``, (1, X, Y, Z), and ``warped_label``, uint8, the class of the largest probability after
-    trilinear interpolation.
+    writes ``warped``, (1, X, Y, Z), ``warped_label``, uint8, the class of the largest probability after trilinear
+    interpolation, and ``inverse_error_mm``, mean over the brain of the fixed image, in the millimetres of its file.
     """
 
-    def __init__(self, keys: KeysCollection, classes: int) -> None:
+    def __init__(self, keys: KeysCollection, classes: int, inverse: bool = False) -> None:
         super().__init__(keys)
-        self.classes = classes
+        self.classes, self.inverse = classes, inverse
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         moving, fixed = d["moving_native"], d["fixed_native"]
-        affine = fixed.affine.numpy()
+        grid = d["fixed"].affine.numpy()
+        of_moving, of_fixed = (np.asarray(d[role].meta["to_template"]) for role in ROLES)
         for key in self.key_iterator(d):
-            field = displacement_of_file(
-                torch.as_tensor(d[key]).float().cpu(),
-                d["fixed"].affine.numpy(),
-                (fixed.shape[1:], affine),
-                *(np.asarray(d[role].meta["to_template"]) for role in reversed(ROLES)),
-            )
+            onto_moving, onto_fixed = torch.as_tensor(d[key]).float().cpu().split(3)
+            brain = d["fixed"].as_tensor()[0].cpu() != 0
+            error = inverse_error(onto_moving[None], onto_fixed[None], np.linalg.inv(of_fixed) @ grid)
+            d["inverse_error_mm"] = error[0][brain].mean().item()
+            affine = fixed.affine.numpy()
+            field = displacement_of_file(onto_moving, grid, (fixed.shape[1:], affine), of_fixed, of_moving)
+            if self.inverse:
+                back = (moving.shape[1:], moving.affine.numpy())
+                inverse = displacement_of_file(onto_fixed, grid, back, of_moving, of_fixed)
+                d["inverse"] = MetaTensor(inverse, meta=moving.meta)
             world = voxel_grid(tuple(fixed.shape[1:]), affine) + field
             d[key] = MetaTensor(field, meta=fixed.meta)
             places = apply_affine(np.linalg.inv(moving.affine.numpy()), world)
@@ -238,22 +254,30 @@ def _field_at(path: str, world: torch.Tensor) -> torch.Tensor:
 
 
 class SaveFieldd(MapTransform):
-    """Write ``OUT/<name>_warp.nii.gz``: a displacement field as ITK and ANTs read it.
+    """Write ``OUT/<name>_<postfix>.nii.gz``: a displacement field as ITK and ANTs read it.
 
-    NIfTI of five dimensions, intent ``vector`` (1007), on the grid of the fixed file: at each voxel the vector in mm,
-    in the axes of ITK (to left, back and top: the first two components are those of RAS with another sign), from
-    the voxel's position to that in the moving image. ``antsApplyTransforms -t`` and SimpleITK's
-    ``DisplacementFieldTransform`` resample the moving image with it. The file appears whole or not at all.
+    NIfTI of five dimensions, intent ``vector`` (1007), on the grid of a file, the fixed one: at each voxel the vector
+    in mm, in the axes of ITK (to left, back and top: the first two components are those of RAS with another sign),
+    from the voxel's position to that in the moving image. ``antsApplyTransforms -t`` and SimpleITK's
+    ``DisplacementFieldTransform`` resample the moving image with it. That of the inverse has the roles exchanged. The
+    file appears whole or not at all.
 
     Args:
         keys: fields (3, X, Y, Z), mm, RAS.
         output_dir: folder, made if need be.
         fixed_key: item whose file gives the grid.
+        postfix: of the file's name.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str | Path, fixed_key: str = "fixed_native") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str | Path,
+        fixed_key: str = "fixed_native",
+        postfix: str = "warp",
+    ) -> None:
         super().__init__(keys)
-        self.output_dir, self.fixed_key = Path(output_dir), fixed_key
+        self.output_dir, self.fixed_key, self.postfix = Path(output_dir), fixed_key, postfix
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -261,7 +285,7 @@ class SaveFieldd(MapTransform):
             field = d[key].as_tensor().movedim(0, -1).numpy() * np.array([-1, -1, 1], dtype=np.float32)
             image = on_grid_of(file_of(d[self.fixed_key]), field[:, :, :, None].astype(np.float32))
             image.header.set_intent("vector")
-            path = self.output_dir / f"{d['name']}_warp.nii.gz"
+            path = self.output_dir / f"{d['name']}_{self.postfix}.nii.gz"
             write_atomically(path, lambda part, image=image: nib.save(image, part))
         return d
 
@@ -270,13 +294,15 @@ class MeasurePaird(MapTransform):
     """Score each registration, keep the scores, and log them.
 
     Columns: ``correlation_affine`` and ``correlation``, of the two images in the brain of the fixed one, before and
-    after the network; ``folds_percent`` of that brain; ``displacement_mm``, mean length of the field beyond the
-    affine map; ``dice``, mean over the classes, if both have labels; ``dice_affine``, the same before the network;
-    ``tre_mm``, mean distance to the true position in the moving brain, if both have ``displacement``, a file with the
-    way to one template in mm, RAS, as phantoms have.
+    after the registration; ``displacement_mm``, mean length of the field beyond the affine map; ``folds_percent`` of
+    that brain, ``log_jacobian_sd`` in it, and ``inverse_error_mm``, the mean distance of a point from its start when it
+    has gone there and back; ``dice``, mean over the classes, if both have labels; ``dice_affine``, the same before the
+    registration; ``tre_mm``, mean distance to the true position in the moving brain, if both have ``displacement``, a
+    file with the way to one template in mm, RAS, as phantoms have. Rough fields that do not lead back reach a high
+    Dice, so it says little by itself.
 
     Args:
-        keys: field, (3, X, Y, Z), mm, RAS, on the grid of the fixed file.
+        keys: field, (3, X, Y, Z), mm, RAS, on the grid of the fixed file; with it comes ``inverse_error_mm``.
         classes: background included.
         output_dir: folder of ``registration.csv``.
     """
@@ -317,7 +343,10 @@ class MeasurePaird(MapTransform):
             if truth is not None:
                 scores[f"tre_mm{name}"] = (place - truth).square().sum(0).sqrt()[brain].mean().item()
         scores["displacement_mm"] = (points[""] - points["_affine"]).square().sum(0).sqrt()[brain].mean().item()
-        scores["folds_percent"] = 100 * fold_share(to_voxels(field[None], affine), brain[None])
+        in_voxels = to_voxels(field[None], affine)
+        scores["folds_percent"] = 100 * fold_share(in_voxels, brain[None])
+        scores["log_jacobian_sd"] = log_jacobian_sd(in_voxels, brain[None])
+        scores["inverse_error_mm"] = d["inverse_error_mm"]
         return scores
 
     def write(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from scipy import ndimage
 
@@ -62,7 +63,7 @@ class GradedLabeld(MapTransform):
         return d
 
 
-class AddBrightnessd(MapTransform):
+class BrightnessInferer(Inferer):
     """Logits that say how bright a place is too: a halo, of which the network is as sure as of its lesion, comes below.
 
     ``limit * tanh(logit / limit) + weight * (b - 0.65)``, where ``b`` is 0 at white matter and 1, its largest value, at
@@ -70,35 +71,35 @@ class AddBrightnessd(MapTransform):
     that is nothing; -1 is its lowest. What is brighter than lesions, as vessels and rests of skull are, gains nothing.
 
     Args:
-        keys: logits, (1, *spatial).
-        image_key: skull-stripped FLAIR, (C, *spatial), its middle channel on the grid of the logits.
+        inferer: (B, C, *spatial) -> logits, (B, 1, *spatial), of skull-stripped FLAIR, which is the middle channel.
         weight: of the brightness; 0 leaves the logits as they are.
         limit: of the logits, so that brightness has a say where the network is sure.
         usual: brightness of a lesion, white matter = 1.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection,
-        image_key: str = "image",
-        weight: float = 4.0,
-        limit: float = 8.0,
-        usual: float = 1.4,
-    ) -> None:
-        super().__init__(keys)
-        self.image_key = image_key
+    def __init__(self, inferer: Inferer, weight: float = 4.0, limit: float = 8.0, usual: float = 1.4) -> None:
+        super().__init__()
+        self.inferer = inferer
         self.weight = weight
         self.limit = limit
         self.usual = usual
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d) if self.weight else ():
-            image = torch.as_tensor(d[self.image_key])
-            image = image[len(image) // 2].float()
-            ratio = image / white_matter_level(image.numpy(force=True))
-            sure = ratio[(torch.as_tensor(d[key])[0] > SURE) & (ratio > LEAST)]
-            typical = float(sure.median()) if len(sure) else self.usual
-            brightness = ((ratio - 1) / (typical - 1)).clamp(-1, 1) - 0.65
-            d[key] = self.limit * torch.tanh(d[key] / self.limit) + self.weight * brightness
-        return d
+    @property
+    def sw_batch_size(self) -> int | None:
+        """Slices per call of the network, of inferers that have it."""
+        return getattr(self.inferer, "sw_batch_size", None)
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``inputs`` (B, C, *spatial) -> logits, (B, 1, *spatial)."""
+        logits = self.inferer(inputs, network, *args, **kwargs)
+        if not self.weight:
+            return logits
+        brightness = torch.stack([self._brightness(*scan) for scan in zip(inputs, logits, strict=True)])
+        return self.limit * torch.tanh(logits / self.limit) + self.weight * (brightness - 0.65)
+
+    def _brightness(self, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        flair = image[len(image) // 2].float()
+        ratio = flair / white_matter_level(flair.numpy(force=True))
+        sure = ratio[(logits[0] > SURE) & (ratio > LEAST)]
+        typical = float(sure.median()) if len(sure) else self.usual
+        return ((ratio - 1) / (typical - 1)).clamp(-1, 1)[None]

@@ -65,8 +65,8 @@ class PatchCentersd(MapTransform):
         return d
 
 
-class RandZoomedSlicesd(Randomizable, MapTransform):
-    """Axial patches with their neighboring slices as channels, each as if the scan had voxels of another size.
+class RandZoomedPatchesd(Randomizable, MapTransform):
+    """Patches of a few axial slices, each as if the scan had voxels of another size.
 
     A patch is centered on one of the candidates that :class:`PatchCentersd` has written. The image is interpolated, in
     plane and between slices alike, the label is that of the nearest voxel; outside of the volume both are 0.
@@ -74,18 +74,17 @@ class RandZoomedSlicesd(Randomizable, MapTransform):
     Args:
         keys: image and label, (1, X, Y, Z) each.
         label_key: the label, whose candidates are taken.
-        patch_size: pixels of a patch.
-        slices: odd number of slices, the channels of the image.
+        patch_size: voxels of a patch, the last number being its slices.
         lesion_patches, brain_patches: patches are around lesions and elsewhere in this proportion; elsewhere only,
             where there is no lesion.
         num_samples: patches of a volume.
         zoom: smallest and largest; 2 makes lesions twice as large. Drawn evenly on a logarithmic scale.
 
     Returns:
-        List of items with image (slices, *patch_size), label (1, *patch_size), and what else the item has.
+        List of items with image and label (1, *patch_size), and what else the item has.
 
     Raises:
-        InputError: if a range, a number of slices or of patches makes no sense.
+        InputError: if the zoom or the numbers of patches make no sense.
     """
 
     def __init__(
@@ -93,7 +92,6 @@ class RandZoomedSlicesd(Randomizable, MapTransform):
         keys: KeysCollection,
         label_key: str,
         patch_size: Sequence[int],
-        slices: int,
         lesion_patches: float,
         brain_patches: float,
         num_samples: int,
@@ -102,15 +100,12 @@ class RandZoomedSlicesd(Randomizable, MapTransform):
         super().__init__(keys)
         if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
             raise InputError(f"zoom is {zoom}, expected two numbers above 0, the lower one first")
-        if slices < 1 or slices % 2 == 0:
-            raise InputError(f"slices is {slices}, expected an odd number")
         if min(lesion_patches, brain_patches) < 0 or lesion_patches + brain_patches <= 0:
             raise InputError(
                 f"lesion_patches and brain_patches are {lesion_patches} and {brain_patches}, expected one above 0"
             )
         self.label_key = label_key
         self.patch_size = tuple(patch_size)
-        self.slices = slices
         self.lesion_share = lesion_patches / (lesion_patches + brain_patches)
         self.num_samples = num_samples
         self.zoom = tuple(zoom)
@@ -130,15 +125,13 @@ class RandZoomedSlicesd(Randomizable, MapTransform):
         return items
 
     def _cut(self, volume: torch.Tensor, center: Sequence[int], zoom: float, label: bool) -> torch.Tensor:
-        """(1, X, Y, Z) -> (slices, *patch_size), of a label (1, *patch_size)."""
-        sizes = (*self.patch_size, 1 if label else self.slices)
+        """(1, X, Y, Z) -> (1, *patch_size)."""
         axes, box = [], []
-        for size, at, extent in zip(sizes, center, volume.shape[1:], strict=True):
+        for size, at, extent in zip(self.patch_size, center, volume.shape[1:], strict=True):
             voxels = at + (torch.arange(size) - size // 2) / zoom
             start, stop = max(0, math.floor(voxels[0])), min(extent, math.ceil(voxels[-1]) + 1)
             axes.append((2 * (voxels - start) + 1) / (stop - start) - 1)  # as grid_sample counts, from edge to edge
             box.append(slice(start, stop))
         points = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flip(-1)[None]
         part = torch.as_tensor(volume)[(slice(None), *box)][None].float()
-        cut = F.grid_sample(part, points, "nearest" if label else "bilinear", "zeros", align_corners=False)
-        return cut[0, 0].movedim(-1, 0).contiguous()
+        return F.grid_sample(part, points, "nearest" if label else "bilinear", "zeros", align_corners=False)[0]

@@ -1,0 +1,42 @@
+"""Worker processes that end when the main one is stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+
+
+@contextmanager
+def process_pool(
+    workers: int | None = None, prepare: Callable[[], None] | None = None, method: str | None = "spawn"
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes to hand work to; Ctrl-C, or any exception in the block, drops what waits and prints no traceback.
+
+    Args:
+        workers: so many; all cores by default.
+        prepare: called in each of them first.
+        method: how they are started. A forked process, the default of Linux, is there at once, but may inherit a thread
+            pool that no longer runs: not for work that PyTorch does.
+    """
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,)) as pool:
+        if threading.current_thread() is threading.main_thread():
+            # a process inherits that Ctrl-C is ignored, and does not die of it, with a traceback, while it imports
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            pool.submit(int)  # starts all of them
+            signal.signal(signal.SIGINT, before)
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start(prepare: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a process at once, without a word
+    if prepare is not None:
+        prepare()
