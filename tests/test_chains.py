@@ -257,7 +257,7 @@ def test_what_cannot_be_used_is_named(chain, tmp_path):
         ({"uncertain": [0.01, 0.1]}, "the data set None has no table in label_sets"),
         ({"trained_on": ""}, "trained_on is empty"),
         ({"trained_on": str(tmp_path / "none.json")}, "none.json cannot be read"),
-        ({"weights": str(tmp_path / "none.pt")}, "none.pt: no such file"),
+        ({"weights": str(tmp_path / "none.pt")}, r"none.pt cannot be read \(No such file"),
         ({"layers": "inference_threshold.json"}, "u1_FLAIR_seg.nii.gz is not what uad_autoencoder makes of"),
         ({"merge": no_sequences, "dataset": "lesion"}, "plain.json does not say its sequences"),
         (

@@ -79,13 +79,20 @@ def raw(head, moved, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(raw, tmp_path_factory) -> Path:
-    """The case prepared in its own space, its brain found by the template."""
+def without_mask(raw, tmp_path_factory) -> Path:
+    """The same scans, of which nobody has drawn the brain."""
     scans = tmp_path_factory.mktemp("scans")
     for file in ("T1w", "FLAIR", "label"):
         shutil.copy(raw / f"sub-1_{file}.nii.gz", scans)
+    return scans
+
+
+@pytest.fixture(scope="module")
+def prepared(without_mask, tmp_path_factory) -> Path:
+    """The case prepared in its own space, its brain found by the template."""
     output = tmp_path_factory.mktemp("prepared")
-    main(str(output), dataset_dir=str(scans), sequences=("T1w", "FLAIR"), brain_extraction="template", num_workers=1)
+    options = {"sequences": ("T1w", "FLAIR"), "brain_extraction": "template", "num_workers": 1}
+    main(str(output), dataset_dir=str(without_mask), **options)
     return output
 
 
@@ -270,13 +277,12 @@ def test_the_written_transform_leads_from_the_template_to_the_scan(prepared):
     assert np.allclose(matrix @ np.array(record["to_template"]), np.eye(4), atol=1e-6)
 
 
-def test_what_is_done_is_done_once(prepared, raw, caplog):
-    scans = Path(read_record(prepared / "sub-1" / "sub-1.json")["inputs"]["T1w"]["file"]).parent
+def test_what_is_done_is_done_once(prepared, without_mask, caplog):
     files = {path: path.stat().st_mtime_ns for path in (prepared / "sub-1").iterdir()}
     with caplog.at_level(logging.INFO):
         main(
             str(prepared),
-            dataset_dir=str(scans),
+            dataset_dir=str(without_mask),
             sequences=("T1w", "FLAIR"),
             brain_extraction="template",
             num_workers=1,
