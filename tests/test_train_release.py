@@ -8,8 +8,10 @@ import torch
 from bundle_tools import load_script
 
 from common.errors import InputError
+from release import training as train_release
+from release.training import recipe_of
 
-train_release = load_script("train_release")
+main = load_script("train_release").main
 
 
 class Calls:
@@ -139,7 +141,7 @@ def lesion_recipe(run, monkeypatch, implanted) -> list:
 def test_the_last_stage_of_ace_sees_lesions_that_t1w_hides_and_drawn_ones(tmp_path, monkeypatch, implanted):
     calls, run = Calls(monkeypatch), release(tmp_path, "ace_multitask")
     shipped = lesion_recipe(run, monkeypatch, implanted)
-    train_release._ace_multitask(run)
+    recipe_of("ace_multitask").release(run)
     assert calls.trained == [f"ace_multitask_{name}" for name in ("train", "finetune", "varied")]
     for number, before in ((1, "train"), (2, "finetune")):
         start = calls.options[number]["initial_weights"]
@@ -170,7 +172,7 @@ def test_the_last_stage_of_ace_sees_lesions_that_t1w_hides_and_drawn_ones(tmp_pa
 def test_the_last_stage_of_the_u_net_sees_lesions_of_all_sizes_and_drawn_ones(tmp_path, monkeypatch, implanted):
     calls, run = Calls(monkeypatch), release(tmp_path)
     shipped = lesion_recipe(run, monkeypatch, implanted)
-    train_release._uad_autoencoder(run)
+    recipe_of("uad_autoencoder").release(run)
     assert calls.trained == [f"uad_autoencoder_{name}" for name in ("autoencoder", "unet", "varied")]
     assert shipped == [("autoencoder", "autoencoder.pt"), ("varied", "model.pt")]
     last = calls.options[2]
@@ -193,7 +195,7 @@ def test_the_last_stage_alone_starts_from_what_was_shipped_when_it_began(tmp_pat
     (configs / "train.json").write_text('{"label_sets": {"datasets": {"lesion": {"labels": {"1": "lesion"}}}}}')
     run.models.mkdir()
     (run.models / "model.pt").write_text("shipped")
-    train_release.RECIPES[bundle](run)
+    recipe_of(bundle).release(run)
     assert calls.trained == [f"{bundle}_{last}"]
     assert shipped == [(last, "model.pt")]
     start = calls.options[0]["initial_weights"]
@@ -215,7 +217,7 @@ def test_the_anomaly_network_learns_from_lesions_implanted_in_t1_scans(tmp_path,
     for way in ("implanted", "implanted_t1w"):
         real = [files | {"subject": way}, flair]
         monkeypatch.setattr(run, way, lambda part, real=real: real if implanted else [])
-    train_release._diffusion_recon_unet(run)
+    recipe_of("diffusion_recon_unet").release(run)
     assert calls.trained == ["diffusion_recon_unet_stage1", "diffusion_recon_unet_stage2"]
     assert shipped == [("stage1", "statistics.json"), ("stage2", "model.pt")]
     patients = json.loads((tmp_path / "diffusion_patients.json").read_text())
@@ -271,7 +273,7 @@ def test_the_auto_encoder_learns_from_scanners_without_labels_for_as_many_steps_
     (tmp_path / "extra.json").write_text(json.dumps(content))
     run = release(tmp_path, "sae_segmentation", extra_data=str(tmp_path / "extra.json"))
     monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
-    train_release._sae_segmentation(run)
+    recipe_of("sae_segmentation").release(run)
     datalist = json.loads((tmp_path / "sae.json").read_text())
     assert [Path(case["image"]).name for case in datalist["training"]] == [
         *(item["T1w"] for item in [*people[:4], *further])
@@ -280,16 +282,13 @@ def test_the_auto_encoder_learns_from_scanners_without_labels_for_as_many_steps_
     assert Path(datalist["training"][4]["brain_mask"]).name == "mask.nii.gz"
     assert len(datalist["validation"]) == 1
     assert not any("label" in case for cases in datalist.values() for case in cases)
-    assert calls.options[0]["max_epochs"] == train_release.SAE_STEPS // 3  # six scans, two a step
+    assert calls.options[0]["max_epochs"] == recipe_of("sae_segmentation").STEPS // 3  # six scans, two a step
     assert shipped == [("train", "model.pt")]
 
 
 def test_wrong_options_are_refused(tmp_path):
-    with pytest.raises(InputError, match="bundle is 'other', expected one of uad_autoencoder"):
-        train_release.main("other", output_dir=str(tmp_path))
-    for option in ("minutes", "effort"):
-        with pytest.raises(InputError, match=f"{option} is 0, expected a number above 0"):
-            train_release.main("ace_multitask", output_dir=str(tmp_path), **{option: 0})
-    with pytest.raises(InputError, match="from_shipped is true for sae_segmentation, expected it for uad_autoencoder"):
-        train_release.main("sae_segmentation", output_dir=str(tmp_path), from_shipped=True)
+    with pytest.raises(InputError, match="bundle names 'other', expected some of ace_multitask"):
+        main("other", output_dir=str(tmp_path))
+    with pytest.raises(InputError, match="from_shipped is true for sae_segmentation, expected it for a recipe with"):
+        main("sae_segmentation", output_dir=str(tmp_path), from_shipped=True)
     assert not list(tmp_path.iterdir())

@@ -38,6 +38,7 @@ loss asks of a label only what it says. After Roulet et al., MIDL 2019.""",
         Row("plain FLAIR threshold", FLAIR_THRESHOLD, is_baseline=True, bundle="uad_autoencoder"),
     ),
     needs=(frozenset({"T1w", "tissues"}), frozenset({"T1w", "FLAIR", "lesion"})),
+    suspects_in=("T1w", "FLAIR"),
     small={
         "train": {"network_def#channels": [4, 8], "patch_size": [24, 24, 24], "volumes_per_epoch": 4},
     },

@@ -73,6 +73,7 @@ pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MI
         Row("plain FLAIR threshold", FLAIR_THRESHOLD, is_baseline=True),
     ),
     needs=(frozenset({"FLAIR", "lesion"}),),
+    suspects_in=("FLAIR",),
     trains_in_label=True,
     small={
         "train_autoencoder": {"slice_size": [48, 48], "network_def#channels": [4, 8], "network_def#latent_channels": 4},

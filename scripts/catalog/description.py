@@ -223,6 +223,8 @@ class Description:
         registration_alone: entries of that config for the network without the refinement of each pair.
         neighbor_table: dotted name of the function that counts, in a label map, which class stands beside which, for a
             bundle that learns from an atlas with such a table.
+        suspects_in: sequences in which its shipped weights say where a scan has lesions, for who implants others; none
+            where they do not.
         exporter: how its network becomes TorchScript, ``script`` or ``trace``.
         trains_in_label: whether MONAI Label can train it, with one image and one label a case.
         small: config -> entries that let it run in seconds on small scans of 4 mm or more, for tests.
@@ -241,6 +243,7 @@ class Description:
     registration: str = ""
     registration_alone: Mapping[str, Any] = field(default_factory=dict)
     neighbor_table: str = ""
+    suspects_in: tuple[str, ...] = ()
     exporter: str = "script"
     trains_in_label: bool = False
     small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

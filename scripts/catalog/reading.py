@@ -51,7 +51,7 @@ def describe(name: str, folder: Path = BUNDLES) -> Description:
 
 
 def load(name: str, part: str, folder: Path = BUNDLES) -> ModuleType:
-    """A file of a bundle that is not packaged, as a module: its ``description`` or ``benchmark``."""
+    """A file of a bundle that is not packaged, as a module: its ``description``, ``benchmark`` or ``release``."""
     spec = importlib.util.spec_from_file_location(f"{part}_of_{name}", folder / name / f"{part}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

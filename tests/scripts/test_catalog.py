@@ -109,8 +109,8 @@ def test_options_of_a_printed_step_are_those_that_a_comparison_gives():
 
 
 def test_no_tool_and_no_shared_module_names_a_bundle():
-    """But the small studies of the papers, one per bundle, and the recipes of the shipped weights."""
-    allowed = {ROOT / "scripts" / "train_release.py", *(ROOT / "scripts" / "study" / f"{name}.py" for name in NAMES)}
+    """But the small studies of the papers, one per bundle."""
+    allowed = {ROOT / "scripts" / "study" / f"{name}.py" for name in NAMES}
     word = re.compile(rf"\b({'|'.join(NAMES)})\b")
     files = [path for folder in ("common", "scripts") for path in (ROOT / folder).rglob("*.*") if is_text(path)]
     assert [str(path) for path in files if path not in allowed and word.search(path.read_text(encoding="utf-8"))] == []
