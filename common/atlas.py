@@ -438,8 +438,10 @@ class MatchClassMeansd(MapTransform):
         spacing_mm: about the distance of the voxels that the mixture looks at.
         smallest_step: least difference of two neighboring means, of the scan's largest intensity.
 
+    A scan whose means do not rise with the references keeps its gray values, and a warning says so.
+
     Raises:
-        InputError: if there is not one reference for every class, or they do not rise in the order of the scan's means.
+        InputError: if there is not one reference for every class.
     """
 
     def __init__(
@@ -471,12 +473,18 @@ class MatchClassMeansd(MapTransform):
         brain = prior[0] < 0.5
         found = class_means(matched[index], prior, scan.affine.numpy(), self.spacing_mm)
         steps = [high - low for low, high in itertools.pairwise(found)]
-        if len(found) != len(reference) or min(steps) < self.smallest_step * float(matched[index].max()):
-            raise InputError(
-                f"{file_of(scan)}: the atlas finds the mean intensities {', '.join(f'{m:.3g}' for m in found)} in its "
-                f"classes as {self.sequences[index]}, expected {len(reference)} that rise, as in {list(reference)}; is "
-                "it another sequence? Name it (--sequences), or leave gray values as they are (--class_means '{}')"
+        if len(found) != len(reference):
+            raise InputError(f"class_means are {list(reference)}, expected one for each of {len(found)} classes")
+        if min(steps) < self.smallest_step * float(matched[index].max()):
+            logger.warning(
+                "%s: the atlas finds the mean intensities %s in its classes as %s, expected some that rise, as in %s; its "
+                "gray values stay as they are; is it another sequence? Name it (--sequences)",
+                file_of(scan),
+                ", ".join(f"{mean:.3g}" for mean in found),
+                self.sequences[index],
+                list(reference),
             )
+            return
         matched[index][brain] = piecewise_linear(matched[index][brain], found, reference).clamp(0, 1)
 
 

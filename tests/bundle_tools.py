@@ -66,7 +66,11 @@ def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> Path:
 
 def load_script(name: str) -> ModuleType:
     """``scripts/<name>.py`` as a module: the folder is no package, so that no bundle can find it."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    file = ROOT / "scripts" / f"{name}.py"
+    known = sys.modules.get(name)
+    if known is not None and Path(known.__file__) == file:
+        return known  # a second one would not be the module that its functions say they are of
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)

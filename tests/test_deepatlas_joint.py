@@ -704,7 +704,7 @@ def test_registration_without_a_network_or_after_one_goes_through_the_same_files
         section="test",
         output_dir=tmp_path,
         device="cpu",
-        weights=weights and str(tmp_path / weights),
+        start_weights=weights and str(tmp_path / weights),
         classes=5,
         pictures=False,
         spacing=[4.0, 4.0, 4.0],

@@ -201,7 +201,7 @@ BROKEN = {
     "a license by name only": (lambda p: write(p / "LICENSE", "Apache License, Version 2.0"), "license", "whole text"),
     "a version without changelog": (edited(META, '"version": "0.2.0"', '"version": "0.3.0"'), "version", "is no key"),
     "a released version": (edited(META, "0.2.0", "0.1.0"), "release", "toy_net_v0.1.0 was released before"),
-    "metadata that are no JSON": (lambda p: write(p / META, "{"), "metadata", "JSONDecodeError"),
+    "metadata that are no JSON": (lambda p: write(p / META, "{"), "metadata", "no valid JSON"),
     "a number for a text": (edited(META, '"image", "format": "x"', '"image", "format": 1'), "metadata", "format: 1"),
     "a second network without outputs": (
         edited(META, '"network_data_format"', '"prior_data_format": {"inputs": {}}, "network_data_format"'),
@@ -406,4 +406,4 @@ def test_a_network_that_cannot_be_exported_leaves_no_file(toy, tmp_path):
     (bundle / "description.py").write_text(DESCRIPTION)
     with pytest.raises(InputError, match=r"^bundle toy_net cannot be exported: torchscript: .*; onnx: TypeError: "):
         export_bundle("toy_net", tmp_path / "exports", root=tmp_path / "repository")
-    assert list((tmp_path / "exports").iterdir()) == []
+    assert not (tmp_path / "exports").exists()

@@ -139,11 +139,15 @@ def _check_limits(name: str, value: float | None, limits: Sequence[float]) -> No
 def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int | list[int]:
     """A grid of the network's dimension, of which one number stands for all axes, that its levels can halve.
 
+    Half of what the metadata promise to whoever runs the bare network is enough here.
+
     Raises:
         InputError: if it is none; ``pad_multiple`` may have three axes for a network of slices.
     """
     described = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape", [])
-    factors = [int(text.partition("*")[0]) for text in map(str, described) if re.fullmatch(r"\d+\*n", text)]
+    factors = [
+        max(1, int(text.partition("*")[0]) // 2) for text in map(str, described) if re.fullmatch(r"\d+\*n", text)
+    ]
     if not factors:
         return value
     sizes = value if isinstance(value, list) else [value]

@@ -243,6 +243,7 @@ Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _differe
 Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)
 Counts = list_of(Count, "a list of whole numbers of 1 or more", min_length=1)
 PositivePair = list_of(Positive, "two numbers above 0, the lower one first", _not_falling, min_length=2, max_length=2)
+WholePair = list_of(Whole, "two whole numbers of 0 or more, the lower one first", _rising, min_length=2, max_length=2)
 RisingPair = list_of(Number, "two numbers, the lower one first", _rising, min_length=2, max_length=2)
 Means = Annotated[dict[str, list[Number]], "sequences with the means of their classes, or {}"]
 Matrix = list_of(list[Number], "a list of rows of numbers", min_length=1)

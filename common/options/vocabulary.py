@@ -124,7 +124,7 @@ VOCABULARY: dict[str, Option] = {
     "anomaly_probability": Option(t.Share, "probability that a slice with an anomaly is drawn"),
     "painting_probability": Option(t.Share, "probability that a healthy slice gets a painted anomaly"),
     "dice_weight": Option(t.NotNegative, "weight of the Dice loss"),
-    "training_levels": Option(t.RisingPair, "steps of the diffusion that are drawn from, the upper one not"),
+    "training_levels": Option(t.WholePair, "steps of the diffusion that are drawn from, the upper one not"),
     "temperature": Option(t.Positive, "temperature of the Gumbel softmax"),
     "one_sided": Option(t.Flag, "gradient of the neighbors' energy as in the authors' code"),
     "class_variance": Option(t.Flag, "a variance of the reconstruction for every class"),

@@ -205,10 +205,10 @@ def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("patch_size", "7,7"), ("patch_size", "32,32,32"), ("slice_size", "16,8"), ("pad_multiple", 3)]
+    ("name", "value"), [("patch_size", "7,7"), ("patch_size", "32,32,32"), ("slice_size", "16,4"), ("pad_multiple", 3)]
 )
 def test_a_grid_that_the_network_cannot_halve_is_refused(name, value):
-    with pytest.raises(InputError, match=rf"{name} is .*, expected 2 multiples of 16"):
+    with pytest.raises(InputError, match=rf"{name} is .*, expected 2 multiples of 8"):
         checked(grid_config(name, value))
 
 
