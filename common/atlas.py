@@ -477,8 +477,8 @@ class MatchClassMeansd(MapTransform):
             raise InputError(f"class_means are {list(reference)}, expected one for each of {len(found)} classes")
         if min(steps) < self.smallest_step * float(matched[index].max()):
             logger.warning(
-                "%s: the atlas finds the mean intensities %s in its classes as %s, expected some that rise, as in %s; its "
-                "gray values stay as they are; is it another sequence? Name it (--sequences)",
+                "%s: the atlas finds the mean intensities %s in its classes as %s, expected some that rise, as in %s; "
+                "its gray values stay as they are; is it another sequence? Name it (--sequences)",
                 file_of(scan),
                 ", ".join(f"{mean:.3g}" for mean in found),
                 self.sequences[index],
