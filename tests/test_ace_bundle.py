@@ -35,6 +35,7 @@ from ace_multitask.views import TwoViewsInferer
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
+from running.workflow import Entry
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "ace_multitask"
 CLASSES = ["background", "CSF", "GM", "WM", "lesion"]
@@ -447,17 +448,14 @@ def test_two_networks_learn_one_data_set_each_and_are_used_as_one(cohort, tmp_pa
         run(["train.json", "train_single.json"], **options, **TRAIN)
     tiny = {key: value for key, value in TINY.items() if not key.startswith("network_def")}
     tiny |= {"network_def#base#channels": [4, 8], "network_def#overlay#channels": [4, 8]}
-    handlers = [
-        *weights(tmp_path / "models" / "tissue_network.pt", "$@network.base"),
-        *weights(tmp_path / "models" / "lesion_network.pt", "$@network.overlay"),
-    ]
     run(
         ["inference.json", "two_networks.json", "evaluate.json"],
         datalist_file=str(cohort),
         section="test",
         output_dir=str(tmp_path / "out"),
         window_size=[24, 24, 24],
-        handlers=handlers,
+        tissue_weights=str(tmp_path / "models" / "tissue_network.pt"),
+        lesion_weights=str(tmp_path / "models" / "lesion_network.pt"),
         **tiny,
     )
     assert (tmp_path / "out" / "report.html").is_file()
@@ -472,7 +470,7 @@ def test_the_threshold_comes_from_the_cases_of_the_lesion_set(trained, cohort, c
 
     def tiny(*arguments, **options):
         handlers = weights(folder / "models" / "model.pt")
-        return open_configs(*arguments, **options, handlers=handlers, window_size=[24, 24, 24], **TINY)
+        return open_configs(*arguments, **options, handlers=Entry(handlers), window_size=[24, 24, 24], **TINY)
 
     monkeypatch.setattr(script, "open_configs", tiny)
     script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset="lesion")

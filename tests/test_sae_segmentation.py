@@ -18,7 +18,7 @@ from common.atlas import atlas_on_grid, icbm_atlas
 from common.data import list_cases
 from common.errors import InputError
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import Entry, run_configs
 from sae_segmentation.augmentation import RandGreyValuesd
 from sae_segmentation.em import AtlasMixture, AtlasOnly
 from sae_segmentation.loss import (
@@ -470,7 +470,7 @@ def test_scans_of_any_contrast_teach_more_than_the_atlas_knows(cohort, tmp_path,
         BUNDLE,
         ["inference", "evaluate"],
         section="test",
-        handlers=[weights],
+        handlers=Entry([weights]),
         save_entropy=True,
         output_dir=tmp_path / "sae",
         **options,

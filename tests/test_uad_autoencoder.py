@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
-from running.workflow import open_configs, run_configs
+from running.workflow import Entry, open_configs, run_configs
 from uad_autoencoder.brightness import BrightnessInferer, GradedLabeld, white_matter_level
 from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss, SegmentationLoss, gradient_difference
 from uad_autoencoder.network import SpatialAutoencoder
@@ -461,7 +461,7 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
         datalist_file=str(cohort / "labeled.json"),
         section="test",
         output_dir=str(output),
-        handlers=load(tmp_path / "models" / "model.pt"),
+        handlers=Entry(load(tmp_path / "models" / "model.pt")),
         **UNET,
     )
     assert (output / "report.html").is_file()
@@ -494,7 +494,7 @@ def test_the_teacher_finds_a_bright_spot_that_its_reconstruction_lacks(cohort, t
         median_mm=4.0,
         bright_quantile=0.99,
         handlers=[],
-        network_def={"_target_": "MedianFilter", "spatial_dims": 2, "radius": 4},
+        network_def=Entry({"_target_": "MedianFilter", "spatial_dims": 2, "radius": 4}),
     )
     found = np.asarray(nib.load(tmp_path / "out" / "spot_seg.nii.gz").dataobj) > 0
     assert found[spot].mean() > 0.7
