@@ -432,7 +432,7 @@ def test_healthy_scans_become_a_teacher_a_student_and_a_report(cohort, tmp_path)
         val_interval=1,
         **AUTOENCODER,
     )
-    teacher = {"handlers": load(tmp_path / "models" / "autoencoder.pt"), **AUTOENCODER}
+    teacher = {"handlers": Entry(load(tmp_path / "models" / "autoencoder.pt")), **AUTOENCODER}
     run(
         ["inference.json", "inference_residual.json", "pseudo_label.json"],
         datalist_file=str(cohort / "unlabeled.json"),

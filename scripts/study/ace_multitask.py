@@ -19,7 +19,7 @@ from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
 from common.scans import read_scan
 from phantom.cohort import make_cohort
-from running.workflow import Entry, run_configs
+from running.workflow import run_configs
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -150,15 +150,9 @@ class Study(SeedStudy):
     def _score(self, arm: str) -> Result:
         """Lesion where it is more probable than not, tissue by the largest probability; and a calibrated threshold."""
         output_dir, models, data = self.folder / arm / "maps", self.folder / arm / "models", self.data
-        names = {"base": "tissue_network.pt", "overlay": "lesion_network.pt"} if arm == "two" else {"": "model.pt"}
-        handlers = [
-            {
-                "_target_": "common.engines.LoadWeights",
-                "path": str(models / file),
-                "network": f"$@network.{part}" if part else "@network",
-            }
-            for part, file in names.items()
-        ]
+        files = {"weights": "model.pt"}
+        if arm == "two":
+            files = {"tissue_weights": "tissue_network.pt", "lesion_weights": "lesion_network.pt"}
         parts = [f"network_def#{part}" for part in ("base", "overlay")] if arm == "two" else ["network_def"]
         network = {key: value for part in parts for key, value in self._network(part).items()}
         found = {}
@@ -171,7 +165,7 @@ class Study(SeedStudy):
                 threshold=0.5,
                 mirror=False,  # every scan as it is, as in the paper
                 background_in_brain=True,  # what naive cross entropy makes of tissue
-                handlers=Entry(handlers),
+                **{option: models / file for option, file in files.items()},
                 **self.settings["common"],
                 **network,
             )
