@@ -184,15 +184,28 @@ def without_chance(node: object) -> object:
     if isinstance(node, list):
         return [without_chance(child) for child in node if not is_random(child)]
     if isinstance(node, dict):
-        if str(node.get("_target_")).startswith("RandCrop"):
-            return {"_target_": "CenterSpatialCropd", "keys": node["keys"], "roi_size": node["spatial_size"]}
+        if is_crop(node):
+            keys, size = node["keys"], node.get("spatial_size", node.get("patch_size"))
+            steps = [
+                {"_target_": "ResizeWithPadOrCropd", "keys": keys, "spatial_size": size},
+                {"_target_": "SelectItemsd", "keys": keys},
+                {"_target_": "CastToTyped", "keys": keys, "dtype": "$torch.float32"},
+            ]
+            return {"_target_": "Compose", "transforms": steps}
         return {key: without_chance(child) for key, child in node.items()}
     return node
 
 
 def is_random(node: object) -> bool:
-    name = str(node.get("_target_")).rpartition(".")[2] if isinstance(node, dict) else ""
-    return name.startswith("Rand") and not name.startswith("RandCrop")
+    return isinstance(node, dict) and name_of(node).startswith("Rand") and not is_crop(node)
+
+
+def is_crop(node: dict) -> bool:
+    return name_of(node).startswith(("RandCrop", "RandZoomed"))
+
+
+def name_of(node: dict) -> str:
+    return str(node.get("_target_")).rpartition(".")[2]
 
 
 @pytest.mark.parametrize("bundle", [b for b in BUNDLES if b.name == "uad_autoencoder"], indirect=True)
