@@ -338,8 +338,8 @@ def test_weights_that_a_training_has_spoiled_are_replaced_by_those_of_before(tmp
 
     trainer.run([0])
     expected = states[0] if spoiled else states[1]
-    found = {f"encoder.{key}": value for key, value in torch.load(paths[0]).items()}
-    found |= {f"decoder.{key}": value for key, value in torch.load(paths[1]).items()}
+    found = {f"encoder.{key}": value for key, value in torch.load(paths[0], weights_only=True).items()}
+    found |= {f"decoder.{key}": value for key, value in torch.load(paths[1], weights_only=True).items()}
     assert any(not torch.equal(states[0][key], states[1][key]) for key in expected)
     for key, value in expected.items():
         assert torch.equal(found[key], value)

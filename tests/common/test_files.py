@@ -188,7 +188,8 @@ def test_a_child_that_outlives_a_killed_run_holds_nothing(tmp_path):
         "if os.fork() == 0:\n    os.close(1)\n    os.close(2)\n    time.sleep(5)\n    os._exit(0)"
     )
     killed_holding(code, tmp_path)
-    Alone(tmp_path).close()
+    with Alone(tmp_path):  # refused while anybody holds it
+        assert (tmp_path / ".lock").is_file()
 
 
 def test_a_process_may_take_what_it_has_once_more(tmp_path):
