@@ -18,6 +18,7 @@ from common.files import done_once, read_json
 from common.metrics import best_dice, summarize
 from comparison import TARGETS
 from comparison.trial import Split, Trial
+from running.workflow import Entry
 
 from .scan_sets import LESION, Case, RealScans, ScanSet
 
@@ -181,7 +182,7 @@ class Scoring:
         folder = trial.folder / bundle / name
         postprocessing = self._config(bundle, config)["postprocessing"]
         steps = [step for step in postprocessing["transforms"] if step == "@scores" or not _saves(step)]
-        scored_only = {"postprocessing": postprocessing | {"transforms": steps}}
+        scored_only = {"postprocessing": Entry(postprocessing | {"transforms": steps})}
         given = {"datalist_file": datalist, "output_dir": folder, **scored_only, **options}
         trial.step(folder, bundle, [config], given)
         cases = list_cases(datalist_file=datalist, sequences=self._config(bundle, config)["sequences"])
@@ -251,9 +252,13 @@ def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
 
     Pairs for which a score is undefined, such as the correlation with an image moved out of sight, are left out of it.
     """
+
+    def values(column: str) -> dict[str, float]:
+        return {row["subjects"]: float(row[column] or "nan") for row in pairs}
+
     scores = {
-        TISSUE_DICE: {row["subjects"]: float(row[f"dice{before}"]) for row in pairs},
-        "correlation in the brain": {row["subjects"]: float(row[f"correlation{before}"]) for row in pairs},
+        TISSUE_DICE: values(f"dice{before}"),
+        "correlation in the brain": values(f"correlation{before}"),
     }
     of_fields = {
         "folds, %": "folds_percent",
@@ -261,7 +266,7 @@ def pair_scores(pairs: Sequence[Mapping[str, str]], before: str = "") -> Scores:
         "inverse error, mm": "inverse_error_mm",
     }
     for name, column in of_fields.items():
-        scores[name] = {row["subjects"]: 0.0 if before else float(row[column]) for row in pairs}
+        scores[name] = {row["subjects"]: 0.0 for row in pairs} if before else values(column)
     return {name: {pair: x for pair, x in values.items() if np.isfinite(x)} for name, values in scores.items()}
 
 
