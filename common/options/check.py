@@ -33,7 +33,8 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
       in the place of a part of the config, as ``datalist``;
     - a value has to be what :data:`VOCABULARY` says of its name, ``--mirror no`` is False and ``--spacing 1,1,2`` a
       list; a grid has to fit ``network_data_format`` of ``metadata.json``;
-    - files that are read have to be there.
+    - files that are read have to be there;
+    - epochs and names of the tracking are no expressions, whoever gave them.
 
     An entry that is no option, such as a network, is left as it is. From now on, an :class:`InputError` ends the
     process by its sentence, see :func:`install_error_hook`.
@@ -58,6 +59,7 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     idle = [name for name in idle if not any(content.get(name) == config[name] for content in shipped)]
     if replaced or idle:
         raise InputError(_unknown([*replaced, *idle][0], config.keys()))
+    _refuse_requested_code(parser)
     given = [name for name in VOCABULARY if name in config and not (name in UNUSED and name not in known)]
     for name in sorted(given, key=lambda name: _is_reference(config[name])):  # expressions last: they refer to others
         value = converted(name, _value(parser, name), VOCABULARY[name].kind)
@@ -66,6 +68,23 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
         if name in _GRIDS:
             value = _fitting_grid(name, value, parser.get("_meta_", {}))
         _put(parser, name, value)
+
+
+def _refuse_requested_code(parser: ConfigParser) -> None:
+    """What a training request of MONAI Label puts into a config as text is data, never an expression.
+
+    Raises:
+        InputError: for epochs that are no number, and names of the tracking that begin like an expression.
+    """
+    name = "train::trainer::max_epochs"
+    epochs = parser.get(name, "@max_epochs")
+    if epochs != "@max_epochs":
+        value = converted("max_epochs", epochs, VOCABULARY["max_epochs"].kind)
+        parser.get("train::trainer")["max_epochs"] = value
+        parser.ref_resolver.items[name] = ConfigItem(value, name)
+    for name in ("tracking_uri", "experiment_name", "run_name"):
+        if str(parser.get(name, "")).startswith(("$", "@", "%")):
+            raise InputError(f"{name} is {parser.get(name)!r}, expected a text that does not begin with $, @ or %")
 
 
 def _running() -> tuple[ConfigParser, ConfigWorkflow | None]:

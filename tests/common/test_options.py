@@ -1,6 +1,7 @@
 """Types of options, and the check of a config before it runs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -170,12 +171,25 @@ def test_what_was_built_before_the_run_is_not_built_anew():
         ({"output_dir": "$1 + 'a'"}, "output_dir is \"$1 + 'a'\", which cannot be evaluated (unsupported operand"),
         ({"output_dir": ""}, "output_dir is '' (empty), expected a folder to write to"),
         ({"bundle_root": "none_of_this_name"}, "bundle_root is 'none_of_this_name' (no such file or folder)"),
+        # as a training request of MONAI Label puts them in
+        ({"experiment_name": "$exit()"}, "experiment_name is '$exit()', expected a text that does not begin with $, @"),
+        ({"run_name": "@mirror"}, "run_name is '@mirror', expected a text that does not begin with $, @"),
     ],
 )
 def test_a_wrong_entry_stops_the_run_at_its_first_expression(given, sentence):
     with pytest.raises(InputError) as caught:
         checked(**given)
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("epochs", ["$exit()", "@mirror", 0, "ten"])
+def test_epochs_of_a_training_request_are_a_number_or_refused(epochs):
+    config = CONFIG | {"train": {"trainer": {"max_epochs": 7}}, "run": [*CONFIG["run"], "$@train"]}
+    checked(config)
+    with pytest.raises(InputError, match=f"max_epochs is {re.escape(repr(epochs))}, expected a whole number of 1"):
+        checked(config, **{"train#trainer#max_epochs": epochs})
+    given = checked(config, **{"train#trainer#max_epochs": "3"})
+    assert given.get_parsed_content("train#trainer#max_epochs") == 3
 
 
 def test_an_entry_of_a_layer_is_checked_like_an_option(tmp_path):
