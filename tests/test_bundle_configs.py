@@ -14,6 +14,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 
 from common.engines.settings import settings_of_training
 from common.files import difference
+from common.options import VOCABULARY
 
 # read by MONAI, by MONAI Label or by tracking, so nothing in the config needs to refer to them
 READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment_name", "finalize", "imports"}
@@ -89,6 +90,15 @@ def test_every_id_in_a_config_is_read(bundle):
         ids = [i for i in ids if i.removesuffix("_source") not in config or i.removesuffix("_source") == i]
         unread = [i for i in ids if not any(ref == i or ref.startswith(f"{i}::") for ref in named)]
         assert unread == [], f"{described(files)}: nothing refers to {unread}"
+
+
+def test_an_argument_with_the_name_of_an_option_gets_that_option(bundle):
+    """Two weights of a loss that are exchanged change nothing that a run would notice."""
+    for path in config_files(bundle):
+        for key, text in texts(read_json(path)):
+            name, option = key.rsplit("::", 1)[-1], text.removeprefix("@")
+            if text.startswith("@") and {name, option} <= VOCABULARY.keys() and name != "ckpt_dir":
+                assert name == option, f"{path.name}: {key} is {text}"
 
 
 def test_every_metric_that_is_named_is_computed(bundle):

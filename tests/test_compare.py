@@ -378,6 +378,19 @@ def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation
     assert Digest(comparison).methods == [METHODS[name].title for name in methods[:-1]]
 
 
+def test_the_star_is_at_the_highest_dice_and_at_the_lowest_distance_and_error():
+    def result(title, dice, hd95_mm, volume_ml):
+        row = {"case": "a", "label_name": "lesion", "dice": dice, "average_precision": dice, "lesion_f1": dice}
+        row |= {"hd95_mm": hd95_mm, "volume_difference_ml": volume_ml - 10, "reference_empty": False}
+        return SimpleNamespace(method=SimpleNamespace(title=title), rows=[row])
+
+    results = [result("good", 0.8, 2.0, 11.0), result("bad", 0.4, 9.0, 30.0)]
+    aim = SimpleNamespace(lesions=True, labels={1: "lesion"})
+    digest = Digest(SimpleNamespace(results=results, cases={"a": {"subject": "a"}}, aim=aim))
+    assert {score.title for score in digest.shown_scores} >= {"Dice", "HD95, mm", "volume error, ml"}
+    assert {digest.best(score) for score in digest.shown_scores} == {"good"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "methods"),

@@ -361,6 +361,19 @@ def test_a_brain_mask_is_where_it_is_above_half_of_its_largest_value(head, tmp_p
     assert bool(record["warnings"]) == bool(said)
 
 
+def test_a_field_over_a_scan_is_taken_out(head, tmp_path):
+    brain = ndimage.binary_erosion(head.tissues == 3)
+    field = np.exp(np.linspace(-0.5, 0.5, SHAPE[0]))[:, None, None]
+    save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", 100 * head.images["T1w"] * field, RAW)
+    save_nifti(tmp_path / "raw" / "a_brainmask.nii.gz", head.brain_mask, RAW)
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1w", num_workers=1)
+    found = array_of(tmp_path / "out" / "a" / "a_T1w.nii.gz")
+    white, truth = (Volume(array, RAW).to_ras().values for array in (brain, head.images["T1w"]))
+    left = np.log(found / np.maximum(truth, 1e-3), where=white > 0, out=np.zeros(found.shape))[white > 0]
+    put_in = np.log(field * np.ones(SHAPE))[brain]
+    assert np.std(left) < 0.35 * np.std(put_in)
+
+
 def test_a_mask_that_cuts_the_brain_leaves_a_bright_rim(head):
     brain = head.brain_mask > 0
     for sequence in ("T1w", "FLAIR"):

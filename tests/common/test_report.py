@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import pytest
 from bundle_tools import ROOT
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 from monai.bundle import ConfigParser
 from PIL import Image
 
@@ -473,6 +476,15 @@ class TestPictures:
             assert picture.alt.startswith(view)
             assert columns.mean() < outline.shape[1] / 2  # right is left, and front is left
             assert rows.mean() < outline.shape[0] / 2  # front and top are up
+
+    def test_the_margins_say_which_side_is_which(self):
+        image, lesion = self.head(np.eye(4))
+        drawn = []
+        with mock.patch.object(Axes, "text", lambda axes, x, y, text, **_: drawn.append((x, text)) or Text()):
+            case_pictures(image, np.eye(4), lesion)
+        sides = {text: x for x, text in drawn}
+        assert sides["R"] < 0.5 < sides["L"]
+        assert sides["A"] < 0.5 < sides["P"]
 
     def test_both_outlines_are_drawn(self):
         image, lesion = self.head(np.eye(4))

@@ -1,11 +1,13 @@
 """The synthetic head: anatomy, contrast, lesions, grids, and cohorts on disk."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from common.errors import InputError
 from common.geometry import apply_affine, sample, voxel_grid
@@ -220,6 +222,23 @@ def test_a_scanner_without_options_makes_the_scans_that_it_always_made(patient):
     sums = {name: float(image.sum(dtype=np.float64)) for name, image in patient.images.items()}
     assert sums == pytest.approx(PINNED, rel=1e-4)
     assert {SCANNERS[name].lesion_t1w for name in ("A", "B", "mixed")} == {None}
+
+
+def test_noise_and_bias_are_as_strong_as_the_scanner_says(healthy):
+    def image(**changes):
+        scanner = replace(SCANNERS["A"], **({"noise": (0.0, 0.0), "bias": (0.0, 0.0)} | changes))
+        return make_subject(1, "healthy", scanner, COARSE, sequences=("T1w",)).images["T1w"]
+
+    white = healthy.tissues == 3
+    plain = image()
+    level = np.median(plain[white])
+    noise = (image(noise=(0.05, 0.05)) - plain)[white] / level
+    assert np.std(noise) == pytest.approx(0.05, rel=0.1)
+    shading = np.log(image(bias=(0.2, 0.2)) / np.where(white, plain, 1), where=white, out=np.zeros(white.shape))
+    assert 0.1 < np.std(shading[white]) < 0.3
+    core = ndimage.binary_erosion(white)
+    steps = np.abs(np.diff(shading, axis=0))[core[1:] & core[:-1]]
+    assert 0 < steps.max() < 0.1  # smooth
 
 
 def test_a_tissue_map_takes_the_place_of_the_template(healthy):
