@@ -482,9 +482,9 @@ class TestPictures:
         drawn = []
         with mock.patch.object(Axes, "text", lambda axes, x, y, text, **_: drawn.append((x, text)) or Text()):
             case_pictures(image, np.eye(4), lesion)
-        sides = {text: x for x, text in drawn}
-        assert sides["R"] < 0.5 < sides["L"]
-        assert sides["A"] < 0.5 < sides["P"]
+        for near, far in ("RL", "AP"):
+            assert {x < 0.5 for x, text in drawn if text == near} == {True}
+            assert {x > 0.5 for x, text in drawn if text == far} == {True}
 
     def test_both_outlines_are_drawn(self):
         image, lesion = self.head(np.eye(4))
