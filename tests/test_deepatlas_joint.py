@@ -775,6 +775,20 @@ def test_refinement_finds_the_shift_and_both_ways_are_one(blobs):
     assert fold_share(there) == fold_share(back) == 0
 
 
+def test_refinement_starts_where_the_network_leads(blobs):
+    pair, _ = blobs
+    shifts = iter([1.5, -1.5])  # there and back
+
+    class Network(torch.nn.Module):
+        def forward(self, pair):
+            return _Shift(next(shifts))(pair)
+
+    there, back = PairRegistration(Network(), steps=(0, 0))(pair).split(3, dim=1)
+    inside = (slice(None), 0, *3 * (slice(4, -4),))
+    torch.testing.assert_close(there[inside], torch.full_like(there[inside], 1.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(back[inside], torch.full_like(back[inside], -1.5), atol=1e-3, rtol=0)
+
+
 def test_without_refinement_both_ways_are_what_the_network_says(blobs):
     pair, _ = blobs
     network = RegistrationNetwork()
