@@ -85,7 +85,7 @@ def list_cases(
         section: list to take from a JSON dict, as ``training``; without it all are joined.
         require: keys that every case must have.
         mask_key: key of the brain mask in the JSON.
-        optional_sequences: those that a case may lack, or of which a JSON may say null in the place of a path; a case
+        optional_sequences: those that a case may lack, or of which a JSON may say null instead of a path; a case
             needs one path at least.
         dataset: keep only the cases whose ``dataset`` in the JSON is this.
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
@@ -861,7 +861,7 @@ def _check_keys(
             raise InputError(f"the case of {images[0]} in {source} has no {sequence}, expected its path{allowed}")
         other = _named_otherwise(path, sequence) if path is not None else None
         if other is not None:
-            logger.warning("%s is named as %s, but stands in the place of %s", path, other, sequence)
+            logger.warning("%s is named as %s, but stands where %s belongs", path, other, sequence)
     case["image"] = entries[0] if len(entries) == 1 else entries
     for key in require:
         if key not in case:

@@ -400,7 +400,7 @@ def done_once(
     known = _kept(file)
     if known.get("made_from") != wanted:
         if "made_from" in known:
-            logger.warning("%s is made anew: %s", file.parent, difference(wanted, known["made_from"]))
+            logger.warning("%s is made again: %s", file.parent, difference(wanted, known["made_from"]))
         if file.exists():
             begin()
         known = {"made_from": wanted}

@@ -40,7 +40,7 @@ Case = dict[str, Any]
 
 
 def write_threshold(config: Path, calibration: Calibration) -> None:
-    """Put a threshold and its source in the place of those in a config; every other byte stays, references to them too.
+    """Replace the threshold and its source in a config; every other byte stays, references to them too.
 
     Raises:
         InputError: if the config does not have both, each once and on a line of its own, at its top.
@@ -79,7 +79,7 @@ def main(
     Args:
         bundle: name of a bundle, or its folder.
         datalist_file: JSON of cases; its section ``test`` is never used, nor a subject that is in it.
-        dataset_dir: folder of cases in its place.
+        dataset_dir: folder of cases, instead of a datalist.
         section: part of the datalist; needed where it has parts.
         criterion: best_dice (labeled cases) or false_positive_rate (the healthy ones of the cases, or all if nobody is
             said to be healthy).

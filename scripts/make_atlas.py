@@ -1,7 +1,7 @@
 """An atlas of label maps: ``python scripts/make_atlas.py --label_files a.nii.gz --output_file atlas.nii.gz``.
 
 Label maps of one person or of several become the probability of every class at every voxel, and a table of which class
-stands beside which: what a bundle learns from in the place of labeled scans. It takes them by
+stands beside which: what a bundle learns from instead of labeled scans. It takes them by
 ``--atlas_files atlas.nii.gz --classes N --neighbors_file atlas.json``.
 
 Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the atlas: it would know the answer.
@@ -70,7 +70,7 @@ def main(
     Args:
         output_file: ends in .nii.gz.
         label_files: label maps that lie in one space, one or several.
-        datalist_file: in their place, JSON with a list of ``{"label": path, "world_to_mni": 4 x 4}``: the matrix takes
+        datalist_file: instead of them, JSON with a list of ``{"label": path, "world_to_mni": 4 x 4}``: the matrix takes
             the world of a map (RAS mm) to the space that all share; without it the map lies there.
         section: of the datalist.
         classes: file with JSON of name -> values that are joined, background first, such as
@@ -79,7 +79,7 @@ def main(
         sigma_mm: sd of the Gaussian that smooths the classes; 3 or so for a single person.
         spacing_mm: voxel size of the atlas.
         align: bring everybody to the ICBM 152 template by an affine map that is found on the image of the datalist's
-            item, ``{"label": path, "image": path, "brain_mask": path}``, the first of several, in the place of the
+            item, ``{"label": path, "image": path, "brain_mask": path}``, the first of several, instead of the
             matrix.
         keep_out: datalists of those whom the atlas will be judged by; several with commas between them. The datalist
             of the label maps is one of them if it has such sections.

@@ -58,7 +58,7 @@ def main(
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         pattern: path of an image with {subject}, {sequence} and {session}, as in the examples.
         table: CSV or TSV with a heading: a column per sequence, label, brain_mask, subject, healthy, and any others.
-        datalist_file: JSON with cases, as prepare_data.py writes it; its sections are joined, and split anew.
+        datalist_file: JSON with cases, as prepare_data.py writes it; its sections are joined, and split again.
         sequences: what the images of a case are, in the order of the channels.
         optional_sequences: those that a case may lack, in a pattern or a table.
         label: with a pattern, the path of the label.

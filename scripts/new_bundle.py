@@ -5,7 +5,7 @@ Usage, from the root of the repository:
     python scripts/new_bundle.py NAME
 
 Writes ``bundles/NAME`` and ``tests/test_NAME.py``; ``docs/adding_a_bundle.md`` says how to go on. The files come from
-``scripts/templates/bundle``, with the name in the place of ``the_bundle``. The weights are random.
+``scripts/templates/bundle``, with the name instead of ``the_bundle``. The weights are random.
 """
 
 from __future__ import annotations

@@ -51,12 +51,12 @@ def main(
     Args:
         output_dir: gets a folder per case, prepared.json and preparation.html.
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
-        datalist_file: JSON with cases, in its place.
+        datalist_file: JSON with cases, instead of a folder.
         sequences: what the images of a case are, T1w (or T1, MPRAGE), T2w, PDw, FLAIR (or t2_flair) or other names. The
             first is the reference, on whose grid the others come to lie.
         optional_sequences: those that a case may lack.
         label_keys: keys of label maps that come along, each on the grid of one of the images.
-        mask_key: key of the brain mask in the JSON; where a case has one, it is taken in the place of a search.
+        mask_key: key of the brain mask in the JSON; where a case has one, it is taken instead of a search.
         space: own (the grid of the reference, axes to right, front and top) or template (a grid of ICBM 152).
         spacing: voxel size in the template's space, mm.
         skull_stripped: True for scans without head, which are 0 outside of the brain.

@@ -82,7 +82,7 @@ def main(
         min_volume_mm3: smaller lesions are left out; as in the configs by default.
         erosion_mm: what lies this near to the surface of the brain is no lesion.
         uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
-            is lesion; in the place of the threshold.
+            is lesion; instead of the threshold.
         dataset: name that the pseudo-labeled cases get, for bundles that learn from several data sets.
         label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.
         merge: datalists with drawn labels that become part of the new one, all their sections.

@@ -21,7 +21,7 @@ from study.evidence import claims_of_card, put_between, read, render, summary_ta
 
 
 def main(check: t.Flag = False, root: t.ExistingFolder = str(ROOT)) -> None:
-    """Write the pages anew.
+    """Write the pages again.
 
     Args:
         check: write nothing, and fail if a page says something else than evidence and descriptions.

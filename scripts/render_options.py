@@ -39,7 +39,7 @@ Made by `python scripts/render_options.py` from the configs and the scripts; a t
 
 
 def main(check: t.Flag = False) -> None:
-    """Write the page anew.
+    """Write the page again.
 
     Args:
         check: write nothing, and fail if the page says something else than the code.

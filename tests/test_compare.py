@@ -197,7 +197,7 @@ def test_the_command_on_the_page_names_files_and_not_folders(argument, expected)
     assert script.shown(argument) == expected
 
 
-def test_a_step_goes_on_with_the_options_it_was_begun_with_and_begins_anew_with_others(tmp_path, monkeypatch):
+def test_a_step_goes_on_with_the_options_it_was_begun_with_and_starts_over_with_others(tmp_path, monkeypatch):
     image, found = tmp_path / "a.nii.gz", []
     image.write_bytes(b"an image")
     split = Split(0, [], [], [])
@@ -310,7 +310,7 @@ def test_second_run_does_nothing_again(shipped, monkeypatch):
     assert json.dumps(rows, default=str) == json.dumps(expected, default=str)
 
 
-def test_label_that_was_corrected_is_scored_anew(random_bundles, tmp_path):
+def test_label_that_was_corrected_is_scored_again(random_bundles, tmp_path):
     datalist = save_datalist(tmp_path, {"test": [{"subject": "0"}]})
 
     def volume() -> float:

@@ -15,7 +15,7 @@ main = load_script("train_release").main
 
 
 class Calls:
-    """In the place of the processes: keeps their options, and leaves weights and a state behind."""
+    """Instead of the processes: keeps their options, and leaves weights and a state behind."""
 
     def __init__(self, monkeypatch) -> None:
         self.options: list[dict] = []
@@ -66,7 +66,7 @@ def test_time_and_effort_are_shared_out(tmp_path, monkeypatch):
     assert calls.options[0]["val_interval"] == 2  # never above the number of epochs
 
 
-def test_what_time_has_ended_goes_on_and_what_follows_it_begins_anew(tmp_path, monkeypatch):
+def test_what_time_has_ended_goes_on_and_what_follows_it_begins_again(tmp_path, monkeypatch):
     calls = Calls(monkeypatch)
     calls.epochs = 4  # of ten for the first one
     train(release(tmp_path, minutes=20))
@@ -119,7 +119,7 @@ def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
 
 
 def lesion_recipe(run, monkeypatch, implanted) -> list:
-    """Cases in the place of files for the recipes of the lesion networks; returns what is shipped."""
+    """Cases instead of files for the recipes of the lesion networks; returns what is shipped."""
     shipped: list[tuple] = []
     monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
     monkeypatch.setattr(run, "cohort", lambda name: run.folder / f"{name}.json")

@@ -91,7 +91,7 @@ class TrainingState:
     :func:`settings_of_training`, also for what may change). A training of others is not gone on with. While it runs no
     other process may write the state or the weights.
 
-    A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts anew, with a
+    A file that holds a finished training is not resumed unless ``max_epochs`` was raised: the run starts over, with a
     warning, as a second training request in MONAI Label has to. With more epochs the objects go on as they were saved,
     a learning-rate schedule with its old length. Place this handler behind those that load weights.
     Under ``torchrun`` it must be there on every rank: all restore, rank 0 saves. It may go on in another number of
@@ -101,7 +101,7 @@ class TrainingState:
         path: the file, for instance ``training_state.pt`` in the output folder.
         objects: name to object with ``state_dict`` and ``load_state_dict``: network, optimizer, lr_scheduler ...
         validator: the evaluator of the training; it then remembers its best metric.
-        resume: False starts anew and overwrites the file.
+        resume: False starts over and overwrites the file.
 
     Raises:
         InputError: when the training starts, if the file is unreadable or cannot be written, belongs to another
@@ -212,15 +212,15 @@ class TrainingState:
         if saved["epoch"] < saved["max_epochs"]:
             raise InputError(
                 f"{self.path}: found a training stopped after epoch {saved['epoch']} of {saved['max_epochs']}, "
-                f"expected max_epochs above that, not {engine.state.max_epochs} (or --resume False to start anew)"
+                f"expected max_epochs above that, not {engine.state.max_epochs} (or --resume False to start over)"
             )
-        logger.warning("%s holds a finished training of %d epochs: starting anew", self.path, saved["epoch"])
+        logger.warning("%s holds a finished training of %d epochs: starting over", self.path, saved["epoch"])
         return None
 
     def _check(self, saved: Mapping[str, Any], engine: Engine) -> None:
         changed = difference(self._settings, saved["settings"], "the state") if rank(engine) == 0 else ""
         if changed:
-            raise InputError(f"{self.path}: {changed}; expected the same to go on (or --resume False to start anew)")
+            raise InputError(f"{self.path}: {changed}; expected the same to go on (or --resume False to start over)")
         expected = {
             "objects": sorted(self.objects),
             "engines with a best metric": sorted(self._engines(engine)),
@@ -236,21 +236,21 @@ class TrainingState:
             if value is not None and found[what] != value:
                 raise InputError(
                     f"{self.path}: found the state of another training, {what} {words(found[what])}, "
-                    f"expected {words(value)} (or --resume False to start anew)"
+                    f"expected {words(value)} (or --resume False to start over)"
                 )
 
     def _load(self, name: str, target: Any, state: Any) -> None:
         mismatch = first_mismatch(target, state) if isinstance(target, nn.Module) else ""
         if mismatch:
             raise InputError(
-                f"{self.path}: the state of {name} is of another training, {mismatch} (or --resume False to start anew)"
+                f"{self.path}: the state of {name} is of another training, {mismatch} (or --resume False to start over)"
             )
         try:
             target.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path}: found a state of {name} that does not fit, expected one of a {type(target).__name__} "
-                "configured as here (or --resume False to start anew)"
+                "configured as here (or --resume False to start over)"
             ) from error
 
 

@@ -29,7 +29,7 @@ class EpochSeed:
     """Make all randomness of an epoch a function of seed, epoch and rank.
 
     At the start of every epoch it seeds PyTorch, NumPy, Python and every ``Randomizable`` in the dataset, tells the
-    sampler the epoch (``set_epoch``, where it has it), and opens the data loader anew, so that shuffling and worker
+    sampler the epoch (``set_epoch``, where it has it), and opens the data loader again, so that shuffling and worker
     processes follow. What an epoch draws then depends on nothing before
     it: resumed by :class:`TrainingState`, a training goes on as if it had never stopped. This holds for any
     ``num_workers`` and for MONAI's ``ThreadDataLoader``, if the transforms draw from ``self.R``: with

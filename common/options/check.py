@@ -30,7 +30,7 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     merged config, whether they come from a file, a layer, the command line, or Python:
 
     - an entry that nothing refers to is refused, unless the bundle has it so: it would change nothing; and so is a text
-      in the place of a part of the config, as ``datalist``;
+      instead of a part of the config, as ``datalist``;
     - a value has to be what :data:`VOCABULARY` says of its name, ``--mirror no`` is False and ``--spacing 1,1,2`` a
       list; a grid has to fit ``network_data_format`` of ``metadata.json``;
     - files that are read have to be there;
@@ -143,7 +143,7 @@ def _value(parser: ConfigParser, name: str) -> Any:
 
 
 def _put(parser: ConfigParser, name: str, value: Any) -> None:
-    """Let a name stand for a value, without building anew what is built already."""
+    """Let a name stand for a value, without building again what is built already."""
     if not _is_reference(parser[name]):
         parser.get()[name] = value
     parser.ref_resolver.items[name] = ConfigItem(value, name)

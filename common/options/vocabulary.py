@@ -18,7 +18,7 @@ VOCABULARY: dict[str, Option] = {
     # what goes in and out
     "bundle_root": Option(t.ExistingFolder, "folder of the bundle"),
     "dataset_dir": Option(t.ExistingFolder | None, "folder of scans, flat or BIDS-like"),
-    "datalist_file": Option(t.File | None, "JSON of cases, in place of a folder"),
+    "datalist_file": Option(t.File | None, "JSON of cases, instead of a folder"),
     "section": Option(t.Text | None, "part of the datalist; null for all"),
     "sequences": Option(t.Names, "sequences of a case, in the order of the network's channels"),
     "optional_sequences": Option(t.NamesOrNone, "sequences that a case may lack"),
@@ -50,7 +50,7 @@ VOCABULARY: dict[str, Option] = {
     "num_workers": Option(t.Whole, "processes that read scans; 0 for none but the main one"),
     "cache_rate": Option(t.Share, "share of the cases that is kept in memory"),
     "seed": Option(t.Seed, "seed of all that is random"),
-    "resume": Option(t.Flag, "go on with a training that was stopped; false begins anew"),
+    "resume": Option(t.Flag, "go on with a training that was stopped; false starts over"),
     "max_minutes": Option(t.Minutes | None, "end the training after the last epoch that fits; null for no limit"),
     "pictures": Option(t.Flag, "write a picture of every pair"),
     "save_entropy": Option(t.Flag, "write a map of the entropy, in nats"),

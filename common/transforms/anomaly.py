@@ -42,7 +42,7 @@ def residual_map(image: torch.Tensor, reconstruction: torch.Tensor, bright_only:
 
 
 class ResidualMapd(MapTransform):
-    """Put :func:`residual_map` in the place of each reconstruction in ``keys``."""
+    """Replace each reconstruction in ``keys`` by :func:`residual_map`."""
 
     def __init__(self, keys: str | Sequence[str], image_key: str = "image", bright_only: bool = False) -> None:
         super().__init__(keys)

@@ -46,7 +46,7 @@ def thresholded_argmax(
 
 
 class ThresholdedArgmaxd(MapTransform):
-    """Put :func:`thresholded_argmax` in the place of each map of probabilities in ``keys``."""
+    """Replace each map of probabilities in ``keys`` by :func:`thresholded_argmax`."""
 
     def __init__(self, keys: str | Sequence[str], index: int, threshold: float, background: bool = True) -> None:
         super().__init__(keys)
@@ -81,7 +81,7 @@ def without_small_components(
 
 
 class WithoutSmallComponentsd(MapTransform):
-    """Put :func:`without_small_components` in the place of each map of probabilities in ``keys``."""
+    """Replace each map of probabilities in ``keys`` by :func:`without_small_components`."""
 
     def __init__(self, keys: str | Sequence[str], index: int, threshold: float, min_volume_mm3: float) -> None:
         super().__init__(keys)

@@ -121,7 +121,7 @@ def load_anatomy() -> Anatomy:
 
 
 def anatomy_of_labels(labels: np.ndarray, affine: np.ndarray, to_template: np.ndarray | None = None) -> Anatomy:
-    """Somebody's tissue map in the place of the template's.
+    """Somebody's tissue map instead of the template's.
 
     Args:
         labels: (X, Y, Z) integers: 0 background, 1 CSF, 2 GM, 3 WM, 4 lesion (taken as WM).

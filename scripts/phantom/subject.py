@@ -75,8 +75,8 @@ def make_subject(
         sequences: which of :data:`SEQUENCES` to make.
         scalp: leave skull and scalp on the images.
         fine_mm: voxels are split until they are no larger than about this before tissue is decided.
-        anatomy: in the place of the template; see :func:`phantom.anatomy_of_labels`.
-        lesion_map: (1, X, Y, Z) share of lesion on the template's grid, in the place of invented MS lesions; it comes
+        anatomy: instead of the template; see :func:`phantom.anatomy_of_labels`.
+        lesion_map: (1, X, Y, Z) share of lesion on the template's grid, instead of invented MS lesions; it comes
             mirrored left to right in every other subject, and a part of its lesions is left out.
         affine: give the head a size, a place and a tilt of its own; False leaves it where the template is.
 

@@ -70,7 +70,7 @@ class Release:
     effort: float
     num_workers: int
     from_shipped: bool = False
-    trained: set[str] = field(default_factory=set)  # by this call: what follows them is trained anew
+    trained: set[str] = field(default_factory=set)  # by this call: what follows them is trained again
 
     @property
     def models(self) -> Path:
@@ -117,7 +117,7 @@ class Release:
         return self._cohort_of(name, options, lambda folder: make_cohort(folder, **options))
 
     def _cohort_of(self, name: str, made_from: Mapping[str, Any], make: Callable[[Path], Path]) -> Path:
-        """Datalist of a cohort that is made once; of other settings than these it is made anew."""
+        """Datalist of a cohort that is made once; of other settings than these it is made again."""
         folder, record = self.folder / name, self.folder / f"{name}.json"
         if not (folder / "datalist.json").is_file():
             record.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ class Release:
             configs: a config, or one and layers on it.
             share: of the minutes, which is its own.
             max_epochs: before the effort is counted in.
-            after: names of the trainings whose weights it starts from; if one of them was run, it begins anew.
+            after: names of the trainings whose weights it starts from; if one of them was run, it starts over.
             options: entries of the config to replace.
         """
         folder = self._folder_of(name)

@@ -37,7 +37,7 @@ def version_of(bundle: str) -> str:
 
 
 def update(evidence_dir: Path, bundle: str, key: str, content: Mapping[str, Any]) -> Path:
-    """Put content into ``<bundle>.json``, in the place of what was under that key, and render the page anew.
+    """Put content into ``<bundle>.json``, instead of what was under that key, and render the page again.
 
     Args:
         evidence_dir: folder of both files; made if need be.
@@ -183,7 +183,7 @@ def claims_of_card(evidence: Mapping[str, Any]) -> str:
 
 
 def put_between(text: str, table: str, marker: str) -> str:
-    """A page with the table in the place of what stood between ``<!-- marker -->`` and ``<!-- /marker -->``.
+    """A page with the table instead of what stood between ``<!-- marker -->`` and ``<!-- /marker -->``.
 
     Raises:
         InputError: if the page has not each of the two once, in this order.

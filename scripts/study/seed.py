@@ -65,7 +65,7 @@ class SeedStudy(ABC):
         """Arm -> result; arms are trained by the processes of the pool."""
 
     def keep_settings(self, version: str) -> None:
-        """Write the settings beside the scores, or refuse a folder of others: what is in it would not be made anew.
+        """Write the settings beside the scores, or refuse a folder of others: what is in it would not be made again.
 
         Args:
             version: of the bundle, whose configs have the settings that an experiment leaves as they are.

@@ -75,7 +75,7 @@ def test_a_folder_of_another_sequence_is_refused_and_a_datalist_of_one_warned_of
     datalist = save_json(tmp_path / "cases.json", [{"image": str(registered)}, {"image": str(other)}])
     assert names(list_cases(datalist_file=datalist)) == ["FLAIR_on_T1", "sub-01_T1w"]
     assert caplog.text.count("is named as") == 1
-    assert f"{other} is named as T1w, but stands in the place of FLAIR" in caplog.text
+    assert f"{other} is named as T1w, but stands where FLAIR belongs" in caplog.text
 
 
 def test_a_folder_that_the_command_line_took_for_a_number_is_found(tmp_path, monkeypatch):

@@ -235,7 +235,7 @@ def test_a_training_killed_again_and_again_at_any_moment_ends_as_if_it_had_not_b
         process.join(rng.uniform(0, 0.3 if number < 6 else 0.3 + taken))  # half of them at the start
         process.kill()
         process.join()
-        if process.exitcode == 0:  # once at its end it would begin anew
+        if process.exitcode == 0:  # once at its end it would start over
             break
     else:
         begun_with_the_weights_that_it_writes(killed).trainer.run()
@@ -334,7 +334,7 @@ def test_how_long_and_where_a_training_runs_may_change_and_nothing_else(tmp_path
 def test_cases_are_known_by_what_is_in_their_files(tmp_path):
     before = settings_in(tmp_path / "one")
     assert difference(settings_in(tmp_path / "two"), before) == ""  # the same files in another folder
-    (tmp_path / "one" / "a_label.nii.gz").write_text("drawn anew")
+    (tmp_path / "one" / "a_label.nii.gz").write_text("drawn again")
     assert "label of case 1 (a) in data is SHA-256 " in difference(settings_in(tmp_path / "one"), before, "the state")
 
 
@@ -400,13 +400,13 @@ def test_workers_that_cannot_be_seeded_are_refused():
             EpochSeed(0)(engine)
 
 
-def test_a_finished_training_starts_anew_and_goes_on_with_more_epochs(tmp_path, caplog):
+def test_a_finished_training_starts_over_and_goes_on_with_more_epochs(tmp_path, caplog):
     make_training(tmp_path, max_epochs=2).trainer.run()
     again = make_training(tmp_path, max_epochs=2)
     losses = losses_of(again)
     again.trainer.run()
     assert len(losses) == 6
-    assert "finished training of 2 epochs: starting anew" in caplog.text
+    assert "finished training of 2 epochs: starting over" in caplog.text
 
     longer = make_training(tmp_path, max_epochs=3)
     losses = losses_of(longer)
@@ -414,7 +414,7 @@ def test_a_finished_training_starts_anew_and_goes_on_with_more_epochs(tmp_path, 
     assert len(losses) == 3
 
 
-def test_resume_false_starts_anew(tmp_path):
+def test_resume_false_starts_over(tmp_path):
     killed_training(tmp_path, "workers 0", iteration=4)
     training = make_training(tmp_path, resume=False)
     losses = losses_of(training)

@@ -198,7 +198,7 @@ def test_a_process_may_take_what_it_has_once_more(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_who_lost_its_lock_file_takes_it_anew(tmp_path):
+def test_who_lost_its_lock_file_takes_it_again(tmp_path):
     with Alone(tmp_path):
         (tmp_path / ".lock").unlink()
         with Alone(tmp_path):

@@ -147,7 +147,7 @@ def test_the_run_gets_the_values_that_texts_stand_for(tmp_path):
     assert checked().get_parsed_content("numbers")["d"] == "./out"
 
 
-def test_what_was_built_before_the_run_is_not_built_anew():
+def test_what_was_built_before_the_run_is_not_built_again():
     parser = ConfigParser({**CONFIG, "thing": {"_target_": "builtins.object"}, "run": [*CONFIG["run"], "@thing"]})
     parser.parse()
     thing = parser.get_parsed_content("thing")

@@ -109,7 +109,7 @@ class RandEachChanneld(Randomizable, MapTransform):
 
     Args:
         keys: images, (C, *spatial).
-        transform: of images, (1, *spatial) -> the same shape; drawn anew for every channel.
+        transform: of images, (1, *spatial) -> the same shape; drawn for every channel on its own.
     """
 
     def __init__(self, keys: KeysCollection, transform: RandomizableTransform) -> None:

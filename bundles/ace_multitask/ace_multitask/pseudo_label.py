@@ -60,7 +60,7 @@ def pseudo_labels(
 
 
 class PseudoLabelsd(MapTransform):
-    """Put :func:`pseudo_labels` in the place of probabilities (C, *spatial).
+    """Replace probabilities (C, *spatial) by :func:`pseudo_labels`.
 
     Args:
         keys: predictions.

@@ -24,7 +24,7 @@ class RegistrationNetwork(nn.Module):
         decoder_channels: features of the five convolutions on the way back.
         integration_steps: 0 gives displacements as in the paper. Above 0 the network gives a stationary velocity,
             integrated by as many squarings, so that the map does not fold; 7 is usual.
-        normalize: instance normalization and leaky ReLU in the place of ReLU.
+        normalize: instance normalization and leaky ReLU instead of ReLU.
         passes: how often the network is applied: from the second time on to the moving image as it has been warped so
             far, and the displacements are composed.
 
@@ -108,7 +108,7 @@ class _Block(nn.Sequential):
 class SegmentationNetwork(nn.Module):
     """Light U-Net, image to logits of the classes.
 
-    As the authors' code has it, with instance normalization in the place of batch normalization, since a batch is one
+    As the authors' code has it, with instance normalization instead of batch normalization, since a batch is one
     pair.
 
     Args:

@@ -73,7 +73,7 @@ class AnomalyPainter:
     Args:
         threshold: the mask is where the noise is above a number drawn from this range.
         opacity: drawn from this range.
-        min_pixels: smaller masks are drawn anew.
+        min_pixels: smaller masks are drawn again.
         attempts: as often as this; a slice with too little brain for a mask stays as it is.
 
     Reference:

@@ -19,7 +19,7 @@ class SegmentationEncoder(nn.Module):
     f has one convolution a level with ReLU, max-pooling, nearest upsampling and concatenated skips, and no
     normalization, as in the paper's code; and beside it, per voxel, a quadratic function of x, which is the
     form of a Gaussian log-likelihood. Both begin as 0, so the training begins at the atlas; the code needs a
-    pretrained encoder in the place of that, and a mask of the atlas's support.
+    pretrained encoder instead, and a mask of the atlas's support.
 
     Args:
         classes: of the atlas, background included.

@@ -70,7 +70,7 @@ class StartAtClassMeans:
 
 
 class KeepBetter:
-    """After a training, put the weights of before in the place of those it has kept, if these explain the scans worse.
+    """After a training, put the earlier weights back if those it has kept explain the scans worse.
 
     A training on a scan or a handful may lose a class altogether. Before and after are compared by
     :meth:`EvidenceLowerBound.of_segmentation`, which needs no label, as a mean over whole scans.

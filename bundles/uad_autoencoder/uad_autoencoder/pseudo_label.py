@@ -66,7 +66,7 @@ def training_cases(
         use_labels: False leaves the drawn masks out (the paper's arm S).
         sequences: as for :func:`common.data.list_cases`.
         volumes_per_epoch: visits of scans in an epoch, so that training sets of any size get equally long epochs; every
-            scan in turn, patches drawn anew. None visits each once.
+            scan in turn, with new patches. None visits each once.
         pseudo_weight: weight of a pseudo-labeled scan in the loss; a scan with a drawn mask has 1.
         soft_range: makes pseudo-labels soft, see :class:`SoftLabeld`; None leaves them masks, as in the paper.
 
@@ -97,7 +97,7 @@ def training_cases(
 
 
 class SoftLabeld(MapTransform):
-    """Soft labels in the place of masks, for items that are ``soft``: ``(score - low) / (high - low)`` cut to [0, 1].
+    """Soft labels instead of masks, for items that are ``soft``: ``(score - low) / (high - low)`` cut to [0, 1].
 
     The paper leaves soft pseudo-labels to later work. A range around the teacher's threshold, as from half to one and a
     half of it, puts 0.5 where its masks end.
