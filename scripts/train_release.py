@@ -60,6 +60,7 @@ def main(
     if from_shipped and not getattr(recipe, "LAST_STAGE_ALONE", False):
         raise InputError(f"from_shipped is true for {bundle}, expected it for a recipe with a last stage of its own")
     run = Release(bundle, Path(output_dir).resolve(), extra_data, seed, amp, minutes, effort, num_workers, from_shipped)
+    _ = run.extra  # its files are looked for before hours of work
     with Alone(run.folder):
         recipe.release(run)
 

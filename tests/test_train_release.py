@@ -101,14 +101,44 @@ def test_weights_are_shipped_when_they_are_done_and_not_too_large(tmp_path, monk
     assert (run.models / "model.pt").read_text() == "uad_autoencoder_second"
 
 
+def write_extra(folder: Path, content: dict) -> Path:
+    """``extra.json`` and empty files of all the names in it."""
+    for parts in content.values():
+        for items in parts.values():
+            for value in (value for item in items for value in item.values() if str(value).endswith(".nii.gz")):
+                (folder / value).parent.mkdir(parents=True, exist_ok=True)
+                (folder / value).touch()
+    path = folder / "extra.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"scans": {"training": [{"T1w": "no.nii.gz"}]}}, "no.nii.gz in .*extra.json does not exist, expected a NIfTI"),
+        ({"scans": {"training": 5}}, "extra.json is not understood"),
+        ({"scans": 5}, "extra.json is not understood"),
+        ([1], "extra.json"),
+    ],
+)
+def test_extra_data_that_is_not_there_is_refused_before_anything_is_made(tmp_path, content, sentence):
+    (tmp_path / "extra.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=sentence):
+        main("sae_segmentation", str(tmp_path / "release"), str(tmp_path / "extra.json"))
+    assert not (tmp_path / "release").exists()
+
+
 def test_paths_of_the_extra_data_are_relative_to_its_file(tmp_path):
     content = {
-        "tissue_scans": {"training": [{"T1w": "a.nii.gz", "label": "/maps/a.nii.gz"}]},
+        "tissue_scans": {"training": [{"T1w": "a.nii.gz", "label": "maps/a.nii.gz"}]},
         "scans": {"training": [{"FLAIR": "b.nii.gz", "subject": "b", "world_to_mni": [[1, 0, 0, 0]]}]},
     }
-    (tmp_path / "extra.json").write_text(json.dumps(content))
+    write_extra(tmp_path, content)
     run = release(tmp_path, extra_data=str(tmp_path / "extra.json"))
-    assert run.scans("tissue_scans", "training") == [{"T1w": str(tmp_path / "a.nii.gz"), "label": "/maps/a.nii.gz"}]
+    assert run.scans("tissue_scans", "training") == [
+        {"T1w": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "maps" / "a.nii.gz")}
+    ]
     assert run.scans("scans", "training")[0] == {
         "FLAIR": str(tmp_path / "b.nii.gz"),
         "subject": "b",
@@ -239,7 +269,7 @@ def test_the_anomaly_network_learns_from_lesions_implanted_in_t1_scans(tmp_path,
 def test_lesions_are_implanted_by_the_tissue_maps_of_people_without_lesions(tmp_path, monkeypatch):
     part = {"T1w": "sub-01_T1w.nii.gz", "label": "sub-01_tissue.nii.gz"}
     content = {"tissue_scans": {"training": [part]}, "lesions": {"training": [{"label": "lesion.nii.gz"}]}}
-    (tmp_path / "extra.json").write_text(json.dumps(content))
+    write_extra(tmp_path, content)
     run = release(tmp_path / "release", "diffusion_recon_unet", extra_data=str(tmp_path / "extra.json"))
     asked = []
 
@@ -270,7 +300,7 @@ def test_the_auto_encoder_learns_from_scanners_without_labels_for_as_many_steps_
         "tissue_scans": {"training": people[:4], "validation": people[4:]},
         "t1w_scans": {"training": further},
     }
-    (tmp_path / "extra.json").write_text(json.dumps(content))
+    write_extra(tmp_path, content)
     run = release(tmp_path, "sae_segmentation", extra_data=str(tmp_path / "extra.json"))
     monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
     recipe_of("sae_segmentation").release(run)

@@ -79,21 +79,33 @@ class Release:
 
     @cached_property
     def extra(self) -> dict[str, Any]:
-        """The extra data, every path absolute."""
+        """The extra data, every path absolute.
+
+        Raises:
+            InputError: if the JSON has another form, or a file that it names does not exist.
+        """
         if self.extra_data is None:
             return {}
         path = Path(self.extra_data)
 
-        def absolute(item: dict) -> dict:
-            return {
-                key: str((path.parent / value).resolve()) if key != "subject" and isinstance(value, str) else value
-                for key, value in item.items()
-            }
+        def absolute(key: str, value: Any) -> Any:
+            if key == "subject" or not isinstance(value, str):
+                return value
+            file = (path.parent / value).resolve()
+            if not file.is_file():
+                raise InputError(f"{file} in {path} does not exist, expected a NIfTI file")
+            return str(file)
 
-        return {
-            kind: {section: [absolute(item) for item in items] for section, items in sections.items()}
-            for kind, sections in read_json(path, "extra data").items()
-        }
+        try:
+            return {
+                kind: {
+                    part: [{key: absolute(key, value) for key, value in item.items()} for item in items]
+                    for part, items in parts.items()
+                }
+                for kind, parts in read_json(path, "extra data", dict).items()
+            }
+        except (AttributeError, TypeError) as e:
+            raise InputError(f"{path} is not understood ({e}), expected kinds of data, each with lists of cases") from e
 
     def cases(self, cohorts: Sequence[str], section: str) -> list[dict]:
         """Cases of cohorts, which are made when they are first asked for."""
