@@ -34,7 +34,8 @@ def release(run: Release) -> None:
     options |= {"patch_size": [64, 64, 64], "patches_per_volume": 1, "learning_rate": 5e-4}
     run.train("varied", "train", 0.4, 150, ["finetune"], **options)
     run.ship("varied", "model.pt")
-    sections = {"validation": _as_set("lesion", "lesion", run.calibration())}
+    drawn = cases["validation"]["drawn"]
+    sections = {"validation": _as_set("lesion", "lesion", [*run.calibration(), *drawn])}
     run.calibrate(write_datalist(run.folder / "ace_calibration.json", sections))
 
 

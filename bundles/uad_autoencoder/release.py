@@ -18,19 +18,21 @@ def release(run: Release) -> None:
         start = _plain_lesions(run)
         run.ship("autoencoder", "autoencoder.pt")
     names = {"image": "FLAIR", "label": "lesion", "brain_mask": "brain_mask", "subject": "subject"}
+    drawn = {
+        part: [{key: item[name] for key, name in names.items()} for item in run.scans("lesion_scans", part)]
+        for part in SECTIONS
+    }
     sections = {
-        part: [
-            *run.cases((*VARIED, "varied_healthy"), part),
-            *run.implanted(part, varied=True),
-            *({key: item[name] for key, name in names.items()} for item in run.scans("lesion_scans", part)),
-        ]
+        part: [*run.cases((*VARIED, "varied_healthy"), part), *run.implanted(part, varied=True), *drawn[part]]
         for part in SECTIONS
     }
     options = {"datalist_file": write_datalist(run.folder / "uad_varied.json", sections), "initial_weights": start}
     options |= {"lesion_patches": 1, "brain_patches": 2, "zoom": [0.6, 2.0], "graded_labels": True, "gamma": [0.7, 1.4]}
     run.train("varied", "train", 0.4, 60, ["unet"], learning_rate=5e-4, **options)
     run.ship("varied", "model.pt")
-    datalist = write_datalist(run.folder / "uad_calibration.json", {"validation": run.calibration()})
+    datalist = write_datalist(
+        run.folder / "uad_calibration.json", {"validation": [*run.calibration(), *drawn["validation"]]}
+    )
     layers = ("inference_scales.json", "inference_residual.json", "inference_threshold.json")
     run.calibrate(datalist, layers=(None, *layers))
 
