@@ -5,7 +5,7 @@ Usage, from the root of the repository:
     python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation
     python scripts/calibrate_threshold.py NAME --datalist_file healthy.json --section validation \
         --criterion false_positive_rate --rate 0.01 --write
-    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation --dataset lesion
+    python scripts/calibrate_threshold.py NAME --datalist_file cases.json --section validation --dataset_name lesion
 
 The bundle writes its maps as for a user; the threshold is found on these files, at voxels of the brain, before small
 components are removed. Scans that a result is to be reported on must not be among the cases.
@@ -67,7 +67,7 @@ def main(
     criterion: Literal["best_dice", "false_positive_rate"] = "best_dice",
     rate: t.Share | None = None,
     layers: t.NamesOrNone = (),
-    dataset: t.Text | None = None,
+    dataset_name: t.Text | None = None,
     label_value: t.Whole | None = None,
     ignore_value: t.Whole | None = None,
     output_dir: t.Folder | None = None,
@@ -85,7 +85,7 @@ def main(
             said to be healthy).
         rate: share of healthy brain voxels that may reach the threshold, as 0.01.
         layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
-        dataset: use only the cases that name this data set, where a datalist joins several.
+        dataset_name: use only the cases that name this data set, where a datalist joins several.
         label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
         ignore_value: a value in the labels that says nothing, beside label_value; its voxels are left out.
         output_dir: keep the maps there; by default they are removed.
@@ -105,7 +105,7 @@ def main(
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
     _refuse_test_section(datalist_file, section)
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
-    overrides |= {"datalist#section": section, "datalist#dataset": dataset}
+    overrides |= {"datalist#section": section, "datalist#dataset_name": dataset_name}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
         given = {key: value for key, value in overrides.items() if value is not None}
@@ -118,7 +118,7 @@ def main(
         check_cases(cases, criterion, label_value)
         workflow.run()
         workflow.finalize()
-        data = _data_name(datalist_file, dataset_dir, section, dataset)
+        data = _data_name(datalist_file, dataset_dir, section, dataset_name)
         calibration = calibrate(cases, folder, criterion, rate, data, label_value, ignore_value)
     print(f'"threshold": {calibration.threshold},\n"threshold_source": {json.dumps(calibration.source)}')
     if write:
@@ -166,14 +166,14 @@ def _content(datalist_file: str | None) -> Any:
 
 
 def _data_name(
-    datalist_file: str | None, dataset_dir: str | None, section: str | None, dataset: str | None = None
+    datalist_file: str | None, dataset_dir: str | None, section: str | None, dataset_name: str | None = None
 ) -> str:
     """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
     content = _content(datalist_file)
     description = Path(dataset_dir or Path(datalist_file or ".").parent) / "dataset_description.json"
     named = [c.get("name") or c.get("Name") for c in (content, _content(str(description))) if isinstance(c, dict)]
     name = next((name for name in named if name), Path(datalist_file or dataset_dir or "").resolve().name)
-    return ", ".join(part for part in (name, dataset, section) if part)
+    return ", ".join(part for part in (name, dataset_name, section) if part)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def main(
     optional_sequences: t.NamesOrNone = (),
     label: t.Text | None = None,
     brain_mask: t.Text | None = None,
-    dataset: t.Text | None = None,
+    dataset_name: t.Text | None = None,
     healthy: t.Flag | None = None,
     one_grid: t.Flag = True,
     validation: t.ShareBelowOne = 0.0,
@@ -63,7 +63,7 @@ def main(
         optional_sequences: those that a case may lack, in a pattern or a table.
         label: with a pattern, the path of the label.
         brain_mask: with a pattern, the path of the brain mask.
-        dataset: name that every case gets, for bundles that learn from several data sets.
+        dataset_name: name that every case gets, for bundles that learn from several data sets.
         healthy: what every case gets: True for people without pathology.
         one_grid: False lets the files of a case lie on different grids, as raw scans do before prepare_data.py.
         validation: share of the subjects for validation.
@@ -90,7 +90,7 @@ def main(
             else items_of_pattern(pattern, sequences, label, brain_mask, optional)
         )
         cases = check_cases(items, source, sequences, optional_sequences=optional, one_grid=one_grid)
-    more = {key: value for key, value in (("dataset", dataset), ("healthy", healthy)) if value is not None}
+    more = {key: value for key, value in (("dataset", dataset_name), ("healthy", healthy)) if value is not None}
     cases = [{key: value for key, value in case.items() if key != "name"} | more for case in cases]
 
     facts = survey(cases, num_workers)

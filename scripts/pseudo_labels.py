@@ -4,7 +4,7 @@ Usage, from the root of the repository; docs/chains.md goes through every chain:
 
     python scripts/pseudo_labels.py chain --datalist_file scans.json --section training --results results \
         --bundle NAME --layers inference_residual.json --trained_on healthy.json \
-        --dataset lesion --merge tissues.json,lesions.json
+        --dataset_name lesion --merge tissues.json,lesions.json
 
 The folder ``chain`` gets a label for every case, beside it a JSON that says where it is from, and ``datalist.json``.
 Nobody whom the datalists keep for validation or test may be among those with pseudo-labels, nor among those who taught
@@ -59,7 +59,7 @@ def main(
     min_volume_mm3: t.CubicMillimeters | None = None,
     erosion_mm: t.Millimeters = 0.0,
     uncertain: t.RisingPair | None = None,
-    dataset: t.Text | None = None,
+    dataset_name: t.Text | None = None,
     label_sets: t.File | None = None,
     merge: t.FilesOrNone = (),
     keep_out: t.FilesOrNone = (),
@@ -83,7 +83,7 @@ def main(
         erosion_mm: what lies this near to the surface of the brain is no lesion.
         uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
             is lesion; in the place of the threshold.
-        dataset: name that the pseudo-labeled cases get, for bundles that learn from several data sets.
+        dataset_name: name that the pseudo-labeled cases get, for bundles that learn from several data sets.
         label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.
         merge: datalists with drawn labels that become part of the new one, all their sections.
         keep_out: datalists whose validation and test sections are guarded likewise, but not merged.
@@ -97,8 +97,8 @@ def main(
     predictor = predictor_of(folder, ["inference.json", *layers], weights)
     clean_up = clean_up_of(predictor, output, threshold, min_volume_mm3, erosion_mm, uncertain)
     cases = predicted_cases(datalist_file, section, results, predictor.sequences, output)
-    tables = joined_label_sets([*([label_sets] if label_sets else []), *merge], dataset, uncertain is not None)
-    check_datasets(merge, dataset)
+    tables = joined_label_sets([*([label_sets] if label_sets else []), *merge], dataset_name, uncertain is not None)
+    check_datasets(merge, dataset_name)
 
     sources = names_of(trained_on)
     if not sources:
@@ -112,7 +112,7 @@ def main(
 
     notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in sources]}
     with Alone(output_dir):
-        items = write_labels(cases, output_dir, predictor, clean_up, dataset, notes)
+        items = write_labels(cases, output_dir, predictor, clean_up, dataset_name, notes)
         _write_list(items, output_dir, datalist_file, merge, tables, teachers)
 
 
@@ -170,7 +170,7 @@ def clean_up_of(
     return CleanUp(float(cut), float(volume), float(erosion_mm), tuple(uncertain) if uncertain else None)
 
 
-def check_datasets(merge: Sequence[str], dataset: str | None) -> None:
+def check_datasets(merge: Sequence[str], dataset_name: str | None) -> None:
     """Refuse datalists of which some cases say their data set and others do not.
 
     Raises:
@@ -178,11 +178,11 @@ def check_datasets(merge: Sequence[str], dataset: str | None) -> None:
     """
     for path in merge:
         for case in (case for cases in read_sections(path)[1].values() for case in cases):
-            if ("dataset" in case) != (dataset is not None):
+            if ("dataset" in case) != (dataset_name is not None):
                 found = case.get("dataset", "no dataset")
                 raise InputError(
-                    f"subject {subject_of(case)} of {path} has {found} and the pseudo-labels have {dataset}, expected "
-                    "a dataset for all cases or for none"
+                    f"subject {subject_of(case)} of {path} has {found} and the pseudo-labels have {dataset_name}, "
+                    "expected a dataset for all cases or for none"
                 )
 
 

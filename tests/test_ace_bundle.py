@@ -473,7 +473,7 @@ def test_the_threshold_comes_from_the_cases_of_the_lesion_set(trained, cohort, c
         return open_configs(*arguments, **options, handlers=Entry(handlers), window_size=[24, 24, 24], **TINY)
 
     monkeypatch.setattr(script, "open_configs", tiny)
-    script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset="lesion")
+    script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset_name="lesion")
     assert "of 1 case (cases.json, lesion, validation)" in capsys.readouterr().out
 
 

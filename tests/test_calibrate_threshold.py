@@ -139,16 +139,16 @@ def test_cases_of_one_data_set_and_one_value_of_their_labels_are_used(bundle, tm
     datalist.write_text(json.dumps(content))
     options = {"datalist_file": str(datalist), "section": "validation", "write": True}
     # value 2 is at 0.8 only; 1 and 3 are other classes
-    script.main(str(bundle), dataset="joint", label_value=2, **options)
+    script.main(str(bundle), dataset_name="joint", label_value=2, **options)
     config = json.loads((bundle / "configs" / "inference.json").read_text())
     assert config["threshold"] == 0.8
     assert config["threshold_source"] == (
         "best pooled Dice, 1.000, in the brain of 1 case (Toy scans, joint, validation)"
     )
-    script.main(str(bundle), dataset="lesion", **options)
+    script.main(str(bundle), dataset_name="lesion", **options)
     assert json.loads((bundle / "configs" / "inference.json").read_text())["threshold"] == 0.6
     with refused("b_label.nii.gz has the label values 2, 3, expected only 0, 1"):
-        script.main(str(bundle), dataset="joint", **options)
+        script.main(str(bundle), dataset_name="joint", **options)
 
 
 def test_threshold_keeps_the_rate_on_healthy_scans(bundle, tmp_path):

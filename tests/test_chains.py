@@ -145,7 +145,7 @@ def test_two_data_sets_become_one_datalist(chain, tmp_path):
         drawn(tmp_path, name, dataset="tissue", image=scan_of(tmp_path, name, "T1w")) for name in ("t1", "t2", "t3")
     ]
     content = {"sequences": ["T1w"], "training": tissues[:1], "validation": tissues[1:2], "test": tissues[2:]}
-    path = chain(dataset="lesion", merge=write(tmp_path / "tissues.json", content))
+    path = chain(dataset_name="lesion", merge=write(tmp_path / "tissues.json", content))
     both = {"sequences": ["T1w", "FLAIR"], "optional_sequences": ["T1w", "FLAIR"], "require": ["label", "dataset"]}
     cases = list_cases(datalist_file=path, section="training", **both)
     assert [(case["subject"], case["dataset"]) for case in cases] == [
@@ -162,7 +162,7 @@ def test_two_data_sets_become_one_datalist(chain, tmp_path):
 
 def test_unsure_voxels_are_ignored_by_the_table(chain):
     table = ROOT / "bundles" / "ace_multitask" / "configs" / "train.json"
-    path = chain(uncertain=(0.005, 0.1), dataset="lesion", label_sets=str(table))
+    path = chain(uncertain=(0.005, 0.1), dataset_name="lesion", label_sets=str(table))
     sets = load_label_sets(json.loads(table.read_text())["label_sets"], path)
     assert sets.allowed[sets.code_of["lesion", 2]].all()
     assert sets.allowed[sets.code_of["lesion", 1]].sum() == 1
@@ -259,12 +259,15 @@ def test_what_cannot_be_used_is_named(chain, tmp_path):
         ({"trained_on": str(tmp_path / "none.json")}, "none.json cannot be read"),
         ({"weights": str(tmp_path / "none.pt")}, r"none.pt cannot be read \(No such file"),
         ({"layers": "inference_threshold.json"}, "u1_FLAIR_seg.nii.gz is not what uad_autoencoder makes of"),
-        ({"merge": no_sequences, "dataset": "lesion"}, "plain.json does not say its sequences"),
+        ({"merge": no_sequences, "dataset_name": "lesion"}, "plain.json does not say its sequences"),
         (
             {"merge": write(tmp_path / "real.json", real)},
             "d1 of .*real.json has lesion and the pseudo-labels have None",
         ),
-        ({"merge": write(tmp_path / "again.json", again), "dataset": "lesion"}, "u1_FLAIR.* expected one label for it"),
+        (
+            {"merge": write(tmp_path / "again.json", again), "dataset_name": "lesion"},
+            "u1_FLAIR.* expected one label for it",
+        ),
         ({"threshold": 0.3}, r"all 2 labels in .* are empty, map >= 0.3, expected something"),
         ({"results": str(tmp_path)}, "u1_FLAIR_prob.nii.gz: no such file"),
     ]
@@ -391,7 +394,7 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
         "num_workers": 1,
     }
 
-    script.main(str(tmp_path / "joint"), dataset="lesion", merge=f"{tissues},{lesions}", **common)
+    script.main(str(tmp_path / "joint"), dataset_name="lesion", merge=f"{tissues},{lesions}", **common)
     sidecars = [json.loads(path.read_text()) for path in (tmp_path / "joint").glob("*_label.json")]
     assert len(sidecars) == 3
     assert any(said["volumes_ml"] for said in sidecars)

@@ -187,7 +187,7 @@ def test_the_description_counts_what_there_is(scans):
 def test_the_command_writes_a_datalist_that_bundles_read(scans, tmp_path):
     out = tmp_path / "lists" / "cases.json"
     pattern, label = f"{scans}/{{subject}}/{{sequence}}.nii.gz", f"{scans}/{{subject}}/lesion.nii.gz"
-    options = {"sequences": "T1w", "label": label, "dataset": "mine", "num_workers": 1}
+    options = {"sequences": "T1w", "label": label, "dataset_name": "mine", "num_workers": 1}
     script.main(str(out), pattern=pattern, test=0.34, folds=2, **options)
     content = json.loads(out.read_text())
     assert content.pop("sequences") == ["T1w"]

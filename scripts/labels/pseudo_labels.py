@@ -188,7 +188,7 @@ def write_labels(
     output_dir: str | Path,
     predictor: Predictor,
     clean_up: CleanUp | None,
-    dataset: str | None = None,
+    dataset_name: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> list[Case]:
     """Write ``<name>_label.nii.gz`` for every case, and beside it ``<name>_label.json``, which says where it is from.
@@ -200,7 +200,7 @@ def write_labels(
         output_dir: folder.
         predictor: who made the predictions.
         clean_up: how a map becomes a label; None if the predictions are label maps, which are kept as they are.
-        dataset: name that every case gets.
+        dataset_name: name that every case gets.
         notes: what else the JSON beside a label says.
 
     Returns:
@@ -227,7 +227,7 @@ def write_labels(
         _write_sidecar(Path(path), case, predictor, clean_up, {"volumes_ml": volumes, **(notes or {})})
         item = {"image": case["listed"], "subject": case["subject"], "label": path}
         item |= {key: case[key] for key in ("brain_mask",) if key in case}
-        item |= {"dataset": dataset} if dataset is not None else {}
+        item |= {"dataset": dataset_name} if dataset_name is not None else {}
         item["label_source"] = f"{predictor.bundle} {predictor.version}" + _words(clean_up)
         items.append(item | ({"predicted_map": case["prediction"]} if clean_up is not None else {}))
     if empty == len(items):
@@ -346,12 +346,12 @@ def _of_every(images: Any, names: Sequence[str], every: Sequence[str], path: str
     return found if len(found) > 1 else found[0]
 
 
-def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertain: bool) -> dict[str, Any]:
+def joined_label_sets(files: Sequence[str | Path], dataset_name: str | None, uncertain: bool) -> dict[str, Any]:
     """What the label values of all data sets mean, from the ``label_sets`` of datalists and configs.
 
     Args:
         files: JSON files, which may have ``label_sets`` with ``classes`` and ``datasets``.
-        dataset: of the pseudo-labels.
+        dataset_name: of the pseudo-labels.
         uncertain: they have the value :data:`UNCERTAIN`, which is added to the table of their data set as ``ignore``.
 
     Returns:
@@ -373,16 +373,16 @@ def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertai
         if "datasets" in own:
             result["datasets"] = {**result.get("datasets", {}), **own["datasets"]}
     known = result.get("datasets", {})
-    if (uncertain or known) and dataset not in known:
+    if (uncertain or known) and dataset_name not in known:
         raise InputError(
-            f"the data set {dataset} has no table in label_sets, expected a file with one (train.json of a bundle "
-            "that joins data sets, for instance), and dataset to name it"
+            f"the data set {dataset_name} has no table in label_sets, expected a file with one (train.json of a bundle "
+            "that joins data sets, for instance), and dataset_name to name it"
         )
     if uncertain:
-        labels = known[dataset]["labels"]
+        labels = known[dataset_name]["labels"]
         if labels.get(str(UNCERTAIN), "ignore") != "ignore":
             raise InputError(
-                f"the value {UNCERTAIN} of the data set {dataset} has a meaning, expected it free for unsure"
+                f"the value {UNCERTAIN} of the data set {dataset_name} has a meaning, expected it free for unsure"
             )
-        known[dataset] = {**known[dataset], "labels": {**labels, str(UNCERTAIN): "ignore"}}
+        known[dataset_name] = {**known[dataset_name], "labels": {**labels, str(UNCERTAIN): "ignore"}}
     return result
