@@ -14,6 +14,8 @@ from common.errors import InputError
 from .description import Description
 
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
+# names that another bundle or the zoo's tools also use: the first one imported would win
+TAKEN_NAMES = ("common", "lib", "scripts", "tests", "utils")
 
 
 def bundle_names(folder: Path = BUNDLES) -> list[str]:
