@@ -12,25 +12,17 @@ sections training, validation and test. Started again, it goes on where it was s
 
 from __future__ import annotations
 
-import logging
-import re
-import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from monai.utils import ensure_tuple
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.errors import InputError
-from common.files import read_json
-from common.options import converted
+from catalog import BUNDLES
 from common.options import types as t
 from comparison import Comparison, compare
-from running.command_line import run_command
-
-ROOT = Path(__file__).resolve().parents[1]
+from comparison.command import command_of, read_options
+from running.command_line import run_command, show_progress
 
 TARGETS = t.list_of(Literal["lesion", "tissue"], "lesion, tissue or both of them", min_length=1)
 
@@ -59,40 +51,13 @@ def main(
         device: cpu, cuda:0, ...; by default what the bundles say.
         max_pictures: cases with pictures, those with most doubt.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("comparison").setLevel(logging.INFO)
-    names = None if methods is None else list(ensure_tuple(methods))
+    show_progress("comparison")
     replaced = read_options(options)
     comparisons = [
-        Comparison(
-            datalist_file, output_dir, kind, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device
-        )
-        for kind in ensure_tuple(target)
+        Comparison(datalist_file, output_dir, kind, BUNDLES, methods, weights, seeds, replaced, device)
+        for kind in target
     ]
-    command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
-    compare(comparisons, "Comparison of methods", "", command, max_pictures)
-
-
-def shown(argument: str) -> str:
-    """An argument of the command line for the page: files by their names, without the folders of this computer."""
-    folders = r"(^|[=,\[('\"])(?:[A-Za-z]:)?[/\\](?:[^,'\"\])]*[/\\])?"
-    return re.sub(folders, r"\1", argument.rstrip("/\\"))
-
-
-def read_options(path: str | None) -> dict[str, dict[str, Any]]:
-    """Entries of configs to replace, from a JSON file.
-
-    Raises:
-        InputError: if it cannot be read, or names a config that no bundle has.
-    """
-    if path is None:
-        return {}
-    options = read_json(path, "options, by <bundle>/<config>", dict)
-    for name in converted(path, options, Annotated[dict[str, dict[str, Any]], "{<bundle>/<config>: {entry: value}}"]):
-        bundle, _, config = name.partition("/")
-        if not (ROOT / "bundles" / bundle / "configs" / f"{config}.json").is_file():
-            raise InputError(f"{path} has {name!r}, expected <bundle>/<config> of a config in bundles/")
-    return options
+    compare(comparisons, "Comparison of methods", "", command_of(sys.argv[1:]), max_pictures)
 
 
 if __name__ == "__main__":

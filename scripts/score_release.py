@@ -8,25 +8,19 @@ Figures go to docs/evidence, one file per bundle. Started again, it goes on wher
 
 from __future__ import annotations
 
-import logging
-import shlex
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from catalog import bundle_names, describe
+from catalog import BUNDLES, choose
 from common.errors import InputError
 from common.files import Alone
 from common.options import types as t
-from running.command_line import run_command
-from study import evidence
-from study.real_scans import Scoring
+from running.command_line import run_command, show_progress
+from study.real_scans import Scoring, write_evidence
 from study.scan_sets import read_real_scans
-
-logger = logging.getLogger("score_release")
 
 
 def main(
@@ -47,58 +41,14 @@ def main(
         registration_subjects: register the ordered pairs of so many first subjects of a set; all by default.
         device: cpu, cuda:0, ...; by default what the bundles say.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    for name in ("score_release", "study", "common.engines"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    show_progress("study", "common.engines")
     chosen = choose(bundle)
-    if registration_subjects is not None and not (isinstance(registration_subjects, int) and registration_subjects > 1):
-        raise InputError(f"registration_subjects is {registration_subjects!r}, expected 2 or more")
-    scoring = Scoring(
-        read_real_scans(real_data),
-        Path(output_dir).resolve(),
-        ROOT / "bundles",
-        registration_subjects,
-        device=device,
-    )
+    if registration_subjects == 1:
+        raise InputError("registration_subjects is 1, expected 2 or more")
+    scans, folder = read_real_scans(real_data), Path(output_dir).resolve()
+    scoring = Scoring(scans, folder, BUNDLES, registration_subjects, device=device)
     with Alone(output_dir):
-        write(scoring, chosen, Path(evidence_dir))
-
-
-def choose(bundle: str) -> list[str]:
-    """One bundle or all of them; InputError if there is none of that name."""
-    names = bundle_names()
-    if bundle not in (*names, "all"):
-        raise InputError(f"bundle is {bundle!r}, expected {', '.join(names)} or all")
-    return names if bundle == "all" else [bundle]
-
-
-def write(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
-    """Score bundles one by one and write the figures of each when they are known.
-
-    Raises:
-        InputError: before anything is run, if no set fits one of them.
-    """
-    for bundle in bundles:
-        scoring.data.sets_of(bundle)
-    for number, bundle in enumerate(bundles, start=1):
-        logger.info("%d of %d: %s", number, len(bundles), bundle)
-        start = time.monotonic()
-        content = {
-            "command": command(bundle, scoring),
-            "machine": evidence.machine(scoring.device),
-            "version": scoring.metadata(bundle)["version"],
-            "sets": scoring.tables(bundle),
-        }
-        evidence.update(evidence_dir, bundle, "real_scans", content)
-        logger.info("%s: %s in %.0f s", bundle, evidence_dir / f"{bundle}.json", time.monotonic() - start)
-
-
-def command(bundle: str, scoring: Scoring) -> str:
-    """What gives the figures again, without the folders of this machine."""
-    words = ["python", "scripts/score_release.py", bundle, "--real_data", scoring.data.path.name]
-    if describe(bundle, scoring.bundles).registration and scoring.registration_subjects is not None:
-        words += ["--registration_subjects", str(scoring.registration_subjects)]
-    return shlex.join(words)
+        write_evidence(scoring, chosen, Path(evidence_dir))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from catalog import bundle_names
 from common.data import BrainSlices, CachedScans
 from common.errors import InputError
+from planning import report
 from planning.advice import Advice, advise, read_data
 from planning.cost import (
     WARMUP,
@@ -29,7 +30,7 @@ from planning.cost import (
     time_steps,
 )
 
-script = load_script("advise")
+main = load_script("advise").main
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 MASKS, PSEUDO = "train the U-Net on drawn masks", "train on healthy FLAIR and pseudo-labels of patients"
 PAINTED, PATHOLOGY = "train on healthy scans and painted anomalies", "train on healthy scans and masks of one pathology"
@@ -249,7 +250,7 @@ def test_what_cannot_be_read_and_an_unknown_bundle_are_refused(tmp_path, datalis
 
 def test_the_command_prints_a_table_and_writes_json(datalist, tmp_path, capsys):
     path = datalist({"training": [{"label": 1}]})
-    script.main(str(path), bundles="uad_autoencoder", measure=False, output_file=str(tmp_path / "advice.json"))
+    main(str(path), bundles=["uad_autoencoder"], measure=False, output_file=str(tmp_path / "advice.json"))
     printed = capsys.readouterr().out
     assert "training: 1 subjects, 1 cases, 1 labeled, 0 healthy" in printed
     assert "missing: there is no validation section" in printed
@@ -263,8 +264,8 @@ def test_a_failure_of_measuring_is_a_sentence_and_shown():
     assert sentence == "ValueError: invalid literal for int() with base 10: 'three'"
     advice = Advice("b", "way", "it", (), (), (), {"train": sentence})
     assert advice.as_dict()["costs"]["train"] == {"failure": sentence}
-    assert script._cost(sentence) == f"could not be measured: {sentence}"
-    assert script._summary(advice) == ("-", "-", "-")
+    assert report._cost(sentence) == f"could not be measured: {sentence}"
+    assert report._summary(advice) == ("-", "-", "-")
 
 
 class SlowStart:
@@ -340,6 +341,6 @@ def test_a_training_and_an_inference_are_measured(datalist):
     assert 0.2 < training.peak_memory_gib <= training.memory_gib < 4
     assert training.gpu_memory_gib is None
     assert (training.device, inference.device) == ("CPU", "CPU")
-    text = script.text_of(read_data(path), list(found.values()))
+    text = report.text_of(read_data(path), list(found.values()))
     assert "measured on CPU, " in text
     assert "2 steps on 4 scans" in text

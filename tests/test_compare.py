@@ -11,19 +11,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, ROOT, load_script, make_head, save_nifti
+from bundle_tools import BUNDLES, ROOT, make_head, save_nifti
 from scipy.stats import wilcoxon
 
 from common.errors import InputError
 from common.evaluation import Scans
 from common.metrics import lesion_sizes
 from comparison import TARGETS, Comparison, compare, find_methods, holm, paired_difference
+from comparison.command import read_options, shown
 from comparison.comparison import read_splits, uncertain_ml
 from comparison.report import Digest, disagreement, to_latex, to_markdown
 from comparison.trial import Split, Trial, Unfit
 from phantom.cohort import make_cohort
-
-script = load_script("compare")
 
 METHODS = find_methods()
 QUICK = ["flair_threshold", "unet", "em", "atlas"]
@@ -194,7 +193,7 @@ def test_wrong_arguments_are_refused_early(tmp_path, arguments, message):
     ],
 )
 def test_the_command_on_the_page_names_files_and_not_folders(argument, expected):
-    assert script.shown(argument) == expected
+    assert shown(argument) == expected
 
 
 def test_a_step_goes_on_with_the_options_it_was_begun_with_and_starts_over_with_others(tmp_path, monkeypatch):
@@ -232,7 +231,7 @@ def test_a_step_goes_on_with_the_options_it_was_begun_with_and_starts_over_with_
 def test_options_of_unknown_configs_are_refused(tmp_path):
     (tmp_path / "options.json").write_text('{"uad_autoencoder/trainn": {}}')
     with pytest.raises(InputError, match="has 'uad_autoencoder/trainn', expected <bundle>/<config>"):
-        script.read_options(str(tmp_path / "options.json"))
+        read_options(str(tmp_path / "options.json"))
 
 
 def test_masks_are_matched_by_the_names_of_their_classes():

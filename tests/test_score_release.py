@@ -15,10 +15,19 @@ from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 from catalog import describe, descriptions
 from common.errors import InputError
 from study.evidence import machine
-from study.real_scans import BEST_DICE, CALLED_LESION, GAIN, Scoring, pair_scores, score_files, summary_of
+from study.real_scans import (
+    BEST_DICE,
+    CALLED_LESION,
+    GAIN,
+    Scoring,
+    pair_scores,
+    score_files,
+    summary_of,
+    write_evidence,
+)
 from study.scan_sets import read_real_scans
 
-script = load_script("score_release")
+main = load_script("score_release").main
 
 SHAPE = (24, 28, 20)
 AFFINE = np.array([[6.5, 0, 0, -78], [0, 6.5, 0, -109], [0, 0, 6.5, -57], [0, 0, 0, 1]])  # where the template is
@@ -154,7 +163,7 @@ def test_nothing_is_run_if_no_set_fits_one_of_the_bundles(rewrite, tmp_path, mon
     monkeypatch.setattr("comparison.trial.open_configs", None)
     data = read_real_scans(rewrite(lambda content: content["sets"].pop(0)))
     with pytest.raises(InputError, match=r"fits diffusion_recon_unet, expected one whose cases have T1w, lesion"):
-        script.write(
+        write_evidence(
             Scoring(data, tmp_path / "out", BUNDLES[0].parent), ["ace_multitask", "diffusion_recon_unet"], tmp_path
         )
     assert list(tmp_path.iterdir()) == []
@@ -170,7 +179,7 @@ def test_nothing_is_run_if_no_set_fits_one_of_the_bundles(rewrite, tmp_path, mon
 )
 def test_wrong_arguments_are_refused(listed, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
-        script.main(**{"bundle": "all", "real_data": str(listed), "output_dir": str(tmp_path), **arguments})
+        main(**{"bundle": "all", "real_data": str(listed), "output_dir": str(tmp_path), **arguments})
 
 
 # scores
@@ -226,7 +235,7 @@ def test_lesions_count_where_masks_have_a_class_for_them(listed, tmp_path):
 
 def run(listed: Path, bundles: Path, folder: Path, names: list[str]) -> dict[str, dict]:
     scoring = Scoring(read_real_scans(listed), folder / "out", bundles, options=OPTIONS, device="cpu")
-    script.write(scoring, names, folder / "evidence")
+    write_evidence(scoring, names, folder / "evidence")
     return {name: json.loads((folder / "evidence" / f"{name}.json").read_text())["real_scans"] for name in names}
 
 

@@ -17,11 +17,11 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 
-import render_options
 from common.errors import InputError, find_input_error
 from common.options import VOCABULARY, expectation
 from common.options import types as t
 from running.command_line import arguments, described, help_text
+from running.options_page import PAGE, page
 
 SCRIPTS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py")) if "run_command(main)" in path.read_text()]
 # what a type says of itself -> texts that are no such value
@@ -250,7 +250,7 @@ def test_values_have_the_type_of_the_signature():
 
 
 def test_the_page_of_options_says_what_configs_and_signatures_say():
-    assert render_options.PAGE.read_text(encoding="utf-8") == render_options.page()
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def test_a_bundle_ends_at_a_wrong_option_with_one_line_and_writes_nothing(monai_bundle, tmp_path):

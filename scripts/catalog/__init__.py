@@ -11,10 +11,11 @@ from .description import (
     Step,
     Use,
 )
-from .reading import BUNDLES, bundle_names, describe, descriptions, load, refuse_unknown
+from .reading import BUNDLES, TAKEN_NAMES, bundle_names, choose, describe, descriptions, folder_of, load, refuse_unknown
 
 __all__ = [
     "BUNDLES",
+    "TAKEN_NAMES",
     "Calibration",
     "Description",
     "Inference",
@@ -25,8 +26,10 @@ __all__ = [
     "Step",
     "Use",
     "bundle_names",
+    "choose",
     "describe",
     "descriptions",
+    "folder_of",
     "load",
     "refuse_unknown",
 ]

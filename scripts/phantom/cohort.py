@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ LABEL_FILES = {
     "structures": "label-structures_dseg",
     "brain_mask": "desc-brain_mask",
 }
+LABEL_NAMES = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}
 
 
 def make_cohort(
@@ -92,28 +93,8 @@ def make_cohort(
     """
     output_dir = Path(output_dir)
     refuse_filled(output_dir)
-    unknown = set(groups) - set(PATHOLOGIES)
-    if unknown:
-        raise InputError(f"groups name {', '.join(sorted(unknown))}; expected some of {', '.join(PATHOLOGIES)}")
-    if scanner not in SCANNERS:
-        raise InputError(f"scanner is {scanner!r}; expected one of {', '.join(SCANNERS)}")
-    if label not in ("lesion", "tissues", "structures"):
-        raise InputError(f"label is {label!r}; expected lesion, tissues or structures")
-    if not prefix.isalnum() and prefix:
-        raise InputError(f"prefix is {prefix!r}; expected letters and digits only")
-
-    extra = read_extra_data(extra_data)
-    jobs: list[_Job] = []
-    for pathology, counts in groups.items():
-        for section, count in zip(SECTIONS, counts, strict=True):
-            tissues, lesions = (extra.get(kind, {}).get(section, []) for kind in ("tissues", "lesions"))
-            for i in range(count):
-                # neighbors share their tissue map, which takes seconds to prepare
-                tissue = tissues[i * len(tissues) // count] if tissues else None
-                lesion = lesions[i // 2 % len(lesions)] if lesions and pathology == "ms" and i % 2 else None
-                jobs.append(_Job(len(jobs), section, pathology, tissue, lesion))
-    if not jobs:
-        raise InputError("no subject was asked for; expected at least one in groups")
+    _refuse_unknown(groups, scanner, label, prefix)
+    jobs = _jobs(groups, read_extra_data(extra_data))
     settings = {
         "scanner": scanner,
         "grid": grid or Grid.axial(spacing),
@@ -126,43 +107,65 @@ def make_cohort(
         "fine_mm": fine_mm,
     }
     with whole_folder(output_dir) as partial:
+        work = functools.partial(_make_and_write, output_dir=partial, settings=settings)
+        made = _map(work, jobs, num_workers)
+        written = list(tqdm(made, total=len(jobs), desc="phantom subjects", unit="subject", disable=None))
         sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-        written = list(
-            tqdm(
-                _map(functools.partial(_make_and_write, output_dir=partial, settings=settings), jobs, num_workers),
-                total=len(jobs),
-                desc="phantom subjects",
-                unit="subject",
-                disable=None,
-            )
-        )
         for job, case in zip(jobs, written, strict=True):
             images = [case[sequence] for sequence in sequences]
             image = images[0] if len(images) == 1 else images
             sections[job.section].append({"image": image, "label": case[label], **case})
-
-        description = {"Name": f"Phantom cohort, scanner {scanner}, seed {seed}", "BIDSVersion": "1.10.0"}
-        write_json(partial / "dataset_description.json", description)
-        names = {"lesion": {0: "background", 1: "lesion"}, "tissues": TISSUES, "structures": STRUCTURES}[label]
-        write_json(
-            partial / "datalist.json",
-            {
-                "name": description["Name"],
-                "description": "Synthetic images; anatomy and lesions from "
-                + (
-                    "the ICBM152 2009 template."
-                    if extra_data is None
-                    else f"the label maps in {Path(extra_data).name}."
-                ),
-                "modality": {str(i): name for i, name in enumerate(sequences)},
-                "labels": {str(value): name for value, name in names.items()},
-                "sequences": list(sequences),
-                "numTraining": len(sections["training"]),
-                "numTest": len(sections["test"]),
-                **sections,
-            },
-        )
+        name = f"Phantom cohort, scanner {scanner}, seed {seed}"
+        write_json(partial / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0"})
+        write_json(partial / "datalist.json", _header(name, label, sequences, extra_data, sections) | sections)
     return output_dir / "datalist.json"
+
+
+def _refuse_unknown(groups: Iterable[str], scanner: str, label: str, prefix: str) -> None:
+    unknown = set(groups) - set(PATHOLOGIES)
+    if unknown:
+        raise InputError(f"groups name {', '.join(sorted(unknown))}; expected some of {', '.join(PATHOLOGIES)}")
+    if scanner not in SCANNERS:
+        raise InputError(f"scanner is {scanner!r}; expected one of {', '.join(SCANNERS)}")
+    if label not in LABEL_NAMES:
+        raise InputError(f"label is {label!r}; expected lesion, tissues or structures")
+    if not prefix.isalnum() and prefix:
+        raise InputError(f"prefix is {prefix!r}; expected letters and digits only")
+
+
+def _jobs(groups: dict[str, tuple[int, int, int]], extra: dict[str, dict[str, list[tuple]]]) -> list[_Job]:
+    """A job for each subject; those of one tissue map beside each other, since it takes seconds to prepare."""
+    jobs: list[_Job] = []
+    for pathology, counts in groups.items():
+        for section, count in zip(SECTIONS, counts, strict=True):
+            tissues, lesions = (extra.get(kind, {}).get(section, []) for kind in ("tissues", "lesions"))
+            for i in range(count):
+                tissue = tissues[i * len(tissues) // count] if tissues else None
+                lesion = lesions[i // 2 % len(lesions)] if lesions and pathology == "ms" and i % 2 else None
+                jobs.append(_Job(len(jobs), section, pathology, tissue, lesion))
+    if not jobs:
+        raise InputError("no subject was asked for; expected at least one in groups")
+    return jobs
+
+
+def _header(
+    name: str,
+    label: str,
+    sequences: Sequence[str],
+    extra_data: str | Path | None,
+    sections: dict[str, list[dict]],
+) -> dict[str, Any]:
+    """What a datalist says before its cases, in MONAI's decathlon form."""
+    source = "the ICBM152 2009 template" if extra_data is None else f"the label maps in {Path(extra_data).name}"
+    return {
+        "name": name,
+        "description": f"Synthetic images; anatomy and lesions from {source}.",
+        "modality": {str(i): name for i, name in enumerate(sequences)},
+        "labels": {str(value): name for value, name in LABEL_NAMES[label].items()},
+        "sequences": list(sequences),
+        "numTraining": len(sections["training"]),
+        "numTest": len(sections["test"]),
+    }
 
 
 def implant_cohort(

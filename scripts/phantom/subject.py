@@ -83,21 +83,12 @@ def make_subject(
     Raises:
         ValueError: if the pathology, the scanner or a sequence is unknown, or no brain lies on the grid.
     """
-    if pathology not in PATHOLOGIES:
-        raise ValueError(f"pathology is {pathology!r}; expected one of {', '.join(PATHOLOGIES)}")
-    if isinstance(scanner, str):
-        if scanner not in SCANNERS:
-            raise ValueError(f"scanner is {scanner!r}; expected one of {', '.join(SCANNERS)}")
-        scanner = SCANNERS[scanner]
-    unknown = set(sequences) - set(SEQUENCES)
-    if unknown:
-        raise ValueError(f"sequences name {', '.join(sorted(unknown))}; expected some of {', '.join(SEQUENCES)}")
+    _refuse_unknown(pathology, scanner, sequences)
+    scanner = SCANNERS[scanner] if isinstance(scanner, str) else scanner
     grid = grid or Grid.axial(2.0)
     anatomy = anatomy or load_anatomy()
     # one stream each: a lesion more does not change the head, another contrast not the lesions
-    shape_rng, tissue_rng, lesion_rng, scan_rng = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)
-    )
+    shape_rng, tissue_rng, lesion_rng, scan_rng = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(4))
 
     deformation = Deformation.draw(anatomy, shape_rng, affine=affine)
     box = brain_box(anatomy, deformation, grid, margin_mm=14.0 if scalp else 4.0)
@@ -110,10 +101,7 @@ def make_subject(
     points = world + F.interpolate(shift[None], size=fine.shape, mode="trilinear", align_corners=False)[0]
 
     classes, brain, distance, accents = decide_tissue(anatomy, points, fine, tissue_rng)
-    drawn = None
-    if lesion_map is not None:
-        mirrored = points * torch.tensor([lesion_rng.choice([-1.0, 1.0]), 1, 1]).float().reshape(3, 1, 1, 1)
-        drawn = sample(lesion_map, apply_affine(np.linalg.inv(anatomy.affine), mirrored), padding="zeros")[0]
+    drawn = None if lesion_map is None else _mirrored_or_not(lesion_map, anatomy, points, lesion_rng)
     lesions = Lesions.draw(pathology, classes, distance, world, fine, lesion_rng, drawn)
 
     def to_scan(array: torch.Tensor) -> torch.Tensor:  # mean over the fine voxels of a voxel: partial volume
@@ -152,3 +140,21 @@ def make_subject(
             "lesion_centers_mm": lesions.centers_mm,
         },
     )
+
+
+def _refuse_unknown(pathology: str, scanner: str | Scanner, sequences: tuple[str, ...]) -> None:
+    if pathology not in PATHOLOGIES:
+        raise ValueError(f"pathology is {pathology!r}; expected one of {', '.join(PATHOLOGIES)}")
+    if isinstance(scanner, str) and scanner not in SCANNERS:
+        raise ValueError(f"scanner is {scanner!r}; expected one of {', '.join(SCANNERS)}")
+    unknown = set(sequences) - set(SEQUENCES)
+    if unknown:
+        raise ValueError(f"sequences name {', '.join(sorted(unknown))}; expected some of {', '.join(SEQUENCES)}")
+
+
+def _mirrored_or_not(
+    lesion_map: torch.Tensor, anatomy: Anatomy, points: torch.Tensor, rng: np.random.Generator
+) -> torch.Tensor:
+    """Share of lesion (X, Y, Z) at points of the template, (3, X, Y, Z) in mm; of every other subject left to right."""
+    mirrored = points * torch.tensor([rng.choice([-1.0, 1.0]), 1, 1]).float().reshape(3, 1, 1, 1)
+    return sample(lesion_map, apply_affine(np.linalg.inv(anatomy.affine), mirrored), padding="zeros")[0]

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from catalog import TAKEN_NAMES
 from common.errors import InputError
 from common.files import write_atomically
 
@@ -24,8 +25,6 @@ REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", 
 # verification download
 LEFT_OUT_AT_TOP = re.compile(r"eval|runs|data|mlruns.*|\w+\.py|large_files\..*")
 LEFT_OUT_ANYWHERE = re.compile(r"__pycache__|\..*|.*\.pyc")
-# names that another bundle or the zoo's tools also use: the first one imported would win
-TAKEN_NAMES = ("common", "lib", "scripts", "tests", "utils")
 PERSONAL_PATH = re.compile(r"(?<![\w.~@$}-])(?:/home/|/Users/|/root/|/mnt/|[A-Za-z]:\\+Users\\+)[\w.-]*")
 COMMON_NAME = re.compile(r"(?<![\w.])common(?=\.\w|\s+import\b)|\bimport\s+common\b")
 LARGE = 25 * 1000**2  # bytes of a file; what is larger, the model zoo takes as an address only

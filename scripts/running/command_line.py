@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import re
 import sys
 import textwrap
@@ -21,6 +22,13 @@ from common.options import converted, expectation
 
 ROOT = Path(__file__).resolve().parents[2]
 Bundle = Literal[tuple(sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json")))]
+
+
+def show_progress(*loggers: str) -> None:
+    """Print warnings, and what these loggers say on the way, with the time of day."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def run_command(command: Callable | Mapping[str, Callable]) -> None:

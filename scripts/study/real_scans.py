@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
+import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from comparison import TARGETS
 from comparison.trial import Split, Trial
 from running.workflow import Entry
 
+from . import evidence
 from .scan_sets import LESION, Case, RealScans, ScanSet
 
 logger = logging.getLogger(__name__)
@@ -193,6 +196,35 @@ class Scoring:
         }
         with (folder / "registration.csv").open(newline="", encoding="utf-8") as file:
             return [row | {"subjects": subjects[row["pair"]]} for row in csv.DictReader(file)]
+
+
+def write_evidence(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> None:
+    """Score bundles one by one and write the figures of each when they are known.
+
+    Raises:
+        InputError: before anything is run, if no set fits one of them.
+    """
+    for bundle in bundles:
+        scoring.data.sets_of(bundle)
+    for number, bundle in enumerate(bundles, start=1):
+        logger.info("%d of %d: %s", number, len(bundles), bundle)
+        start = time.monotonic()
+        content = {
+            "command": _command(bundle, scoring),
+            "machine": evidence.machine(scoring.device),
+            "version": scoring.metadata(bundle)["version"],
+            "sets": scoring.tables(bundle),
+        }
+        evidence.update(evidence_dir, bundle, "real_scans", content)
+        logger.info("%s: %s in %.0f s", bundle, evidence_dir / f"{bundle}.json", time.monotonic() - start)
+
+
+def _command(bundle: str, scoring: Scoring) -> str:
+    """What gives the figures again, without the folders of this machine."""
+    words = ["python", "scripts/score_release.py", bundle, "--real_data", scoring.data.path.name]
+    if describe(bundle, scoring.bundles).registration and scoring.registration_subjects is not None:
+        words += ["--registration_subjects", str(scoring.registration_subjects)]
+    return shlex.join(words)
 
 
 def score_files(cases: Sequence[Case], scans: ScanSet, folder: Path, channels: Mapping[str, str]) -> Scores:

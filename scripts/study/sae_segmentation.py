@@ -29,7 +29,7 @@ from running.workflow import run_configs
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
 
-logger = logging.getLogger("experiments")
+logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "sae_segmentation"
 ARMS = {

@@ -22,7 +22,7 @@ from running.workflow import run_configs
 from .seed import Result, SeedStudy, dice_parts, result_of
 from .verdicts import Claim
 
-logger = logging.getLogger("experiments")
+logger = logging.getLogger(__name__)
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "uad_autoencoder"
 # "A" is the scanner that matters, "B" the foreign one whose scans are labeled

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from bundle_tools import NOT_COPIED, ROOT, load_script
+from bundle_tools import NOT_COPIED, ROOT
 
+from catalog.new_bundle import new_bundle
 from common.errors import InputError
 from phantom.cohort import make_cohort
 
-script = load_script("new_bundle")
 NAME = "tissue_unet"
 COPIED = ("common", "scripts", "tests", "docs", "pyproject.toml", "README.md", "LICENSE")
 PROMISES = (
@@ -96,7 +96,7 @@ def test_the_new_bundle_is_advised_trained_and_compared(tree, tmp_path):
 )
 def test_a_name_that_does_not_do_is_refused(name, sentence, tmp_path):
     with pytest.raises(InputError, match=sentence):
-        script.new_bundle(name, tmp_path)
+        new_bundle(name, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -106,6 +106,6 @@ def test_a_bundle_or_a_test_that_exists_is_left_as_it_is(tmp_path):
     test.parent.mkdir()
     test.write_text("mine")
     with pytest.raises(InputError, match=f"test_{NAME}.py exists, expected the name of a bundle that there is not yet"):
-        script.new_bundle(NAME, tmp_path)
+        new_bundle(NAME, tmp_path)
     assert test.read_text() == "mine"
     assert not list((tmp_path / "bundles").iterdir())
