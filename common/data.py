@@ -57,7 +57,7 @@ def list_cases(
     require: Sequence[str] = (),
     mask_key: str = "brain_mask",
     optional_sequences: Sequence[str] = (),
-    dataset: str | None = None,
+    dataset_name: str | None = None,
     healthy: bool | None = None,
     one_grid: bool = True,
     lesions: bool = False,
@@ -87,7 +87,7 @@ def list_cases(
         mask_key: key of the brain mask in the JSON.
         optional_sequences: those that a case may lack, or of which a JSON may say null in the place of a path; a case
             needs one path at least.
-        dataset: keep only the cases whose ``dataset`` in the JSON is this.
+        dataset_name: keep only the cases whose ``dataset`` in the JSON is this.
         healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
             of its sections says anything about health, and of a folder.
         one_grid: all files of a case have to lie on one grid; False for raw scans.
@@ -123,8 +123,8 @@ def list_cases(
         cases = _cases_of_folder(source, sequences, optional_sequences)
     else:
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
-    if dataset is not None:
-        cases = _of_dataset(cases, dataset, source)
+    if dataset_name is not None:
+        cases = _of_dataset(cases, dataset_name, source)
     if "label" in require:
         cases = _without_healthy_unlabeled(cases, source)
     cases = check_cases(cases, source, sequences, require, optional_sequences, one_grid)
@@ -766,11 +766,11 @@ def _of_sequences(
     return chosen
 
 
-def _of_dataset(cases: list[dict[str, Any]], dataset: str, source: Path) -> list[dict[str, Any]]:
-    kept = [case for case in cases if case.get("dataset") == dataset]
+def _of_dataset(cases: list[dict[str, Any]], dataset_name: str, source: Path) -> list[dict[str, Any]]:
+    kept = [case for case in cases if case.get("dataset") == dataset_name]
     if not kept:
         found = ", ".join(sorted({str(case["dataset"]) for case in cases if "dataset" in case})) or "none named"
-        raise InputError(f"{source} has no case of the data set {dataset!r} among its {len(cases)}, found {found}")
+        raise InputError(f"{source} has no case of the data set {dataset_name!r} among its {len(cases)}, found {found}")
     return kept
 
 

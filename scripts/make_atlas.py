@@ -9,49 +9,16 @@ Nobody whom ``--keep_out cases.json`` lists for validation or test may be in the
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
 
-import nibabel as nib
-import numpy as np
-import torch
-from monai.utils import ensure_tuple
-from pydantic import Field
-from tqdm import tqdm
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from catalog import BUNDLES, descriptions
-from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
 from common.errors import InputError
-from common.files import read_json, write_atomically, write_text
-from common.options import converted
 from common.options import types as t
-from common.transforms import BrainMaskd, LoadScand
-from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
+from labels.atlas import guard, make_atlas, read_groups, read_people
 from running.command_line import run_command
-
-STEPS = 60000  # probabilities are stored as whole numbers of this, which sum to 1 within the rounding
-
-logger = logging.getLogger(__name__)
-
-CLASSES = Annotated[dict[str, list[t.Whole]], Field(min_length=2), "two names or more with their label values"]
-MATRIX = t.list_of(t.list_of(t.Number, "", min_length=4, max_length=4), "4 x 4 numbers", min_length=4, max_length=4)
-Groups = dict[str, list[int]]
-
-
-class Person(NamedTuple):
-    """A label map, the matrix from its world to the shared one, and the item that it was listed as."""
-
-    label: str
-    to_shared: np.ndarray
-    item: dict[str, Any]
 
 
 def main(
@@ -85,143 +52,11 @@ def main(
             of the label maps is one of them if it has such sections.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if not str(output_file).endswith(".nii.gz"):
+    if not output_file.endswith(".nii.gz"):
         raise InputError(f"output_file is {output_file}, expected a name that ends in .nii.gz")
     people = read_people(label_files, datalist_file, section)
-    guard(people, datalist_file, keep_out.split(",") if isinstance(keep_out, str) else keep_out)
-    groups = read_groups(classes)
-    neighbor_table = find_neighbor_table()
-    maps, tables = [], []
-    for path, to_shared, item in tqdm(people, desc="label maps", unit="map", disable=None):
-        values, affine = read_label_map(path)
-        groups = groups or {str(value): [value] for value in range(values.max() + 1)}
-        labels = join_values(path, values, groups)
-        tables.append(neighbor_table(torch.from_numpy(labels), len(groups)))
-        maps.append((labels.astype(np.uint8), (to_template(item) if align else to_shared) @ affine))
-    atlas = average_of_label_maps(maps, len(groups), sigma_mm, spacing_mm)
-    # the mean of frequencies, not of logarithms: one person without such a pair does not forbid it
-    table = torch.stack(tables).exp().mean(0).log()
-    write_atlas(Path(output_file), atlas, list(groups), table, [person.label for person in people])
-    for name, share in zip(groups, atlas.probabilities.mean((1, 2, 3)).tolist(), strict=True):
-        logger.info("%-24s %8.1f ml", name, share * atlas.probabilities[0].numel() * spacing_mm**3 / 1000)
-    logger.info("wrote %s", output_file)
-
-
-def find_neighbor_table() -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """The function that makes the table, of the bundle whose description names one."""
-    name, function = next((n, d.neighbor_table) for n, d in descriptions().items() if d.neighbor_table)
-    sys.path.insert(1, str(BUNDLES / name))
-    module, _, attribute = function.rpartition(".")
-    return getattr(import_module(module), attribute)
-
-
-def read_people(label_files: str | Sequence[str] | None, datalist_file: str | None, section: str) -> list[Person]:
-    """Whose label maps become the atlas.
-
-    Raises:
-        InputError: if neither or both are given, or an item has no label or a matrix that is not 4 x 4.
-    """
-    if (label_files is None) == (datalist_file is None):
-        raise InputError("expected either label_files or datalist_file, to make the atlas of")
-    if label_files is not None:
-        files = [label_files] if isinstance(label_files, str) else list(label_files)
-        return [Person(str(path), np.eye(4), {"label": str(path)}) for path in files]
-    path = Path(datalist_file)
-    content = read_json(path, "label maps")
-    found = []
-    listed = content.get(section, []) if isinstance(content, dict) else content
-    for number, item in enumerate(converted(f"{section} of {path}", listed, Annotated[list, "a list of label maps"])):
-        named = f"item {number} of {path}"
-        item = converted(named, item, Annotated[dict[str, Any], "an object with the path of a label"])
-        label = converted(f"the label of {named}", item.get("label"), Annotated[str, "a path"])
-        square = converted(f"world_to_mni of {named}", item.get("world_to_mni", np.eye(4).tolist()), MATRIX)
-        images = [str(path.parent / image) for image in ensure_tuple(item.get("image")) if image is not None]
-        masks = {key: str(path.parent / item[key]) for key in ("brain_mask",) if key in item}
-        found.append(Person(str(path.parent / label), np.array(square), {**item, "image": images, **masks}))
-    if not found:
-        raise InputError(f"{path} has no label map under {section}, expected at least one")
-    return found
-
-
-def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequence[str]) -> None:
-    """Refuse people whom the atlas will be judged by, also those who taught the network that made its label maps.
-
-    Raises:
-        InputError: naming the subject, or a label map whose subject nobody says.
-    """
-    content = read_json(Path(datalist_file), "label maps") if datalist_file is not None else []
-    judged = [item for part in HELD_OUT for item in (content.get(part, []) if isinstance(content, dict) else [])]
-    own = [datalist_file] if any("image" in item for item in judged) else []
-    judges = held_out([*own, *keep_out])
-    nameless = [person.label for person in people if "subject" not in person.item and not person.item.get("image")]
-    if judges and nameless:
-        raise InputError(f"{nameless[0]} has no subject, expected a datalist_file that says whose label map it is")
-    if judges:
-        teachers = behind_labels(content, datalist_file) if isinstance(content, dict) else {}
-        refuse_leaks({"the people of the atlas": [person.item for person in people], **teachers}, judges)
-
-
-def to_template(item: Mapping[str, Any]) -> np.ndarray:
-    """Affine map from the world of an image to that of the ICBM 152 template, 4 x 4.
-
-    Raises:
-        InputError: if there is no image.
-    """
-    if not item.get("image"):
-        raise InputError(f"{item['label']} has no image, expected one in a datalist_file to align it by")
-    scan = {"image": item["image"][0]} | {key: item[key] for key in ("brain_mask",) if key in item}
-    scan = LoadScand(["image", "brain_mask"], allow_missing_keys=True)(scan)
-    return align_scan(icbm_atlas(), BrainMaskd("image")(scan)["image"])
-
-
-def read_groups(classes: str | Mapping[str, Sequence[int]] | None) -> Groups | None:
-    """Class -> values.
-
-    Raises:
-        InputError: if it is something else, or a value is in two classes.
-    """
-    if classes is None:
-        return None
-    content = read_json(Path(classes), "classes") if isinstance(classes, str) else classes
-    content = converted("classes", content, CLASSES)
-    values = [value for group in content.values() for value in group]
-    twice = sorted({value for value in values if values.count(value) > 1})
-    if twice:
-        raise InputError(f"classes has the value {twice[0]} in two classes, expected it in one")
-    return content
-
-
-def join_values(path: str, values: np.ndarray, groups: Groups) -> np.ndarray:
-    """Number of the class at every voxel.
-
-    Raises:
-        InputError: if the map has a value of no class.
-    """
-    lookup = np.full(max(values.max(), *(v for group in groups.values() for v in group)) + 1, -1)
-    for number, group in enumerate(groups.values()):
-        lookup[group] = number
-    labels = lookup[values]
-    if (labels < 0).any():
-        unknown = ", ".join(map(str, np.unique(values[labels < 0])))
-        raise InputError(f"{path} has the values {unknown}, which are in no class, expected all of them in classes")
-    return labels
-
-
-def write_atlas(output_file: Path, atlas: Atlas, names: list[str], table: torch.Tensor, sources: list[str]) -> None:
-    """The maps, and ``<name>.json`` with what the numbers mean."""
-    counts = np.round(atlas.probabilities.numpy() * STEPS).astype(np.uint16)
-    image = nib.Nifti1Image(np.moveaxis(counts, 0, 3), atlas.affine)
-    image.header.set_slope_inter(1 / STEPS, 0)
-    image.header.set_xyzt_units("mm")
-    write_atomically(output_file, lambda part: nib.save(image, part))
-    rows = ",\n".join(f"        {json.dumps([round(value, 3) for value in row])}" for row in table.tolist())
-    sources = [Path(source).name for source in sources]
-    text = (
-        f'{{\n    "classes": {json.dumps(names)},\n    "label_maps": {json.dumps(sources)},\n'
-        f'    "neighbors": [\n{rows}\n    ]\n}}\n'
-    )
-    side = output_file.with_name(output_file.name.removesuffix(".nii.gz") + ".json")
-    write_text(side, text)
+    guard(people, datalist_file, keep_out)
+    make_atlas(output_file, people, read_groups(classes), sigma_mm, spacing_mm, align)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from monai.utils import ensure_tuple
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import list_cases, sections_of, sequence_name
-from common.files import read_json
+from common.data import sequence_name
 from common.options import types as t
-from preparation import Settings, prepare_cases
+from preparation import Settings, prepare_cases, sections_to_prepare
 from running.command_line import run_command
 
 logger = logging.getLogger("prepare_data")
@@ -67,35 +63,17 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = Settings(
-        sequences=tuple(map(sequence_name, _names(sequences))),
+        sequences=tuple(map(sequence_name, sequences)),
         space=space,
         spacing=spacing,
         skull_stripped=skull_stripped,
         brain_extraction=brain_extraction,
         coregister=coregister,
         bias_correction=bias_correction,
-        label_keys=_names(label_keys),
+        label_keys=tuple(label_keys),
     )
-    content = None if datalist_file is None else read_json(Path(datalist_file))
-    parts = [*sections_of(content)] if isinstance(content, dict) else [None]
-    sections = {
-        part or "cases": list_cases(
-            dataset_dir,
-            datalist_file,
-            settings.sequences,
-            part,
-            mask_key=mask_key,
-            optional_sequences=tuple(map(sequence_name, _names(optional_sequences))),
-            one_grid=False,
-        )
-        for part in parts
-    }
+    sections = sections_to_prepare(dataset_dir, datalist_file, settings, optional_sequences, mask_key)
     logger.info("wrote %s", prepare_cases(sections, output_dir, settings, num_workers))
-
-
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Names that come as one text with commas, or as several."""
-    return tuple(name.strip() for item in ensure_tuple(given) for name in str(item).split(","))
 
 
 if __name__ == "__main__":

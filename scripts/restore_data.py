@@ -7,24 +7,15 @@ Usage, from the root of the repository, after scripts/prepare_data.py and a bund
 
 from __future__ import annotations
 
-import glob
 import logging
 import sys
 from pathlib import Path
 
-import nibabel as nib
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.data import sequence_name
-from common.errors import InputError
-from common.files import write_atomically
 from common.options import types as t
-from preparation import read_record, restore, sequence_of
+from preparation.restoring import restore_files
 from running.command_line import run_command
-
-logger = logging.getLogger("restore_data")
 
 
 def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, sequence: t.Text | None = None) -> None:
@@ -38,33 +29,7 @@ def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, seq
             sub-1_FLAIR_seg.nii.gz, or else of the reference.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    files = sorted(glob.glob(str(maps)))  # noqa: PTH207  # a pattern may be absolute
-    if not files:
-        raise InputError(f"{maps} is no file, and no pattern of files, expected NIfTI maps")
-    for file in tqdm(files, desc="restoring", unit=" map", disable=None):
-        target = Path(output_dir) / Path(file).name
-        if target.resolve() == Path(file).resolve():
-            raise InputError(f"{target} would replace the map itself, expected another output_dir")
-        record_file = record_of(file, prepared_dir)
-        image = restore(file, record_file, sequence)
-        write_atomically(target, lambda part, image=image: nib.save(image, part))
-        record = read_record(record_file)
-        matched = sequence_of(file, record) if sequence is None else sequence_name(sequence)
-        logger.info("wrote %s, on the grid of %s", target, record["inputs"][matched]["file"])
-
-
-def record_of(file: str, prepared_dir: str) -> Path:
-    """The record of the case whose name a file's begins with, the longest one.
-
-    Raises:
-        InputError: if there is none.
-    """
-    records = sorted(Path(prepared_dir).glob("*/*.json"), key=lambda path: len(path.stem))
-    records = [path for path in records if path.stem == path.parent.name]
-    fitting = [path for path in records if Path(file).name.startswith((f"{path.stem}_", f"{path.stem}."))]
-    if not fitting:
-        raise InputError(f"{file} begins with the name of none of the {len(records)} cases in {prepared_dir}")
-    return fitting[-1]
+    restore_files(maps, prepared_dir, output_dir, sequence)
 
 
 if __name__ == "__main__":

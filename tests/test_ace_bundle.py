@@ -35,7 +35,7 @@ from ace_multitask.views import TwoViewsInferer
 from common.data import list_cases, write_datalist
 from common.errors import InputError, find_input_error
 from phantom.cohort import make_cohort
-from running.workflow import Entry
+from running.workflow import Entry, open_configs
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "ace_multitask"
 CLASSES = ["background", "CSF", "GM", "WM", "lesion"]
@@ -465,15 +465,15 @@ def test_two_networks_learn_one_data_set_each_and_are_used_as_one(cohort, tmp_pa
 
 def test_the_threshold_comes_from_the_cases_of_the_lesion_set(trained, cohort, capsys, monkeypatch):
     folder, _ = trained
-    script = load_script("calibrate_threshold")
-    open_configs = script.open_configs
 
     def tiny(*arguments, **options):
         handlers = weights(folder / "models" / "model.pt")
         return open_configs(*arguments, **options, handlers=Entry(handlers), window_size=[24, 24, 24], **TINY)
 
-    monkeypatch.setattr(script, "open_configs", tiny)
-    script.main("ace_multitask", datalist_file=str(cohort), section="validation", dataset="lesion")
+    monkeypatch.setattr("labels.calibration.open_configs", tiny)
+    load_script("calibrate_threshold").main(
+        "ace_multitask", datalist_file=str(cohort), section="validation", dataset_name="lesion"
+    )
     assert "of 1 case (cases.json, lesion, validation)" in capsys.readouterr().out
 
 

@@ -21,10 +21,11 @@ from ace_multitask.label_sets import load_label_sets
 from common.data import check_splits, list_cases
 from common.errors import InputError
 from common.evaluation import Evaluation
+from labels.calibration import check_cases
 from labels.pseudo_labels import CleanUp, label_of_map
 from phantom.cohort import make_cohort
 
-script, make_atlas, calibrate = (load_script(name) for name in ("pseudo_labels", "make_atlas", "calibrate_threshold"))
+pseudo_labels, make_atlas = (load_script(name).main for name in ("pseudo_labels", "make_atlas"))
 UAD = ROOT / "bundles" / "uad_autoencoder"
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 SHAPE = (10, 12, 8)
@@ -112,11 +113,11 @@ def chain(tmp_path) -> Callable[..., Path]:
             "section": "training",
             "results": str(tmp_path / "results"),
             "bundle": "uad_autoencoder",
-            "layers": "inference_residual.json",
-            "trained_on": str(tmp_path / "healthy.json"),
+            "layers": ["inference_residual.json"],
+            "trained_on": [str(tmp_path / "healthy.json")],
             "num_workers": 1,
         }
-        script.main(str(tmp_path / "chain"), **{**given, **options})
+        pseudo_labels(str(tmp_path / "chain"), **{**given, **options})
         return tmp_path / "chain" / "datalist.json"
 
     return run
@@ -145,7 +146,7 @@ def test_two_data_sets_become_one_datalist(chain, tmp_path):
         drawn(tmp_path, name, dataset="tissue", image=scan_of(tmp_path, name, "T1w")) for name in ("t1", "t2", "t3")
     ]
     content = {"sequences": ["T1w"], "training": tissues[:1], "validation": tissues[1:2], "test": tissues[2:]}
-    path = chain(dataset="lesion", merge=write(tmp_path / "tissues.json", content))
+    path = chain(dataset_name="lesion", merge=[write(tmp_path / "tissues.json", content)])
     both = {"sequences": ["T1w", "FLAIR"], "optional_sequences": ["T1w", "FLAIR"], "require": ["label", "dataset"]}
     cases = list_cases(datalist_file=path, section="training", **both)
     assert [(case["subject"], case["dataset"]) for case in cases] == [
@@ -162,7 +163,7 @@ def test_two_data_sets_become_one_datalist(chain, tmp_path):
 
 def test_unsure_voxels_are_ignored_by_the_table(chain):
     table = ROOT / "bundles" / "ace_multitask" / "configs" / "train.json"
-    path = chain(uncertain=(0.005, 0.1), dataset="lesion", label_sets=str(table))
+    path = chain(uncertain=(0.005, 0.1), dataset_name="lesion", label_sets=str(table))
     sets = load_label_sets(json.loads(table.read_text())["label_sets"], path)
     assert sets.allowed[sets.code_of["lesion", 2]].all()
     assert sets.allowed[sets.code_of["lesion", 1]].sum() == 1
@@ -174,7 +175,7 @@ def test_unsure_voxels_are_ignored_by_the_table(chain):
 def test_the_rest_of_a_datalist_can_stay_in_it(chain, tmp_path):
     content = json.loads((tmp_path / "scans.json").read_text())
     content["validation"] = [drawn(tmp_path, "v1")]
-    path = chain(merge=write(tmp_path / "scans.json", content))
+    path = chain(merge=[write(tmp_path / "scans.json", content)])
     content = json.loads(path.read_text())
     assert [[case["subject"] for case in content[part]] for part in ("training", "validation")] == [
         ["u1", "u2"],
@@ -213,13 +214,13 @@ def test_nobody_who_judges_has_taught(chain, tmp_path, how, section, who, senten
     content = json.loads((tmp_path / "healthy.json").read_text())
     write(tmp_path / "healthy.json", {**content, "seen_by_predictor": ["g1"]})
     with pytest.raises(InputError, match=sentence.format(section)):
-        chain(**{how: write(tmp_path / "real.json", real)})
+        chain(**{how: [write(tmp_path / "real.json", real)]})
     assert not (tmp_path / "chain").exists()
 
 
 def test_merged_datalists_do_not_leak_into_each_other(chain, tmp_path):
     one = {"sequences": ["FLAIR"], "training": [drawn(tmp_path, "d1")], "seen_by_predictor": ["g1"]}
-    both = f"{write(tmp_path / 'one.json', one)},{tmp_path / 'two.json'}"
+    both = [write(tmp_path / "one.json", one), str(tmp_path / "two.json")]
     for subject, place in (("d1", "the training section of .*one.json"), ("g1", "the network behind .*one.json")):
         judge = {"image": scan_of(tmp_path, "second"), "subject": subject}
         write(tmp_path / "two.json", {"sequences": ["FLAIR"], "test": [judge]})
@@ -240,7 +241,7 @@ def test_the_datalist_that_was_predicted_is_guarded_too(chain, tmp_path):
 
 def test_the_test_section_of_the_predictors_datalist_has_taught_nobody(chain, tmp_path):
     write(tmp_path / "healthy.json", {"training": [drawn(tmp_path, "h1")], "test": [drawn(tmp_path, "d1")]})
-    path = chain(keep_out=write(tmp_path / "real.json", {"test": [drawn(tmp_path, "d1")]}))
+    path = chain(keep_out=[write(tmp_path / "real.json", {"test": [drawn(tmp_path, "d1")]})])
     assert json.loads(path.read_text())["seen_by_predictor"] == ["h1"]
 
 
@@ -251,20 +252,21 @@ def test_what_cannot_be_used_is_named(chain, tmp_path):
     cases = [
         ({"section": "test"}, "section is 'test', expected another one"),
         ({"section": None, "datalist_file": write(tmp_path / "parts.json", {"a": real["training"]})}, "has sections"),
-        ({"output": "mask"}, "output is 'mask', expected one of prob, seg"),
         ({"output": "seg", "threshold": 0.3}, "threshold is given with output seg"),
         ({"uncertain": [0.3, 0.1]}, "expected two numbers, the lower one first"),
         ({"uncertain": [0.01, 0.1]}, "the data set None has no table in label_sets"),
-        ({"trained_on": ""}, "trained_on is empty"),
-        ({"trained_on": str(tmp_path / "none.json")}, "none.json cannot be read"),
+        ({"trained_on": [str(tmp_path / "none.json")]}, "none.json cannot be read"),
         ({"weights": str(tmp_path / "none.pt")}, r"none.pt cannot be read \(No such file"),
-        ({"layers": "inference_threshold.json"}, "u1_FLAIR_seg.nii.gz is not what uad_autoencoder makes of"),
-        ({"merge": no_sequences, "dataset": "lesion"}, "plain.json does not say its sequences"),
+        ({"layers": ["inference_threshold.json"]}, "u1_FLAIR_seg.nii.gz is not what uad_autoencoder makes of"),
+        ({"merge": [no_sequences], "dataset_name": "lesion"}, "plain.json does not say its sequences"),
         (
-            {"merge": write(tmp_path / "real.json", real)},
+            {"merge": [write(tmp_path / "real.json", real)]},
             "d1 of .*real.json has lesion and the pseudo-labels have None",
         ),
-        ({"merge": write(tmp_path / "again.json", again), "dataset": "lesion"}, "u1_FLAIR.* expected one label for it"),
+        (
+            {"merge": [write(tmp_path / "again.json", again)], "dataset_name": "lesion"},
+            "u1_FLAIR.* expected one label for it",
+        ),
         ({"threshold": 0.3}, r"all 2 labels in .* are empty, map >= 0.3, expected something"),
         ({"results": str(tmp_path)}, "u1_FLAIR_prob.nii.gz: no such file"),
     ]
@@ -281,7 +283,7 @@ def test_predictions_are_no_reference(tmp_path):
     with pytest.raises(InputError, match="p1 in an evaluation has a pseudo-label"):
         Evaluation([case], tmp_path)
     with pytest.raises(InputError, match="p1 in the cases to calibrate with has a pseudo-label"):
-        calibrate.check_cases([case], "best_dice")
+        check_cases([case], "best_dice")
     check_splits(training=[case], validation=[drawn(tmp_path, "d1")])
 
 
@@ -290,22 +292,22 @@ def test_nobody_who_judges_is_in_the_atlas(tmp_path):
     datalist = write(tmp_path / "people.json", {"training": people})
     write(tmp_path / "real.json", {"training": people, "test": [{"image": scan_of(tmp_path, "b1"), "subject": "b1"}]})
     out = str(tmp_path / "atlas.nii.gz")
-    make_atlas.main(out, datalist_file=datalist, keep_out=str(tmp_path / "real.json"), sigma_mm=0)
+    make_atlas(out, datalist_file=datalist, keep_out=[str(tmp_path / "real.json")], sigma_mm=0)
     for judge in ({"image": scan_of(tmp_path, "b1"), "subject": "a2"}, {"image": people[1]["image"], "subject": "b1"}):
         write(tmp_path / "real.json", {"test": [judge]})
         with pytest.raises(InputError, match=r"a2.* in the people of the atlas and "):
-            make_atlas.main(out, datalist_file=datalist, keep_out=str(tmp_path / "real.json"))
+            make_atlas(out, datalist_file=datalist, keep_out=[str(tmp_path / "real.json")])
     write(tmp_path / "seen.json", {"training": people, "seen_by_predictor": ["b1"]})
     with pytest.raises(
         InputError, match=r"subject b1 is in the training of the network behind the labels of .* and in the test"
     ):
-        make_atlas.main(out, datalist_file=str(tmp_path / "seen.json"), keep_out=str(tmp_path / "real.json"))
+        make_atlas(out, datalist_file=str(tmp_path / "seen.json"), keep_out=[str(tmp_path / "real.json")])
     with pytest.raises(InputError, match="subject a1 is in the people of the atlas and in the test section"):
-        make_atlas.main(out, datalist_file=write(tmp_path / "people.json", {"test": people}), section="test")
+        make_atlas(out, datalist_file=write(tmp_path / "people.json", {"test": people}), section="test")
     with pytest.raises(InputError, match=r"a1_drawn.nii.gz has no subject"):
-        make_atlas.main(out, label_files=people[0]["label"], keep_out=str(tmp_path / "real.json"))
+        make_atlas(out, label_files=[people[0]["label"]], keep_out=[str(tmp_path / "real.json")])
     with pytest.raises(InputError, match=r"a1_drawn.nii.gz has no image"):
-        make_atlas.main(out, label_files=people[0]["label"], align=True)
+        make_atlas(out, label_files=[people[0]["label"]], align=True)
 
 
 # --- end to end ------------------------------------------------------------------------------------------------------
@@ -385,13 +387,13 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
         "section": "training",
         "results": str(tmp_path / "results"),
         "bundle": bundle,
-        "layers": f"{layer}.json",
+        "layers": [f"{layer}.json"],
         "threshold": threshold,
-        "trained_on": "shipped",
+        "trained_on": ["shipped"],
         "num_workers": 1,
     }
 
-    script.main(str(tmp_path / "joint"), dataset="lesion", merge=f"{tissues},{lesions}", **common)
+    pseudo_labels(str(tmp_path / "joint"), dataset_name="lesion", merge=[tissues, lesions], **common)
     sidecars = [json.loads(path.read_text()) for path in (tmp_path / "joint").glob("*_label.json")]
     assert len(sidecars) == 3
     assert any(said["volumes_ml"] for said in sidecars)
@@ -407,7 +409,7 @@ def test_an_anomaly_map_teaches_ace_and_the_unet(run, people, tmp_path, predicto
     assert last < first
     assert (tmp_path / "ace" / "model.pt").is_file()
 
-    script.main(str(tmp_path / "pseudo"), keep_out=lesions, **common)
+    pseudo_labels(str(tmp_path / "pseudo"), keep_out=[lesions], **common)
     done = run(
         "uad_autoencoder",
         "train",
@@ -428,12 +430,12 @@ def test_predicted_tissues_become_an_atlas_that_teaches_sae(run, people, tmp_pat
     tissues, lesions = str(people / "tissues.json"), str(people / "lesions.json")
     run("deepatlas_joint", "inference", datalist_file=tissues, output_dir=tmp_path / "results")
     options = {"datalist_file": tissues, "section": "training", "results": str(tmp_path / "results")}
-    options |= {"bundle": "deepatlas_joint", "output": "seg", "trained_on": "shipped", "num_workers": 1}
-    script.main(str(tmp_path / "labels"), keep_out=lesions, **options)
+    options |= {"bundle": "deepatlas_joint", "output": "seg", "trained_on": ["shipped"], "num_workers": 1}
+    pseudo_labels(str(tmp_path / "labels"), keep_out=[lesions], **options)
     labels = str(tmp_path / "labels" / "datalist.json")
-    classes = {"background": [0], "CSF": [1], "GM": [2], "WM": [3]}
+    classes = write(tmp_path / "classes.json", {"background": [0], "CSF": [1], "GM": [2], "WM": [3]})
     atlas = tmp_path / "atlas.nii.gz"
-    make_atlas.main(str(atlas), datalist_file=labels, classes=classes, align=True, keep_out=lesions, spacing_mm=2.0)
+    make_atlas(str(atlas), datalist_file=labels, classes=classes, align=True, keep_out=[lesions], spacing_mm=2.0)
 
     given = {"datalist_file": lesions, "atlas_files": atlas, "spacing": [4.0, 4.0, 4.0]}
     training = {"max_epochs": 3, "val_interval": 1, "ckpt_dir": tmp_path / "sae", "output_dir": tmp_path / "sae"}

@@ -14,7 +14,7 @@ from common.atlas import average_of_label_maps, open_atlas
 from common.errors import InputError
 from sae_segmentation.loss import neighbor_table
 
-make_atlas = load_script("make_atlas")
+main = load_script("make_atlas").main
 CLASSES = {"background": [0, 9], "gray": [3, 42], "white": [2, 41]}
 
 
@@ -41,7 +41,7 @@ def test_people_in_one_space_are_averaged(people):
     items = [{"label": "a.nii.gz"}, {"label": "b.nii.gz", "world_to_mni": back.tolist()}]
     (folder / "maps.json").write_text(json.dumps({"training": items}))
     (folder / "classes.json").write_text(json.dumps(CLASSES))
-    make_atlas.main(
+    main(
         str(folder / "out" / "atlas.nii.gz"),
         datalist_file=str(folder / "maps.json"),
         classes=str(folder / "classes.json"),
@@ -74,31 +74,37 @@ def test_people_who_differ_share_the_probability_and_smoothing_keeps_the_sum(peo
 def test_every_value_is_a_class_by_default(people):
     folder, labels = people
     nib.save(nib.Nifti1Image(labels.astype(np.uint8), np.eye(4)), folder / "plain.nii.gz")
-    make_atlas.main(str(folder / "atlas.nii.gz"), label_files=str(folder / "plain.nii.gz"), sigma_mm=0.5)
+    main(str(folder / "atlas.nii.gz"), label_files=[str(folder / "plain.nii.gz")], sigma_mm=0.5)
     assert json.loads((folder / "atlas.json").read_text())["classes"] == ["0", "1", "2"]
 
 
 def test_what_cannot_be_used_is_named(people):
     folder, _ = people
-    a, out = str(folder / "a.nii.gz"), str(folder / "atlas.nii.gz")
+    a, out = [str(folder / "a.nii.gz")], str(folder / "atlas.nii.gz")
+
+    def classes(**groups: list[int]) -> str:
+        path = folder / f"{len(list(folder.iterdir()))}.json"
+        path.write_text(json.dumps(groups))
+        return str(path)
+
     cases = [
         (
-            {"label_files": a, "classes": {"background": [0], "gray": [3, 42]}},
+            {"label_files": a, "classes": classes(background=[0], gray=[3, 42])},
             "has the values 2, 9, which are in no class",
         ),
-        ({"label_files": a, "classes": {"background": [0, 3], "gray": [3]}}, "has the value 3 in two classes"),
-        ({"label_files": a, "classes": {"background": [0]}}, "expected two names or more"),
+        ({"label_files": a, "classes": classes(background=[0, 3], gray=[3])}, "has the value 3 in two classes"),
+        ({"label_files": a, "classes": classes(background=[0])}, "expected two names or more"),
         ({"label_files": a, "classes": str(folder / "none.json")}, "none.json cannot be read"),
-        ({"label_files": str(folder / "none.nii.gz")}, "none.nii.gz does not exist"),
-        ({"label_files": a, "datalist_file": a}, "expected either label_files or datalist_file"),
+        ({"label_files": [str(folder / "none.nii.gz")]}, "none.nii.gz does not exist"),
+        ({"label_files": a, "datalist_file": a[0]}, "expected either label_files or datalist_file"),
         ({}, "expected either label_files or datalist_file"),
     ]
     for options, sentence in cases:
         with pytest.raises(InputError, match=sentence):
-            make_atlas.main(out, **options)
+            main(out, **options)
     (folder / "maps.json").write_text(json.dumps({"training": [{"label": "a.nii.gz", "world_to_mni": [1, 2]}]}))
     with pytest.raises(InputError, match=r"world_to_mni of item 0 of .*, expected 4 x 4 numbers"):
-        make_atlas.main(out, datalist_file=str(folder / "maps.json"))
+        main(out, datalist_file=str(folder / "maps.json"))
     with pytest.raises(InputError, match=r"expected a name that ends in .nii.gz"):
-        make_atlas.main(str(folder / "atlas.npz"), label_files=a)
+        main(str(folder / "atlas.npz"), label_files=a)
     assert not (folder / "atlas.nii.gz").exists()

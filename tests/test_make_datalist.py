@@ -11,9 +11,11 @@ from bundle_tools import load_script, save_nifti
 
 from common.data import list_cases
 from common.errors import InputError
-from datalists.survey import assign_folds, describe, duplicates, items_of_pattern, items_of_table, read_facts, survey
+from datalists.sources import items_of_pattern, items_of_table
+from datalists.splits import assign_folds, split
+from datalists.survey import describe, duplicates, read_facts, refuse_duplicates, survey
 
-script = load_script("make_datalist")
+main = load_script("make_datalist").main
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 
@@ -160,9 +162,9 @@ def test_the_same_voxels_under_two_names_are_found(scans):
     facts = survey(cases, num_workers=1)
     assert duplicates(cases, facts) == [(cases[2]["image"], cases[3]["image"])]
     with pytest.raises(InputError, match=r"of subject p2 and .* of subject p3 hold the same voxels"):
-        script.refuse_leaks(cases, duplicates(cases, facts))
+        refuse_duplicates(cases, duplicates(cases, facts))
     cases[3]["subject"] = "p2"
-    script.refuse_leaks(cases, duplicates(cases, facts))
+    refuse_duplicates(cases, duplicates(cases, facts))
 
 
 def test_the_description_counts_what_there_is(scans):
@@ -187,8 +189,8 @@ def test_the_description_counts_what_there_is(scans):
 def test_the_command_writes_a_datalist_that_bundles_read(scans, tmp_path):
     out = tmp_path / "lists" / "cases.json"
     pattern, label = f"{scans}/{{subject}}/{{sequence}}.nii.gz", f"{scans}/{{subject}}/lesion.nii.gz"
-    options = {"sequences": "T1w", "label": label, "dataset": "mine", "num_workers": 1}
-    script.main(str(out), pattern=pattern, test=0.34, folds=2, **options)
+    options = {"sequences": ["T1w"], "label": label, "dataset_name": "mine", "num_workers": 1}
+    main(str(out), pattern=pattern, test=0.34, folds=2, **options)
     content = json.loads(out.read_text())
     assert content.pop("sequences") == ["T1w"]
     assert {name: len(part) for name, part in content.items()} == {"training": 4, "test": 2}
@@ -205,9 +207,7 @@ def test_a_bids_folder_is_a_source_too(tmp_path):
         rng = np.random.default_rng(number)
         path = tmp_path / "bids" / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz"
         save_nifti(path, rng.uniform(1, 9, (4, 4, 4)).astype(np.float32), AFFINE)
-    script.main(
-        str(tmp_path / "c.json"), dataset_dir=str(tmp_path / "bids"), sequences="T1w", validation=0.3, healthy=True
-    )
+    main(str(tmp_path / "c.json"), dataset_dir=str(tmp_path / "bids"), sequences=["T1w"], validation=0.3, healthy=True)
     content = json.loads((tmp_path / "c.json").read_text())
     assert content.pop("sequences") == ["T1w"]
     assert {name: len(part) for name, part in content.items()} == {"training": 2, "validation": 1}
@@ -224,7 +224,7 @@ def test_a_bids_folder_is_a_source_too(tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        script.main(str(tmp_path / "c.json"), **options)
+        main(str(tmp_path / "c.json"), **options)
 
 
 @pytest.mark.parametrize(
@@ -233,4 +233,4 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, options, message)
 )
 def test_splits_that_make_no_sense_are_refused(validation, test, folds, message):
     with pytest.raises(InputError, match=message):
-        script.split([], validation, test, folds, 0)
+        split([], validation, test, folds, 0)

@@ -198,7 +198,7 @@ def test_a_doubt_reaches_the_record_the_page_and_the_last_message(head, tmp_path
     for sequence, scan in zip(("T1w", "FLAIR"), pair(head, stripped=True, thickness=2), strict=True):
         save_nifti(tmp_path / "raw" / f"one_{sequence}.nii.gz", scan.values, scan.affine)
     options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
-    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1,flair", **options)
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences=["T1", "flair"], **options)
     record = read_record(tmp_path / "out" / "one" / "one.json")
     doubt = "may lie wrong: the heads overlap by a Dice of"
     assert doubt in record["coregistration"]["FLAIR"]["doubt"]
@@ -322,7 +322,7 @@ def test_no_name_of_a_scan_leads_out_of_the_output_folder(head, tmp_path, name):
     (tmp_path / "raw" / "cases.json").write_text(json.dumps([{"image": name}]))
     output = tmp_path / "place" / "out"
     options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
-    main(str(output), datalist_file=str(tmp_path / "raw" / "cases.json"), sequences="T1w", **options)
+    main(str(output), datalist_file=str(tmp_path / "raw" / "cases.json"), sequences=["T1w"], **options)
     files = [path for path in (tmp_path / "place").rglob("*") if path.is_file() and path.name != ".lock"]
     assert len(files) == 7  # scan, mask, record, transform and picture of the case, the list and the page
     assert all(output in path.parents for path in files)
@@ -352,7 +352,7 @@ def test_a_brain_mask_is_where_it_is_above_half_of_its_largest_value(head, tmp_p
     save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", 100 * head.images["T1w"], RAW)
     save_nifti(tmp_path / "raw" / "a_brainmask.nii.gz", mask.astype(np.float32), RAW)
     options = {"bias_correction": False, "num_workers": 1}
-    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1w", **options)
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences=["T1w"], **options)
     record = read_record(tmp_path / "out" / "a" / "a.json")
     assert dice(array_of(tmp_path / "out" / "a" / "a_brainmask.nii.gz"), Volume(brain, RAW).to_ras().values) > 0.98
     assert [w for w in record["warnings"] if "the brain mask has" in w] == [
@@ -366,7 +366,7 @@ def test_a_field_over_a_scan_is_taken_out(head, tmp_path):
     field = np.exp(np.linspace(-0.5, 0.5, SHAPE[0]))[:, None, None]
     save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", 100 * head.images["T1w"] * field, RAW)
     save_nifti(tmp_path / "raw" / "a_brainmask.nii.gz", head.brain_mask, RAW)
-    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="T1w", num_workers=1)
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences=["T1w"], num_workers=1)
     found = array_of(tmp_path / "out" / "a" / "a_T1w.nii.gz")
     white, truth = (Volume(array, RAW).to_ras().values for array in (brain, head.images["T1w"]))
     left = np.log(found / np.maximum(truth, 1e-3), where=white > 0, out=np.zeros(found.shape))[white > 0]
@@ -439,14 +439,14 @@ def test_files_of_other_names_become_the_sequences_that_were_asked_for(head, tmp
     with pytest.raises(InputError, match=r"scripts/prepare_data.py brings the sequences of a case onto one"):
         list_cases(tmp_path / "raw", sequences=("T1w", "FLAIR"))
     options = {"skull_stripped": True, "bias_correction": False, "num_workers": 1}
-    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences="FLAIR,T1", **options)
+    main(str(tmp_path / "out"), dataset_dir=str(tmp_path / "raw"), sequences=["FLAIR", "T1"], **options)
     names = {p.name for p in (tmp_path / "out" / "kim").iterdir()}
     assert {"kim_T1w.nii.gz", "kim_FLAIR.nii.gz", "kim_brainmask.nii.gz", "kim.json"} <= names
     assert read_record(tmp_path / "out" / "kim" / "kim.json")["reference"] == "FLAIR"
     assert json.loads((tmp_path / "out" / "prepared.json").read_text())["sequences"] == ["FLAIR", "T1w"]
     datalist = tmp_path / "out" / "split.json"
     prepared = tmp_path / "out" / "prepared.json"
-    make_datalist(str(datalist), datalist_file=str(prepared), sequences="t2_flair", num_workers=1)
+    make_datalist(str(datalist), datalist_file=str(prepared), sequences=["t2_flair"], num_workers=1)
     (case,) = list_cases(datalist_file=datalist, sequences=("FLAIR",), section="training")
     assert case["image"] == str(tmp_path / "out" / "kim" / "kim_FLAIR.nii.gz")
 
@@ -456,7 +456,7 @@ def test_a_scan_cut_short_is_named_in_one_sentence(tmp_path):
     file = save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", noise, RAW)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=r"a_T1w.nii.gz cannot be read to its end"):
-        main(str(tmp_path / "out"), dataset_dir=str(file.parent), sequences="T1w", skull_stripped=True, num_workers=1)
+        main(str(tmp_path / "out"), dataset_dir=str(file.parent), sequences=["T1w"], skull_stripped=True, num_workers=1)
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
 
 
@@ -484,7 +484,7 @@ def test_a_mask_of_the_user_is_taken_and_a_failing_case_stops_no_other(raw, tmp_
         main(
             str(tmp_path / "out"),
             datalist_file=str(tmp_path / "raw.json"),
-            sequences="T1w",
+            sequences=["T1w"],
             space="template",
             spacing=4.0,
             bias_correction=False,
@@ -503,7 +503,7 @@ def test_bad_input_is_answered_by_one_sentence(raw, prepared, tmp_path, monkeypa
         Settings(("T1w",), space="mni")
     noise = save_nifti(tmp_path / "x_T1w.nii.gz", np.full((20, 20, 20), 7, np.float32), RAW)
     with pytest.raises(InputError, match="one intensity everywhere, expected a head"):
-        main(str(tmp_path / "out"), dataset_dir=str(noise.parent), sequences="T1w", num_workers=1)
+        main(str(tmp_path / "out"), dataset_dir=str(noise.parent), sequences=["T1w"], num_workers=1)
     record = prepared / "sub-1" / "sub-1.json"
     with pytest.raises(InputError, match="expected one grid"):
         restore(raw / "sub-1_label.nii.gz", record)

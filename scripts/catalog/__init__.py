@@ -11,7 +11,7 @@ from .description import (
     Step,
     Use,
 )
-from .reading import BUNDLES, bundle_names, describe, descriptions, load, refuse_unknown
+from .reading import BUNDLES, bundle_names, choose, describe, descriptions, folder_of, load, refuse_unknown
 
 __all__ = [
     "BUNDLES",
@@ -25,8 +25,10 @@ __all__ = [
     "Step",
     "Use",
     "bundle_names",
+    "choose",
     "describe",
     "descriptions",
+    "folder_of",
     "load",
     "refuse_unknown",
 ]

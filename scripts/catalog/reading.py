@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,27 @@ def refuse_unknown(names: Iterable[str], folder: Path = BUNDLES, option: str = "
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"{option} names {unknown[0]!r}, expected some of {', '.join(known)}")
+
+
+def choose(bundle: str, names: Sequence[str] | None = None) -> list[str]:
+    """One bundle, or with ``all`` all of those that there are.
+
+    Args:
+        bundle: what was asked for.
+        names: those to choose from; all bundles by default.
+
+    Raises:
+        InputError: naming those that there are.
+    """
+    names = list(bundle_names() if names is None else names)
+    if bundle not in (*names, "all"):
+        raise InputError(f"bundle is {bundle!r}, expected {', '.join(names)} or all")
+    return names if bundle == "all" else [bundle]
+
+
+def folder_of(bundle: str | Path) -> Path:
+    """Folder of a bundle that is given by its name, or by the folder itself."""
+    return BUNDLES / bundle if (BUNDLES / bundle).is_dir() else Path(bundle)
 
 
 def descriptions(folder: Path = BUNDLES) -> dict[str, Description]:

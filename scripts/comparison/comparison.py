@@ -18,7 +18,7 @@ from common.errors import InputError, find_input_error
 from common.evaluation import Evaluation, Scans
 from common.files import done_once, read_json
 from common.metrics import dice_over_thresholds, lesion_sizes
-from datalists.survey import parts_by_fold
+from datalists.splits import parts_by_fold
 
 from .methods import choose
 from .targets import TARGETS

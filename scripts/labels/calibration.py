@@ -1,19 +1,25 @@
-"""Thresholds found on validation cases or on healthy scans, from the maps that a bundle wrote."""
+"""Thresholds found on validation cases or on healthy scans, from the maps of a bundle, and kept in its config."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.data import refuse_pseudo_labels
+from catalog import folder_of
+from common.data import refuse_pseudo_labels, subject_of
 from common.errors import InputError
+from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
+from running.workflow import config_files, open_configs
 
 DIGITS = 4  # significant ones of the threshold that is kept
 
@@ -25,6 +31,79 @@ class Calibration(NamedTuple):
 
     threshold: float
     source: str
+
+
+class Scans(NamedTuple):
+    """The cases to calibrate with, in a datalist or a folder; of one section and data set, where these are named."""
+
+    datalist_file: str | None = None
+    dataset_dir: str | None = None
+    section: str | None = None
+    dataset_name: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
+        content = _content(self.datalist_file)
+        description = Path(self.dataset_dir or Path(self.datalist_file or ".").parent) / "dataset_description.json"
+        named = [c.get("name") or c.get("Name") for c in (content, _content(str(description))) if isinstance(c, dict)]
+        path = Path(self.datalist_file or self.dataset_dir or "")
+        name = next((name for name in named if name), path.resolve().name)
+        return ", ".join(part for part in (name, self.dataset_name, self.section) if part)
+
+
+def calibrate_bundle(
+    bundle: str | Path,
+    layers: Sequence[str],
+    scans: Scans,
+    criterion: str,
+    rate: float | None = None,
+    label_value: int | None = None,
+    ignore_value: int | None = None,
+    output_dir: str | Path | None = None,
+    device: str | None = None,
+) -> tuple[Calibration, Path]:
+    """Run a bundle on scans as a user does, and find its threshold by the files that it writes.
+
+    Args:
+        bundle: its name or folder.
+        layers: configs on ``inference.json``.
+        scans: never of a test section, nor of a subject that is in that of the datalist.
+        criterion, rate, label_value, ignore_value: see :func:`calibrate`.
+        output_dir: keeps the maps; None removes them.
+        device: cpu, cuda:0, ...; None for what the bundle says.
+
+    Returns:
+        The threshold, and the last of the configs that has one.
+
+    Raises:
+        InputError: if options do not go together, no config has a threshold, or the scans are not to be used.
+    """
+    if not (rate is None if criterion == "best_dice" else rate is not None and 0 < rate < 1):
+        raise InputError(
+            f"criterion is {criterion} and rate {rate}, expected a rate between 0 and 1 for false_positive_rate only"
+        )
+    if ignore_value is not None and (criterion != "best_dice" or label_value is None):
+        raise InputError(f"ignore_value is {ignore_value}, expected it with best_dice and a label_value only")
+    folder = folder_of(bundle)
+    names = ["inference.json", *layers]
+    configs = config_files(folder, names)
+    target = next((c for c in reversed(configs) if "threshold" in read_json(c, "a config", dict)), None)
+    if target is None:
+        raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
+    _refuse_test_section(scans)
+    overrides = {"datalist_file": scans.datalist_file, "dataset_dir": scans.dataset_dir, "device": device}
+    overrides |= {"datalist#section": scans.section, "datalist#dataset_name": scans.dataset_name}
+    overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
+    given = {key: value for key, value in overrides.items() if value is not None}
+    with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as maps:
+        workflow = open_configs(folder, names, logging_file=None, output_dir=str(maps), **given)
+        cases = workflow.parser.get_parsed_content("datalist")
+        _refuse_test_subjects(cases, scans.datalist_file)
+        check_cases(cases, criterion, label_value)
+        workflow.run()
+        workflow.finalize()
+        return calibrate(cases, maps, criterion, rate, scans.title, label_value, ignore_value), target
 
 
 def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None = None) -> None:
@@ -86,6 +165,54 @@ def calibrate(
     reached = np.concatenate([values >= threshold for values in scores]).mean()
     sentence = f"false-positive rate {rate:g}, {reached:.3g} reached, in the brain of {_counted(cases, 'healthy scan')}"
     return Calibration(threshold, f"{sentence} ({data})")
+
+
+def write_threshold(config: Path, calibration: Calibration) -> None:
+    """Put a threshold and its source in the place of those in a config; every other byte stays, references to them too.
+
+    Raises:
+        InputError: if the config does not have both, each once and on a line of its own, at its top.
+    """
+    old = config.read_bytes().decode()
+    new = old
+    values = {"threshold": calibration.threshold, "threshold_source": calibration.source}
+    for key, value in values.items():
+        line = re.compile(rf'^(\s*"{key}":\s*)(?:"(?!@)(?:[^"\\]|\\.)*"|[^",\s]+)(?=,?\s*$)', re.MULTILINE)
+        text = json.dumps(value, ensure_ascii=False)
+        new, count = line.subn(lambda found, text=text: found[1] + text, new)
+        if count != 1:
+            raise InputError(f'{config} has {count} lines of the form "{key}": ..., expected one to replace')
+    if json.loads(new) != {**json.loads(old), **values}:
+        raise InputError(f"{config} has its threshold inside another entry, expected it at the top of the file")
+    write_atomically(config, lambda part: part.write_bytes(new.encode()))
+
+
+def _refuse_test_section(scans: Scans) -> None:
+    """Refuse what a result will be reported on: a threshold chosen there makes the result look better than it is."""
+    if scans.section == "test":
+        raise InputError("section is 'test', expected another one: a threshold is never chosen on the test set")
+    content = _content(scans.datalist_file)
+    if isinstance(content, dict) and scans.section is None:
+        parts = [key for key, value in content.items() if key != "test" and isinstance(value, list) and value]
+        raise InputError(f"{scans.datalist_file} has parts and no section is given, expected one of {', '.join(parts)}")
+
+
+def _refuse_test_subjects(cases: Sequence[Case], datalist_file: str | None) -> None:
+    """Refuse a subject of the datalist's own test section."""
+    content = _content(datalist_file)
+    items = content.get("test", []) if isinstance(content, dict) else []
+    tested = {subject_of(item if isinstance(item, dict) else {"image": item}) for item in items}
+    both = sorted(tested & {subject_of(case) for case in cases})
+    if both:
+        raise InputError(f"{both[0]} is also in the test section of {datalist_file}, expected other subjects")
+
+
+def _content(datalist_file: str | None) -> Any:
+    """What a datalist holds; None where :func:`common.data.list_cases` will say what is wrong with it."""
+    try:
+        return read_json(datalist_file) if datalist_file else None
+    except InputError:
+        return None
 
 
 def _read(path: str | Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From the results of one bundle to the training data of another: labels, where they are from, and the datalist."""
+"""From the results of a bundle to labels, each with where it is from."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from catalog import Inference, describe
+from catalog import Inference, describe, folder_of
 from common.data import list_cases, read_sections
 from common.errors import InputError
 from common.files import read_json, sha256_of, write_json
 from common.scans import grid_difference
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
 from common.transforms.io import file_of
+from running.workflow import config_files
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +79,15 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
     """Read who made predictions from the configs that they were made with.
 
     Args:
-        bundle: its folder.
+        bundle: its name or folder.
         configs: ``inference.json`` and the layers on it.
         weights: file that took the place of the configs' weights.
 
     Raises:
         InputError: if a config or the weights do not exist.
     """
-    root = Path(bundle).resolve()
-    files = [root / "configs" / name for name in (*configs, "metadata.json")]
-    missing = next((path for path in files if not path.is_file()), None)
-    if missing:
-        raise InputError(f"{missing} does not exist, expected a file of the bundle {root.name}")
+    root = folder_of(bundle).resolve()
+    files = config_files(root, [*configs, "metadata.json"])
     parser = ConfigParser()
     parser.read_config([str(path) for path in files[:-1]])
     parser["bundle_root"] = str(root)
@@ -107,6 +105,35 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
         threshold_source=parser.get("threshold_source"),
         min_volume_mm3=float(volume),
     )
+
+
+def clean_up_of(
+    predictor: Predictor,
+    output: str,
+    threshold: float | None,
+    min_volume_mm3: float | None,
+    erosion_mm: float,
+    uncertain: Sequence[float] | None,
+) -> CleanUp | None:
+    """How the map becomes a label; None for a label map.
+
+    Raises:
+        InputError: if the options do not fit, or nobody says a threshold.
+    """
+    given = {"threshold": threshold, "min_volume_mm3": min_volume_mm3, "uncertain": uncertain}
+    given |= {"erosion_mm": erosion_mm or None}
+    if output == "seg":
+        used = [name for name, value in given.items() if value is not None]
+        if used:
+            raise InputError(f"{used[0]} is given with output seg, expected it with output prob: a label map is kept")
+        return None
+    if uncertain is not None and not (len(uncertain) == 2 and uncertain[0] < uncertain[1] and threshold is None):
+        raise InputError(f"uncertain is {uncertain}, expected two numbers, the lower one first, and no threshold")
+    cut = predictor.threshold if threshold is None else threshold
+    if cut is None:
+        raise InputError(f"{predictor.bundle} has no threshold, expected output seg, or a threshold for its map")
+    volume = predictor.min_volume_mm3 if min_volume_mm3 is None else min_volume_mm3
+    return CleanUp(float(cut), float(volume), float(erosion_mm), tuple(uncertain) if uncertain else None)
 
 
 def _inference_of(root: Path, configs: Sequence[str]) -> Inference:
@@ -188,7 +215,7 @@ def write_labels(
     output_dir: str | Path,
     predictor: Predictor,
     clean_up: CleanUp | None,
-    dataset: str | None = None,
+    dataset_name: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> list[Case]:
     """Write ``<name>_label.nii.gz`` for every case, and beside it ``<name>_label.json``, which says where it is from.
@@ -200,7 +227,7 @@ def write_labels(
         output_dir: folder.
         predictor: who made the predictions.
         clean_up: how a map becomes a label; None if the predictions are label maps, which are kept as they are.
-        dataset: name that every case gets.
+        dataset_name: name that every case gets.
         notes: what else the JSON beside a label says.
 
     Returns:
@@ -227,7 +254,7 @@ def write_labels(
         _write_sidecar(Path(path), case, predictor, clean_up, {"volumes_ml": volumes, **(notes or {})})
         item = {"image": case["listed"], "subject": case["subject"], "label": path}
         item |= {key: case[key] for key in ("brain_mask",) if key in case}
-        item |= {"dataset": dataset} if dataset is not None else {}
+        item |= {"dataset": dataset_name} if dataset_name is not None else {}
         item["label_source"] = f"{predictor.bundle} {predictor.version}" + _words(clean_up)
         items.append(item | ({"predicted_map": case["prediction"]} if clean_up is not None else {}))
     if empty == len(items):
@@ -291,98 +318,3 @@ def _write_sidecar(
     }
     path = label.with_name(label.name.removesuffix(".nii.gz") + ".json")
     write_json(path, made)
-
-
-def joined(
-    items: Sequence[Case], datalist_file: str | Path, merge: Sequence[str | Path]
-) -> tuple[dict[str, Any], dict[str, list[Case]]]:
-    """One datalist of pseudo-labeled cases, for training, and of all sections of others.
-
-    Args:
-        items: of :func:`write_labels`.
-        datalist_file: where they are from.
-        merge: datalists with other labels, each of which says the ``sequences`` of its images. ``datalist_file`` may be
-            one of them: its other cases then stay in it.
-
-    Returns:
-        Header and sections for :func:`common.data.write_datalist`. The images are of all sequences of all datalists,
-        null where a case lacks one.
-
-    Raises:
-        InputError: if an image has two labels, or a datalist does not say its sequences.
-    """
-    predicted = {str(item["image"]) for item in items}
-    parts = [(datalist_file, read_sections(datalist_file)[0], {"training": list(items)})]
-    parts += [(path, *read_sections(path)) for path in merge]
-    for path, header, _ in parts:
-        if len(parts) > 1 and "sequences" not in header:
-            raise InputError(f'{path} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge')
-    every = list(dict.fromkeys(name for _, header, _ in parts for name in header.get("sequences", ())))
-    sections: dict[str, list[Case]] = {}
-    labeled: dict[str, str | Path] = {}
-    for number, (path, header, content) in enumerate(parts):
-        for section, cases in content.items():
-            for case in cases:
-                if number > 0 and path == datalist_file and str(case["image"]) in predicted:
-                    continue
-                images = [image for image in ensure_tuple(case["image"]) if image is not None]
-                twice = next((image for image in images if image in labeled), None)
-                if twice is not None:
-                    raise InputError(f"{twice} is in {labeled[twice]} and in {path}, expected one label for it")
-                labeled |= dict.fromkeys(images, path)
-                if every:
-                    case = case | {"image": _of_every(case["image"], header["sequences"], every, path)}
-                sections.setdefault(section, []).append(case)
-    return ({"sequences": every} if every else {}), sections
-
-
-def _of_every(images: Any, names: Sequence[str], every: Sequence[str], path: str | Path) -> Any:
-    """Images of the sequences ``names`` in the places of ``every``, None for those that there are not."""
-    images = ensure_tuple(images)
-    if len(images) != len(names):
-        raise InputError(f"{path} has a case of {', '.join(map(str, images))}, expected {', '.join(names)}")
-    of_name = dict(zip(names, images, strict=True))
-    found = [of_name.get(name) for name in every]
-    return found if len(found) > 1 else found[0]
-
-
-def joined_label_sets(files: Sequence[str | Path], dataset: str | None, uncertain: bool) -> dict[str, Any]:
-    """What the label values of all data sets mean, from the ``label_sets`` of datalists and configs.
-
-    Args:
-        files: JSON files, which may have ``label_sets`` with ``classes`` and ``datasets``.
-        dataset: of the pseudo-labels.
-        uncertain: they have the value :data:`UNCERTAIN`, which is added to the table of their data set as ``ignore``.
-
-    Returns:
-        ``label_sets``; empty if no file has any.
-
-    Raises:
-        InputError: if two files contradict each other, or the data set has no table where one is needed.
-    """
-    result: dict[str, Any] = {}
-    for path in files:
-        content = read_json(path)
-        own = content.get("label_sets", {}) if isinstance(content, dict) else {}
-        if own.get("classes", result.get("classes")) != result.get("classes", own.get("classes")):
-            raise InputError(f"{path} has the classes {own['classes']}, expected {result['classes']} as the others")
-        for name, table in own.get("datasets", {}).items():
-            if result.get("datasets", {}).get(name, table) != table:
-                raise InputError(f"{path} has another table for the data set {name} than the others, expected one")
-        result |= {key: value for key, value in own.items() if key != "datasets"}
-        if "datasets" in own:
-            result["datasets"] = {**result.get("datasets", {}), **own["datasets"]}
-    known = result.get("datasets", {})
-    if (uncertain or known) and dataset not in known:
-        raise InputError(
-            f"the data set {dataset} has no table in label_sets, expected a file with one (train.json of a bundle "
-            "that joins data sets, for instance), and dataset to name it"
-        )
-    if uncertain:
-        labels = known[dataset]["labels"]
-        if labels.get(str(UNCERTAIN), "ignore") != "ignore":
-            raise InputError(
-                f"the value {UNCERTAIN} of the data set {dataset} has a meaning, expected it free for unsure"
-            )
-        known[dataset] = {**known[dataset], "labels": {**labels, str(UNCERTAIN): "ignore"}}
-    return result

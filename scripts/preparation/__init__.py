@@ -13,19 +13,47 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from common.data import name_cases, prefix_of, write_datalist
+from common.data import list_cases, name_cases, prefix_of, sections_of, sequence_name, write_datalist
 from common.errors import InputError
-from common.files import Alone
+from common.files import Alone, read_json
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
 from running.processes import process_pool
 
-from .case import Settings, prepare_case, read_record, restore, sequence_of
+from .case import Settings, prepare_case, read_record, restore
 from .registration import require_simpleitk
 
-__all__ = ["Settings", "prepare_case", "prepare_cases", "read_record", "restore", "sequence_of"]
+__all__ = ["Settings", "prepare_case", "prepare_cases", "read_record", "restore", "sections_to_prepare"]
 
 logger = logging.getLogger(__name__)
+
+
+def sections_to_prepare(
+    dataset_dir: str | None,
+    datalist_file: str | None,
+    settings: Settings,
+    optional_sequences: Sequence[str] = (),
+    mask_key: str = "brain_mask",
+) -> dict[str, list[dict[str, Any]]]:
+    """Section -> cases of a folder or a datalist; ``cases`` where there are no sections.
+
+    Arguments and errors are those of :func:`common.data.list_cases`. The files of a case may lie on different grids.
+    """
+    content = None if datalist_file is None else read_json(Path(datalist_file))
+    parts = [*sections_of(content)] if isinstance(content, dict) else [None]
+    optional = tuple(map(sequence_name, optional_sequences))
+    return {
+        part or "cases": list_cases(
+            dataset_dir,
+            datalist_file,
+            settings.sequences,
+            part,
+            mask_key=mask_key,
+            optional_sequences=optional,
+            one_grid=False,
+        )
+        for part in parts
+    }
 
 
 def prepare_cases(

@@ -24,6 +24,20 @@ class Entry(NamedTuple):
     value: Any
 
 
+def config_files(bundle: str | Path, names: Sequence[str]) -> list[Path]:
+    """Files in ``configs/`` of a bundle's folder, of names without or with ``.json``.
+
+    Raises:
+        InputError: if one does not exist.
+    """
+    root = Path(bundle).resolve()
+    files = [root / "configs" / f"{name.removesuffix('.json')}.json" for name in names]
+    missing = next((path for path in files if not path.is_file()), None)
+    if missing:
+        raise InputError(f"{missing} does not exist, expected a config of the bundle {root.name}")
+    return files
+
+
 def open_configs(
     bundle: str | Path, configs: str | Sequence[str], logging_file: str | bool | None = False, **overrides: Any
 ) -> ConfigWorkflow:
@@ -41,10 +55,7 @@ def open_configs(
     """
     root = Path(bundle).resolve()
     names = [configs] if isinstance(configs, str) else configs
-    files = [root / "configs" / f"{name.removesuffix('.json')}.json" for name in names]
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]} does not exist, expected a config of the bundle {root.name}")
+    files = config_files(root, names)
     if str(root) not in sys.path:
         sys.path.insert(1, str(root))
     with _quiet() if logging_file is False else nullcontext():

@@ -639,9 +639,9 @@ def test_cases_of_one_data_set_are_kept(tmp_path):
         save(tmp_path / f"{file}.nii.gz")
     items = [{"image": f"{file}.nii.gz", "dataset": of} for file, of in (("a", "one"), ("b", "two"))]
     cases = save_json(tmp_path / "cases.json", [*items, {"image": "c.nii.gz"}])
-    assert names(list_cases(datalist_file=cases, dataset="two")) == ["b"]
+    assert names(list_cases(datalist_file=cases, dataset_name="two")) == ["b"]
     with pytest.raises(InputError, match="no case of the data set 'three' among its 3, found one, two"):
-        list_cases(datalist_file=cases, dataset="three")
+        list_cases(datalist_file=cases, dataset_name="three")
 
 
 class Slow(Transform):

@@ -1,0 +1,196 @@
+"""Cases of a folder, a table, a pattern of paths, or a datalist."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
+from typing import Any, NamedTuple
+
+from common.data import NOTHING, check_cases, list_cases
+from common.errors import InputError
+
+FIELDS = ("subject", "sequence", "session")  # what a pattern may name
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
+_PATHS = ("label", "brain_mask")
+
+
+class Source(NamedTuple):
+    """Where cases stand: a folder, a pattern of paths with those of labels and masks, a table or a datalist.
+
+    See :func:`common.data.list_cases`, :func:`items_of_pattern` and :func:`items_of_table`.
+    """
+
+    dataset_dir: str | None = None
+    pattern: str | None = None
+    table: str | None = None
+    datalist_file: str | None = None
+    label: str | None = None
+    brain_mask: str | None = None
+
+
+def read_cases(
+    source: Source, sequences: Sequence[str], optional_sequences: Sequence[str] = (), one_grid: bool = True
+) -> list[dict[str, Any]]:
+    """Cases of a source, each checked by the headers of its files.
+
+    Args:
+        source: one of the four.
+        sequences, optional_sequences, one_grid: see :func:`common.data.list_cases`.
+
+    Raises:
+        InputError: if there is not exactly one source, or a case cannot be used.
+    """
+    places = (source.dataset_dir, source.pattern, source.table, source.datalist_file)
+    if sum(place is not None for place in places) != 1:
+        raise InputError("expected exactly one of dataset_dir, pattern, table and datalist_file")
+    if source.pattern is None and (source.label or source.brain_mask):
+        raise InputError("label or brain_mask is given without pattern, expected them with a pattern only")
+    given: dict[str, Any] = {"optional_sequences": optional_sequences, "one_grid": one_grid}
+    if source.pattern is not None:
+        items = items_of_pattern(source.pattern, sequences, source.label, source.brain_mask, optional_sequences)
+        return check_cases(items, source.pattern, sequences, **given)
+    if source.table is not None:
+        return check_cases(items_of_table(source.table, sequences), source.table, sequences, **given)
+    return list_cases(source.dataset_dir, source.datalist_file, sequences, **given)
+
+
+def _is_pattern(text: str) -> bool:
+    """Whether a text has ``{subject}`` and no other braces than those of the fields, as they are."""
+    try:
+        fields = [rest for _, *rest in Formatter().parse(text) if rest[0] is not None]
+    except ValueError:  # a brace is missing
+        return False
+    plain = all(field in FIELDS and not form and conversion is None for field, form, conversion in fields)
+    return plain and "subject" in [field for field, _, _ in fields]
+
+
+def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
+    """Cases of a table with a heading, separated by commas, semicolons or tabs, whichever its heading has most of.
+
+    Columns: one per sequence, called like it (or ``image`` where there is one sequence); ``label``, ``brain_mask``,
+    ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute or relative to
+    the table; an empty cell and ``n/a`` say that there is no such file or value.
+
+    Args:
+        path: ``.csv``, or ``.tsv``.
+        sequences: what the images of a case are, in the order of the channels.
+
+    Returns:
+        Items as in a datalist, with absolute paths.
+
+    Raises:
+        InputError: if the table cannot be read, a column is missing or named twice, or a cell makes no sense.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max("\t,;" if path.suffix == ".tsv" else ",;\t", key=text.partition("\n")[0].count)
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise InputError(f"{path} cannot be read ({e}), expected a table as .csv or .tsv") from e
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        raise InputError(f"{path} has {len(rows)} lines, expected a heading and a line per case")
+    heading = [name.strip() for name in rows[0]]
+    wanted = ["image"] if len(sequences) == 1 and "image" in heading else list(sequences)
+    twice = [name for name, n in Counter(heading).items() if n > 1]
+    missing = [name for name in wanted if name not in heading]
+    if twice or missing:
+        problem = f"names {', '.join(twice)} twice" if twice else f"lacks {', '.join(missing)}"
+        raise InputError(f"the heading of {path} {problem}, expected one column for each of {', '.join(wanted)}")
+    return [_item_of_row(row, heading, wanted, path, number) for number, row in enumerate(rows[1:], start=2)]
+
+
+def _item_of_row(row: list[str], heading: list[str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
+    if len(row) != len(heading):
+        raise InputError(f"line {number} of {path} has {len(row)} cells, expected {len(heading)} as the heading")
+    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True) if cell.strip().lower() not in NOTHING}
+    images = [str((path.parent / cells[name]).absolute()) if name in cells else None for name in wanted]
+    if not any(images):
+        raise InputError(f"line {number} of {path} names no image, expected one under {' or '.join(wanted)}")
+    item: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+    for name, cell in cells.items():
+        if name in wanted:
+            continue
+        if name == "healthy":
+            if cell.lower() not in _TRUE + _FALSE:
+                raise InputError(f"line {number} of {path} says {cell!r} under healthy, expected true or false")
+            item[name] = cell.lower() in _TRUE
+        else:
+            item[name] = str((path.parent / cell).absolute()) if name in _PATHS else cell
+    return item
+
+
+def items_of_pattern(
+    pattern: str,
+    sequences: Sequence[str],
+    label: str | None = None,
+    brain_mask: str | None = None,
+    optional_sequences: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Cases whose files follow a pattern.
+
+    Args:
+        pattern: path of an image with ``{subject}``, and with ``{sequence}`` where there are several, as
+            ``scans/{subject}/{session}/{sequence}.nii.gz``; a field is the same wherever it stands.
+        sequences: what the images of a case are, in the order of the channels.
+        label, brain_mask: likewise, the path of the label and of the brain mask; taken where the file is there.
+        optional_sequences: those that a case may lack.
+
+    Returns:
+        Items as in a datalist, with absolute paths, ordered by subject and session.
+
+    Raises:
+        InputError: if a pattern names another field, nothing fits, or a case lacks a sequence.
+    """
+    patterns = {"pattern": pattern, "label": label, "brain_mask": brain_mask}
+    for name, text in patterns.items():
+        if text and not _is_pattern(text):
+            raise InputError(f"{name} is {text}, expected {{subject}} in it, and no field but {', '.join(FIELDS)}")
+    if "{sequence}" not in pattern and len(sequences) > 1:
+        raise InputError(f"pattern is {pattern}, expected {{sequence}} in it: there are {len(sequences)} sequences")
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for path, fields in _matches(pattern):
+        sequence = fields.get("sequence", sequences[0])
+        if sequence in sequences:
+            found[fields["subject"], fields.get("session", "")][sequence] = path
+    if not found:
+        raise InputError(f"no file is called like {pattern} with {', '.join(sequences)}, expected one case or more")
+    items = []
+    for (subject, session), files in sorted(found.items()):
+        for sequence in sequences:
+            if sequence not in files and sequence not in optional_sequences:
+                raise InputError(
+                    f"subject {subject} {session}".strip() + f" has no {sequence}, expected one: {pattern}"
+                )
+        images = [files.get(sequence) for sequence in sequences]
+        item: dict[str, Any] = {"image": images[0] if len(images) == 1 else images, "subject": subject}
+        if session:
+            item["session"] = session
+        for key in _PATHS:
+            if patterns[key]:
+                path = Path(patterns[key].format(subject=subject, session=session, sequence=sequences[0]))
+                if path.is_file():
+                    item[key] = str(path.absolute())
+        items.append(item)
+    return items
+
+
+def _matches(pattern: str) -> list[tuple[str, dict[str, str]]]:
+    """Files that fit a pattern, and what its fields are there."""
+    expression, wildcard, seen = "", "", set()
+    for text, field, _, _ in Formatter().parse(str(Path(pattern).absolute())):
+        expression += re.escape(text)
+        wildcard += re.sub(r"([*?[])", r"[\1]", text)
+        if field is not None:
+            expression += f"(?P={field})" if field in seen else f"(?P<{field}>[^/]+?)"
+            wildcard += "*"
+            seen.add(field)
+    root = Path(wildcard.partition("*")[0].rpartition("/")[0] or "/")
+    paths = root.glob(wildcard[len(str(root)) :].lstrip("/"))
+    matches = ((path, re.fullmatch(expression, path.as_posix())) for path in sorted(paths) if path.is_file())
+    return [(str(path), match.groupdict()) for path, match in matches if match]
