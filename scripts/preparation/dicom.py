@@ -21,7 +21,7 @@ import numpy as np
 from common.data import write_datalist
 from common.errors import InputError
 from common.files import read_json, write_json
-from common.scans import read_scan, whole_numbers
+from common.scans import read_scan, stem, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +49,11 @@ def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequ
 
     Args:
         dicom_dir: DICOM files, in folders of any kind.
-        output_dir: gets ``<case>_<sequence>.nii.gz``, a JSON beside each, and ``dicom.json``.
+        output_dir: gets ``<case>_<sequence>.nii.gz``, a JSON beside each, and ``cases.json``.
         sequences: BIDS' names, as T1w, T2w, FLAIR.
 
     Returns:
-        Path of ``dicom.json``, with scanner, field strength (T), slice thickness (mm) and the names of the series.
+        Path of ``cases.json``, with scanner, field strength (T), slice thickness (mm) and the names of the series.
 
     Raises:
         InputError: if dcm2niix is missing or finds no series, or no study has the first sequence.
@@ -72,7 +72,7 @@ def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequ
     cases = [item for item in items if item is not None and item["image"][0] is not None]
     if not cases:
         raise InputError(f"{dicom_dir} has no series of {sequences[0]} in {len(items)} studies, see the log")
-    return write_datalist(output_dir / f"{FOLDER}.json", {"cases": cases}, {"sequences": list(sequences)})
+    return write_datalist(output_dir / "cases.json", {"cases": cases}, {"sequences": list(sequences)})
 
 
 def sequence_of_series(sidecar: Mapping[str, Any]) -> str | None:
@@ -146,6 +146,11 @@ def write_segmentation(
     path.parent.mkdir(parents=True, exist_ok=True)
     segmentation.save_as(path)
     return path
+
+
+def sidecar_of(file: str | Path) -> Path:
+    """The JSON beside a NIfTI file."""
+    return Path(file).parent / f"{stem(file)}.json"
 
 
 def _optional(name: str, *needs: str) -> ModuleType:
@@ -263,8 +268,7 @@ def _frames(mask: np.ndarray, affine: np.ndarray, slices: Sequence[Any], file: s
 
 def _made_by(mask_file: str | Path) -> dict[str, Any]:
     """Who made a mask, and what its labels are called: as the JSON beside it says, if there is one."""
-    path = Path(mask_file)
-    sidecar = path.parent / f"{path.name.removesuffix('.gz').removesuffix('.nii')}.json"
+    sidecar = sidecar_of(mask_file)
     found = read_json(sidecar, "what is known of a mask", dict) if sidecar.is_file() else {}
     labels = {str(value): str(name) for value, name in (found.get("labels") or {}).items()}
     return {"bundle": str(found.get("bundle", "unknown")), "version": str(found.get("version", "0")), "labels": labels}

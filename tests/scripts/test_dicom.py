@@ -10,12 +10,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bundle_tools import load_script
 
 from common.data import list_cases
 from common.errors import InputError
 from phantom import Grid, make_subject
 from preparation.dicom import convert_dicom, sequence_of_series, write_segmentation
+from preparation.registration import require_simpleitk
 
+prepare, restore = load_script("prepare_data").main, load_script("restore_data").main
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("dcm2niix")
 pytest.importorskip("highdicom")
@@ -111,7 +114,7 @@ def test_the_log_says_which_series_became_what_and_no_file_names_the_person(seri
     for sidecar in sidecars:
         assert not [key for key in sidecar if re.match("Patient|Institution|Acquisition(Date|Time)", key)]
     assert {path.name for path in tmp_path.iterdir()} == {
-        "dicom.json", *(f"p-1_{name}.{end}" for name in ("T1w", "FLAIR") for end in ("nii.gz", "json"))
+        "cases.json", *(f"p-1_{name}.{end}" for name in ("T1w", "FLAIR") for end in ("nii.gz", "json"))
     }  # fmt: skip
 
 
@@ -188,3 +191,26 @@ def test_what_is_no_dicom_or_lacks_the_reference_is_refused(series, tmp_path):
         convert_dicom(tmp_path / "empty", tmp_path / "out", ("T1w",))
     with pytest.raises(InputError, match="has no series of T2w in 1 studies"):
         convert_dicom(series, tmp_path / "out", ("T2w",))
+
+
+@pytest.mark.slow
+def test_a_folder_of_dicom_is_prepared_and_its_mask_comes_back_as_dicom_seg(series, head, tmp_path):
+    require_simpleitk()
+    options = {"dicom_dir": str(series), "sequences": ("T1w", "FLAIR"), "num_workers": 1, "bias_correction": False}
+    prepare(str(tmp_path / "prepared"), brain_extraction="template", **options)
+    record = tmp_path / "prepared" / "p-1" / "p-1.json"
+    before = record.stat().st_mtime_ns
+    prepare(str(tmp_path / "prepared"), brain_extraction="template", **options)
+    assert record.stat().st_mtime_ns == before  # the same series: nothing is done again
+    brain = nib.load(record.parent / "p-1_brainmask.nii.gz")
+    results = tmp_path / "results"
+    results.mkdir()
+    nib.save(brain, results / "p-1_FLAIR_seg.nii.gz")
+    (results / "p-1_FLAIR_seg.json").write_text(json.dumps({"labels": {"1": "brain"}, "bundle": "b", "version": "1"}))
+    restore(str(results / "*_seg.nii.gz"), str(record.parents[1]), str(tmp_path / "raw"), dicom_seg=str(series))
+    found = pydicom.dcmread(tmp_path / "raw" / "p-1_FLAIR_seg.dcm")
+    assert found.SegmentSequence[0].SegmentLabel == "brain"
+    assert found.pixel_array.sum() == pytest.approx((head.brain_mask > 0).sum(), rel=0.15)
+    assert json.loads((tmp_path / "raw" / "p-1_FLAIR_seg.json").read_text())["bundle"] == "b"
+    with pytest.raises(InputError, match="dicom_dir is given beside dataset_dir or datalist_file"):
+        prepare(str(tmp_path / "other"), dataset_dir=str(series), **options)
