@@ -30,6 +30,7 @@ def main(
     output_dir: t.Folder,
     dataset_dir: t.ExistingFolder | None = None,
     datalist_file: t.File | None = None,
+    dicom_dir: t.ExistingFolder | None = None,
     sequences: t.Names = ("FLAIR",),
     optional_sequences: t.NamesOrNone = (),
     label_keys: t.NamesOrNone = ("label",),
@@ -48,6 +49,7 @@ def main(
         output_dir: gets a folder per case, prepared.json and preparation.html.
         dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
         datalist_file: JSON with cases, instead of a folder.
+        dicom_dir: folder of DICOM files, instead of a folder: dcm2niix converts them to OUTPUT_DIR/dicom.
         sequences: what the images of a case are, T1w (or T1, MPRAGE), T2w, PDw, FLAIR (or t2_flair) or other names. The
             first is the reference, on whose grid the others come to lie.
         optional_sequences: those that a case may lack.
@@ -72,7 +74,9 @@ def main(
         bias_correction=bias_correction,
         label_keys=tuple(label_keys),
     )
-    sections = sections_to_prepare(dataset_dir, datalist_file, settings, optional_sequences, mask_key)
+    sections = sections_to_prepare(
+        dataset_dir, datalist_file, settings, optional_sequences, mask_key, dicom_dir, output_dir
+    )
     logger.info("wrote %s", prepare_cases(sections, output_dir, settings, num_workers))
 
 

@@ -18,7 +18,13 @@ from preparation.restoring import restore_files
 from running.command_line import run_command
 
 
-def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, sequence: t.Text | None = None) -> None:
+def main(
+    maps: t.Text,
+    prepared_dir: t.ExistingFolder,
+    output_dir: t.Folder,
+    sequence: t.Text | None = None,
+    dicom_seg: t.ExistingFolder | None = None,
+) -> None:
     """Bring masks and maps back.
 
     Args:
@@ -27,9 +33,11 @@ def main(maps: t.Text, prepared_dir: t.ExistingFolder, output_dir: t.Folder, seq
         output_dir: gets files of the same names.
         sequence: on whose raw grid; by default that of the sequence in the name of each map, as FLAIR in
             sub-1_FLAIR_seg.nii.gz, or else of the reference.
+        dicom_seg: the folder of DICOM files that was prepared: each mask is also written as DICOM SEG that refers to
+            its series, NAME_seg.dcm.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    restore_files(maps, prepared_dir, output_dir, sequence)
+    restore_files(maps, prepared_dir, output_dir, sequence, dicom_seg)
 
 
 if __name__ == "__main__":

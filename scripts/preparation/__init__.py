@@ -21,6 +21,7 @@ from common.pictures import Picture
 from running.processes import process_pool
 
 from .case import Settings, prepare_case, read_record, restore
+from .dicom import FOLDER, convert_dicom
 from .registration import require_simpleitk
 
 __all__ = ["Settings", "prepare_case", "prepare_cases", "read_record", "restore", "sections_to_prepare"]
@@ -34,11 +35,18 @@ def sections_to_prepare(
     settings: Settings,
     optional_sequences: Sequence[str] = (),
     mask_key: str = "brain_mask",
+    dicom_dir: str | None = None,
+    output_dir: str | Path = ".",
 ) -> dict[str, list[dict[str, Any]]]:
     """Section -> cases of a folder or a datalist; ``cases`` where there are no sections.
 
     Arguments and errors are those of :func:`common.data.list_cases`. The files of a case may lie on different grids.
+    Of a folder of DICOM files, ``dicom_dir``, the series are converted to ``output_dir/dicom`` first.
     """
+    if dicom_dir is not None:
+        if (dataset_dir, datalist_file) != (None, None):
+            raise InputError("dicom_dir is given beside dataset_dir or datalist_file, expected one of them")
+        datalist_file = str(convert_dicom(dicom_dir, Path(output_dir) / FOLDER, settings.sequences))
     content = None if datalist_file is None else read_json(Path(datalist_file))
     parts = [*sections_of(content)] if isinstance(content, dict) else [None]
     optional = tuple(map(sequence_name, optional_sequences))

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import glob
 import logging
+import shutil
 from pathlib import Path
 
 import nibabel as nib
+import numpy as np
 from tqdm import tqdm
 
 from common.data import sequence_name
 from common.errors import InputError
 from common.files import write_atomically
+from common.scans import stem
 
 from .case import read_record, restore, sequence_of
+from .dicom import FOLDER, sidecar_of, write_segmentation
 
 logger = logging.getLogger(__name__)
 
 
-def restore_files(maps: str, prepared_dir: str, output_dir: str, sequence: str | None = None) -> None:
-    """Bring masks and maps back; each gets a file of the same name.
+def restore_files(
+    maps: str, prepared_dir: str, output_dir: str, sequence: str | None = None, dicom_dir: str | None = None
+) -> None:
+    """Bring masks and maps back; each gets a file of the same name, and the JSON that says who made it comes along.
 
     Args:
         maps: NIfTI file, or a pattern of several, which begin with the names of their cases.
         prepared_dir: output of :func:`preparation.prepare_cases`.
         output_dir: folder of the results.
         sequence: on whose raw grid; by default that of :func:`preparation.case.sequence_of`.
+        dicom_dir: the DICOM files that were prepared; masks, ``*_seg``, are then written as DICOM SEG besides.
 
     Raises:
         InputError: if there is no map, one is of no case, or it would be replaced; and as :func:`preparation.restore`.
@@ -43,6 +50,20 @@ def restore_files(maps: str, prepared_dir: str, output_dir: str, sequence: str |
         record = read_record(record_file)
         matched = sequence_of(file, record) if sequence is None else sequence_name(sequence)
         logger.info("wrote %s, on the grid of %s", target, record["inputs"][matched]["file"])
+        sidecar = sidecar_of(file)
+        if sidecar.is_file():
+            write_atomically(sidecar_of(target), lambda part, sidecar=sidecar: shutil.copyfile(sidecar, part))
+        if dicom_dir is not None and stem(target).endswith("_seg"):
+            _write_dicom(target, Path(prepared_dir) / FOLDER / f"{record['name']}_{matched}.json", dicom_dir)
+
+
+def _write_dicom(mask_file: Path, sidecar: Path, dicom_dir: str) -> None:
+    if not np.any(nib.load(mask_file).dataobj):
+        logger.warning("%s is empty: there is no DICOM SEG of it", mask_file)
+        return
+    logger.info(
+        "wrote %s", write_segmentation(mask_file, sidecar, dicom_dir, mask_file.parent / f"{stem(mask_file)}.dcm")
+    )
 
 
 def record_of(file: str, prepared_dir: str) -> Path:

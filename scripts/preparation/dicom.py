@@ -1,0 +1,298 @@
+"""DICOM in and out: series become NIfTI files with a datalist, masks become DICOM SEG that refers to its series."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from common.data import write_datalist
+from common.errors import InputError
+from common.files import read_json, write_json
+from common.scans import read_scan, stem, whole_numbers
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "dicom"  # of what was converted, in that of the prepared scans
+# what a datalist says of a case -> field of the sidecar
+FIELDS = {
+    "manufacturer": "Manufacturer",
+    "scanner": "ManufacturersModelName",
+    "field_strength_t": "MagneticFieldStrength",
+    "slice_thickness_mm": "SliceThickness",
+}
+# what names somebody, or says when and where; -ba n writes it, since cases need a person and an order
+PRIVATE = re.compile(r"Patient|Name|Birth|Date|Time$|Operator|Physician|Institution|Accession|Station|StudyID")
+KEPT = {"SeriesInstanceUID", "RepetitionTime", "EchoTime", "InversionTime", "ManufacturersModelName"}
+LONG_INVERSION_S, LONG_ECHO_S, SHORT_ECHO_S = 1.5, 0.06, 0.03
+POSITION_TOLERANCE = 0.05  # voxels
+
+
+def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequence[str]) -> Path:
+    """Series of a folder as NIfTI files, by dcm2niix, and a datalist of those that are the sequences asked for.
+
+    A case is a study of a person. Of several series of one sequence that with the smallest voxels is taken; localizers,
+    derived series, diffusion, and T1w after contrast agent are left out. The log says which series became what.
+    Sidecars are kept without what names the person; the names of files have the PatientID.
+
+    Args:
+        dicom_dir: DICOM files, in folders of any kind.
+        output_dir: gets ``<case>_<sequence>.nii.gz``, a JSON beside each, and ``cases.json``.
+        sequences: BIDS' names, as T1w, T2w, FLAIR.
+
+    Returns:
+        Path of ``cases.json``, with scanner, field strength (T), slice thickness (mm) and the names of the series.
+
+    Raises:
+        InputError: if dcm2niix is missing or finds no series, or no study has the first sequence.
+    """
+    program = _optional("dcm2niix").bin
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output_dir) as folder:
+        command = [program, "-b", "y", "-ba", "n", "-z", "i", "-i", "y", "-d", "9", "-f", "%j", "-o", folder]
+        done = subprocess.run([*command, str(dicom_dir)], capture_output=True, text=True, check=False)
+        series = [_series(path) for path in sorted(Path(folder).glob("*.nii.gz"))]
+        if not series:
+            reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+            raise InputError(f"{dicom_dir} has no series that dcm2niix converts ({reason[0]}), expected DICOM files")
+        items = [_case(name, found, sequences, output_dir) for name, found in _studies(series).items()]
+    cases = [item for item in items if item is not None and item["image"][0] is not None]
+    if not cases:
+        raise InputError(f"{dicom_dir} has no series of {sequences[0]} in {len(items)} studies, see the log")
+    return write_datalist(output_dir / "cases.json", {"cases": cases}, {"sequences": list(sequences)})
+
+
+def sequence_of_series(sidecar: Mapping[str, Any]) -> str | None:
+    """The sequence of a series by its names, or, where they say nothing, by its times.
+
+    Args:
+        sidecar: as dcm2niix writes it; times in seconds.
+
+    Returns:
+        FLAIR, T1w, T2w, PDw; None for what is none of them, or T1w after contrast agent.
+    """
+    text = " ".join(str(sidecar.get(key, "")) for key in ("SeriesDescription", "ProtocolName")).lower()
+    inversion, echo = (float(sidecar.get(key) or 0) for key in ("InversionTime", "EchoTime"))
+    repetition = float(sidecar.get("RepetitionTime") or 0)
+    if "ContrastBolusAgent" in sidecar or re.search(r"(?<![a-z])(gd|gad\w*|post|contrast|km|ce)(?![a-z])|\+c\b", text):
+        return None
+    if re.search(r"(?<![a-z])(dwi|diff\w*|dti|adc|swi|bold|fmri|asl|perf\w*|tof|angio|loc\w*|scout)(?![a-z])", text):
+        return None
+    if re.search("flair|dark.?fluid", text) and not re.search("t1", text):
+        return "FLAIR"
+    if re.search("t1|mprage|spgr|bravo|(?<![a-z])tfe|(?<![a-z])tfl", text):
+        return "T1w"
+    if re.search("t2", text):
+        return "FLAIR" if inversion > LONG_INVERSION_S else "T2w"
+    if re.search("(?<![a-z])pd(?![a-z])|proton", text):
+        return "PDw"
+    if echo > LONG_ECHO_S:
+        return "FLAIR" if inversion > LONG_INVERSION_S else "T2w"
+    return "T1w" if 0 < echo < SHORT_ECHO_S and 0 < repetition < 3 else None
+
+
+def write_segmentation(
+    mask_file: str | Path, sidecar_file: str | Path, dicom_dir: str | Path, output_file: str | Path
+) -> Path:
+    """A mask as DICOM SEG, a segment per label, that refers to the series its scan was converted from.
+
+    Args:
+        mask_file: NIfTI of whole numbers on the grid of that scan.
+        sidecar_file: JSON beside that scan, see :func:`convert_dicom`.
+        dicom_dir: where the series is.
+        output_file: of the SEG.
+
+    Raises:
+        InputError: if highdicom is missing, the series is not there, or the mask lies on another grid.
+    """
+    highdicom = _optional("highdicom", "pydicom")
+    uid = read_json(Path(sidecar_file), "the sidecar of a converted series", dict)["SeriesInstanceUID"]
+    slices = _slices(Path(dicom_dir), uid)
+    mask, scan = read_scan(mask_file, dtype=None)
+    frames = _frames(whole_numbers(mask, mask_file).astype(np.uint8), scan.affine, slices, str(mask_file))
+    values = [int(value) for value in np.unique(frames) if value]
+    if not values:
+        raise InputError(f"{mask_file} is empty, expected a label: a SEG without a segment is none")
+    made = _made_by(mask_file)
+    numbered = np.searchsorted([0, *values], frames).astype(np.uint8)
+    segmentation = highdicom.seg.Segmentation(
+        source_images=slices,
+        pixel_array=numbered,
+        segmentation_type="BINARY",
+        segment_descriptions=[_segment(highdicom, n, made, value) for n, value in enumerate(values, start=1)],
+        series_instance_uid=highdicom.UID(),
+        series_number=int(slices[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="brain MRI bundles",
+        manufacturer_model_name=made["bundle"],
+        software_versions=made["version"],
+        device_serial_number="none",
+    )
+    path = Path(output_file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    segmentation.save_as(path)
+    return path
+
+
+def sidecar_of(file: str | Path) -> Path:
+    """The JSON beside a NIfTI file."""
+    return Path(file).parent / f"{stem(file)}.json"
+
+
+def _optional(name: str, *needs: str) -> ModuleType:
+    try:
+        for module in needs:
+            importlib.import_module(module)
+        return importlib.import_module(name)
+    except ImportError as e:
+        raise InputError(f"DICOM needs {name}, which is not installed: pip install {name}") from e
+
+
+def _series(path: Path) -> dict[str, Any]:
+    sidecar = path.parent / f"{path.name.removesuffix('.nii.gz')}.json"
+    content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    image = nib.load(path)
+    is_diffusion = sidecar.with_suffix(".bval").is_file() or len(image.shape) > 3
+    sequence = None if is_diffusion else sequence_of_series(content)
+    size = float(np.prod(image.header.get_zooms()[:3]))
+    return {"file": path, "sidecar": content, "sequence": sequence, "voxel_mm3": size}
+
+
+def _studies(series: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Name of a case -> its series; several studies of a person are sessions, in the order of their dates."""
+    people: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for one in series:
+        person = (
+            re.sub(r"[^A-Za-z0-9-]+", "-", str(one["sidecar"].get("PatientID") or "unknown")).strip("-") or "unknown"
+        )
+        people[person][str(one["sidecar"].get("StudyInstanceUID", ""))].append(one)
+    cases = {}
+    for person, studies in sorted(people.items()):
+        dated = sorted(studies.values(), key=lambda found: str(found[0]["sidecar"].get("AcquisitionDateTime", "")))
+        for number, found in enumerate(dated, start=1):
+            cases[f"{person}_ses-{number}" if len(dated) > 1 else person] = found
+    return cases
+
+
+def _case(
+    name: str, series: Sequence[Mapping[str, Any]], sequences: Sequence[str], output_dir: Path
+) -> dict[str, Any] | None:
+    """The item of a datalist; its files are put in place."""
+    images: list[str | None] = []
+    item: dict[str, Any] = {"image": images, "subject": name.split("_ses-")[0]}
+    for sequence in sequences:
+        fitting = sorted((one for one in series if one["sequence"] == sequence), key=lambda one: one["voxel_mm3"])
+        images.append(str(output_dir.absolute() / f"{name}_{sequence}.nii.gz") if fitting else None)
+        if not fitting:
+            logger.warning("%s: no series of %s", name, sequence)
+            continue
+        chosen = fitting[0]
+        shutil.move(chosen["file"], images[-1])
+        write_json(output_dir / f"{name}_{sequence}.json", _without_person(chosen["sidecar"]))
+        item.setdefault("series", {})[sequence] = _title(chosen)
+        for key, field in FIELDS.items():
+            if field in chosen["sidecar"]:
+                item.setdefault(key, chosen["sidecar"][field])
+        passed = [_title(one) for one in fitting[1:]]
+        instead = f", which has smaller voxels than {', '.join(passed)}" if passed else ""
+        logger.info("%s: %s is the series %s%s", name, sequence, _title(chosen), instead)
+    unused = [_title(one) for one in series if one["sequence"] not in sequences]
+    if unused:
+        logger.info("%s: left out are %s", name, ", ".join(unused))
+    item["series"] = "; ".join(f"{sequence}: {title}" for sequence, title in item.get("series", {}).items())
+    return item if any(images) else None
+
+
+def _title(series: Mapping[str, Any]) -> str:
+    sidecar = series["sidecar"]
+    return f"{sidecar.get('SeriesDescription') or sidecar.get('ProtocolName') or 'without a name'}"
+
+
+def _without_person(sidecar: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sidecar.items() if key in KEPT or not PRIVATE.search(key)}
+
+
+def _slices(folder: Path, uid: str) -> list[Any]:
+    """The files of a series, headers and voxels, in the order of their places."""
+    pydicom = _optional("pydicom")
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        except pydicom.errors.InvalidDicomError:
+            continue
+        if header.get("SeriesInstanceUID") == uid:
+            found.append(pydicom.dcmread(path))
+    if not found:
+        raise InputError(f"{folder} has no file of the series {uid}, expected the DICOM files that were converted")
+    if any("ImagePositionPatient" not in one for one in found):
+        raise InputError(f"{folder}: the series {uid} is not of single slices, expected a file per slice")
+    normal = np.cross(*np.reshape(np.array(found[0].ImageOrientationPatient, float), (2, 3)))
+    return sorted(found, key=lambda one: float(normal @ np.array(one.ImagePositionPatient, float)))
+
+
+def _frames(mask: np.ndarray, affine: np.ndarray, slices: Sequence[Any], file: str) -> np.ndarray:
+    """The mask as the slices have their pixels, (slices, rows, columns)."""
+    rows, columns = int(slices[0].Rows), int(slices[0].Columns)
+    frames = np.zeros((len(slices), rows, columns), mask.dtype)
+    to_voxels = np.linalg.inv(affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts to the left and to the back
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    for number, one in enumerate(slices):
+        across, down = np.reshape(np.array(one.ImageOrientationPatient, float), (2, 3))
+        row_mm, column_mm = (float(mm) for mm in one.PixelSpacing)
+        start = np.array(one.ImagePositionPatient, float)
+        place = start + column[..., None] * column_mm * across + row[..., None] * row_mm * down
+        voxels = nib.affines.apply_affine(to_voxels, place)
+        near = np.rint(voxels).astype(int)
+        if np.abs(voxels - near).max() > POSITION_TOLERANCE or (near < 0).any() or (near >= mask.shape).any():
+            raise InputError(
+                f"{file} lies on another grid than its DICOM series, expected a mask on the raw scan's grid"
+            )
+        frames[number] = mask[tuple(np.moveaxis(near, -1, 0))]
+    return frames
+
+
+def _made_by(mask_file: str | Path) -> dict[str, Any]:
+    """Who made a mask, and what its labels are called: as the JSON beside it says, if there is one."""
+    sidecar = sidecar_of(mask_file)
+    found = read_json(sidecar, "what is known of a mask", dict) if sidecar.is_file() else {}
+    labels = {str(value): str(name) for value, name in (found.get("labels") or {}).items()}
+    return {"bundle": str(found.get("bundle", "unknown")), "version": str(found.get("version", "0")), "labels": labels}
+
+
+def _segment(highdicom: ModuleType, number: int, made: Mapping[str, Any], value: int) -> Any:
+    codes = importlib.import_module("pydicom.sr.codedict").codes
+    name = made["labels"].get(str(value), f"label {value}")
+    lesion = (codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Lesion)
+    category, kind = {
+        "csf": (codes.SCT.BodySubstance, codes.SCT.CerebrospinalFluid),
+        "gm": (codes.SCT.Tissue, codes.SCT.GrayMatter),
+        "wm": (codes.SCT.Tissue, codes.SCT.WhiteMatter),
+        "lesion": lesion,
+        "anomaly": lesion,
+    }.get(name.lower(), (codes.SCT.AnatomicalStructure, codes.SCT.Brain))
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name=made["bundle"], family=codes.DCM.ArtificialIntelligence, version=made["version"]
+    )
+    return highdicom.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+    )
