@@ -51,7 +51,7 @@ def write_series(folder: Path, volume: np.ndarray, affine: np.ndarray, number: i
         one.StudyTime = one.SeriesTime = one.AcquisitionTime = "101010"
         one.AccessionNumber, one.StudyID, one.ReferringPhysicianName, one.PositionReferenceIndicator = "", "1", "", ""
         one.Manufacturer, one.ManufacturerModelName, one.MagneticFieldStrength = "Siemens", "Phantom", "3"
-        one.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
+        one.ImageType = ["ORIGINAL", "PRIMARY", "M", "NORM"]
         one.ScanningSequence, one.SequenceVariant, one.ScanOptions, one.MRAcquisitionType = "GR", "SP", "", "3D"
         one.SeriesNumber, one.InstanceNumber, one.AcquisitionNumber = number, k + 1, 1
         one.RepetitionTime, one.EchoTime, one.FlipAngle, one.PatientPosition = "2000", "3", "9", "HFS"
