@@ -71,6 +71,7 @@ def main(
     label_value: t.Whole | None = None,
     ignore_value: t.Whole | None = None,
     output_dir: t.Folder | None = None,
+    overwrite: t.Flag = False,
     device: t.Device | None = None,
     write: t.Flag = False,
 ) -> None:
@@ -89,6 +90,7 @@ def main(
         label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
         ignore_value: a value in the labels that says nothing, beside label_value; its voxels are left out.
         output_dir: keep the maps there; by default they are removed.
+        overwrite: replace maps there that were made in another way.
         device: cpu, cuda:0, ...; by default what the bundle says.
         write: put the threshold and its source into the config.
     """
@@ -105,7 +107,7 @@ def main(
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
     _refuse_test_section(datalist_file, section)
     overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
-    overrides |= {"datalist#section": section, "datalist#dataset": dataset}
+    overrides |= {"datalist#section": section, "datalist#dataset": dataset, "overwrite": overwrite or None}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as folder:
         given = {key: value for key, value in overrides.items() if value is not None}
