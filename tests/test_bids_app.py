@@ -51,6 +51,7 @@ def test_masks_and_maps_have_the_names_of_derivatives(bids, tmp_path, monkeypatc
     assert record["Sources"] == [
         f"bids:raw:sub-01/ses-1/anat/sub-01_ses-1_{name}.nii.gz" for name in ("FLAIR", "desc-brain_mask")
     ]
+    assert record["SpatialReference"] == record["Sources"][0]
     assert record["bundle"] == UAD.name
     description = read_json(out / "dataset_description.json")
     assert description["DatasetType"] == "derivative"

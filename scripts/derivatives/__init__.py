@@ -105,8 +105,8 @@ def _result_names(labels: Mapping[int, str], config: Mapping[str, Any]) -> dict[
     entity = {value: f"label-{re.sub(r'[^A-Za-z0-9]', '', name)}" for value, name in labels.items()}
     mapped = config.get("lesion_class", next(iter(labels)))
     is_probability = config.get("overview", {}).get("probability", True)
-    score = f"{entity[mapped]}_probseg" if is_probability else f"{entity[mapped]}_desc-score_map"
-    return {"seg": f"{entity[mapped]}_mask" if len(labels) == 1 else "dseg", "prob": score}
+    kind = "probseg" if is_probability else "desc-score_probseg"  # BIDS has no other name for a map of a label
+    return {"seg": f"{entity[mapped]}_mask" if len(labels) == 1 else "dseg", "prob": f"{entity[mapped]}_{kind}"}
 
 
 def _place(case: Mapping[str, Any], bids_dir: Path, output_dir: Path, sequences: Sequence[str]) -> Path:
@@ -128,7 +128,7 @@ def _take(result: Path, place: Path, names: Mapping[str, str], sources: list[str
             record = read_json(f"{result}_{postfix}.json")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)  # never beside the record of another
-            write_json(f"{place}_{name}.json", {"Sources": sources, **record})
+            write_json(f"{place}_{name}.json", {"Sources": sources, "SpatialReference": sources[0], **record})
             file.replace(target)
             made.append(target)
     return made
