@@ -236,7 +236,8 @@ class Trial:
         section = next(iter(cases))
         folder = folder or self.folder / bundle / "_".join([*layers, section])
         options = {"datalist_file": self.write_cases({section: cases[section]}), "output_dir": folder, **options}
-        options |= {"keep_going": True, "run": Entry(self._without_page(bundle, ["inference", *layers]))}
+        options |= {"keep_going": True, "overview": None}
+        options["run"] = Entry(self._without_page(bundle, ["inference", *layers]))
 
         def keep(workflow: Any) -> None:
             parser = workflow.parser
