@@ -50,6 +50,7 @@ def test_each_result_says_where_it_comes_from_and_the_same_run_replaces_it(bundl
     assert first == {"name": "head.nii.gz", "sha256": sha256_of(tmp_path / "head.nii.gz")}
     assert record["options"]["spacing"] == config["spacing"]
     assert record["overrides"] == []
+    assert record["sha256"] == sha256_of(tmp_path / "out" / "head_seg.nii.gz")
     if "threshold" in config:
         assert record["threshold"] == {"value": config["threshold"], "source": config["threshold_source"]}
     assert record["labels"] == metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
@@ -77,11 +78,12 @@ def test_a_result_that_was_made_in_another_way_is_kept_unless_the_user_says_so(b
 
     change(record, bundle="another_bundle")
     assert_refused(run(), f"{mask} was made by another_bundle {version}")
+    change(record, **json.loads(before[record.name]))
+    mask.write_bytes(before[mask.name] + b"a correction")
+    assert_refused(run(), f"{mask} was changed after {bundle.name} {version} made it")
     record.unlink()
     assert_refused(run(), f"{mask} is there without head_seg.json, which would say who made it")
-    mask.write_bytes(b"somebody drew this")
-    assert_refused(run(), str(mask))
-    assert mask.read_bytes() == b"somebody drew this"
+    assert mask.read_bytes() == before[mask.name] + b"a correction"
     assert run(overwrite="true").code == 0
     assert content(tmp_path / "out").keys() == before.keys()
     assert mask.read_bytes() == before[mask.name]

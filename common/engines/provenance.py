@@ -36,7 +36,8 @@ class Provenance:
     For the ``provenance`` of :class:`common.engines.ScanEvaluator`. ``<file>.json`` stands beside ``<file>.nii.gz``:
     bundle and version; SHA-256 of the weights and of each input; options, and which of them are not as the bundle has
     them; threshold and its source; labels; precision, device, seconds, versions. Files go by their names, no folder is
-    told. It is there before the result is, so that a run that was killed is gone on with.
+    told. It is there before the result is, so that a run that was killed is gone on with, and gets the result's own
+    SHA-256 then: what somebody has corrected by hand is of another origin.
 
     Two results are of one origin if bundle, version, weights, inputs, options and the parts of the config that the
     evaluator is made of are the same. Where and on how many devices it ran, and what was written besides, do not count.
@@ -101,7 +102,7 @@ class Provenance:
             content["seconds"] = round(time.monotonic() - start, 1)
             for file in files:
                 if file.exists():
-                    write_json(beside(file), content)
+                    write_json(beside(file), content | {"sha256": sha256_of(file)})
                 else:
                     beside(file).unlink(missing_ok=True)
 
@@ -126,6 +127,8 @@ class Provenance:
         maker, now = (f"{facts['bundle']} {facts.get('version')}" for facts in (known, content))
         if maker != now:
             return f"was made by {maker}"
+        if known.get("sha256") not in (None, sha256_of(file)):  # there is none where a run was killed
+            return f"was changed after {maker} made it"
         reason = difference(_identity(content), _identity(known), "that file")
         return f"was made by {maker} in another way: {reason}" if reason else ""
 
