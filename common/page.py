@@ -33,19 +33,20 @@ class Table:
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case: its name, the facts about it, its pictures, each in a row of its own if they are wide."""
+    """One case: name, facts, pictures, each in a row of its own if they are wide; ``flags`` say what looks wrong."""
 
     name: str
     facts: Sequence[tuple[str, str]]
     pictures: Sequence[Picture] = ()
     wide: bool = False
+    flags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Section:
     """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name.
 
-    ``summary`` are tables that stand before the charts.
+    ``summary`` are tables that stand before the charts; ``reference`` says whether pictures of cases show one.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Section:
     tables: Sequence[Table] = ()
     cases: Sequence[CaseView] = ()
     cases_note: str = ""
+    reference: bool = True
     details: Sequence[tuple[str, str]] = field(default_factory=tuple)
     definitions: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
@@ -144,6 +146,7 @@ tbody th {{ font-weight:500; }}
 .facts {{ display:flex; flex-wrap:wrap; gap:2px 20px; margin:0 0 12px; font-size:.92rem;
   font-variant-numeric:tabular-nums; }}
 .facts span {{ color:var(--muted); }}
+.flags {{ margin:0 0 6px; color:#b3261e; font-weight:600; }}
 .panels {{ display:grid; gap:10px; grid-template-columns:repeat(3,1fr); }}
 .panels.many {{ grid-template-columns:repeat(4,1fr); }}
 .panels.wide {{ grid-template-columns:1fr; }}
@@ -253,12 +256,18 @@ TEMPLATE = """{% macro show(table) %}
 {% endfor %}
 {% if section.cases %}
 <h3>Cases</h3>
-<p class="key"><span><i style="border-top:4px solid var(--reference)"></i>reference</span>
+<p class="key">
+{% if section.reference %}
+<span><i style="border-top:4px solid var(--reference)"></i>reference</span>
+{% endif %}
 <span><i style="border-top:3px solid var(--prediction)"></i>prediction</span>
 <span>{{ section.cases_note }}</span></p>
 {% for case in section.cases %}
 <article class="case">
 <h4>{{ case.name }}</h4>
+{% if case.flags %}
+<p class="flags">{{ case.flags | join("; ") }}</p>
+{% endif %}
 <p class="facts">
 {% for name, value in case.facts %}
 <span>{{ name }} <b>{{ value }}</b></span>

@@ -152,9 +152,9 @@ class Report(Evaluation):
             tiles += self._overlap_tiles(self.summary[self._only_label], self.pooled[self._only_label])
         if self.curve is not None:
             pooled = self.pooled[self.label_names[self.map_label]]
-            tiles.append(Tile("AUPRC, pooled", _number(pooled["average_precision"], 3), "of the map, over voxels"))
+            tiles.append(Tile("AUPRC, pooled", number(pooled["average_precision"], 3), "of the map, over voxels"))
             note = f"of the map at {pooled['best_threshold_on_these_cases']:.4g}: chosen on these cases, an upper bound"
-            tiles.append(Tile("Best Dice", _number(pooled["best_dice_any_threshold"], 3), note))
+            tiles.append(Tile("Best Dice", number(pooled["best_dice_any_threshold"], 3), note))
         for name in (self.label_names[label] for label in self.lesion_labels):
             tiles += self._lesion_tiles(name)
         if not tiles:
@@ -166,26 +166,26 @@ class Report(Evaluation):
         missed = summary["hd95_mm"].infinite
         found = f"{_count(missed, 'case')} with nothing found" if missed else "every case has a prediction"
         return [
-            Tile("Dice, pooled", _number(pooled["dice"], 3), note),
-            Tile("HD95, median", f"{_number(summary['hd95_mm'].median, 1)} mm", found),
+            Tile("Dice, pooled", number(pooled["dice"], 3), note),
+            Tile("HD95, median", f"{number(summary['hd95_mm'].median, 1)} mm", found),
         ]
 
     def _lesion_tiles(self, name: str) -> list[Tile]:
         tiles = []
         if name in self.summary:
-            recall, precision = (_number(self.pooled[name][key], 2) for key in ("lesion_recall", "lesion_precision"))
+            recall, precision = (number(self.pooled[name][key], 2) for key in ("lesion_recall", "lesion_precision"))
             note = f"mean; recall {recall}, precision {precision} of all lesions together"
-            tiles.append(Tile("Lesion-wise F1", _number(self.summary[name]["lesion_f1"].mean, 3), note))
+            tiles.append(Tile("Lesion-wise F1", number(self.summary[name]["lesion_f1"].mean, 3), note))
         if name in self.healthy:
             healthy = self.healthy[name]
             note = f"{_count(healthy.cases, 'scan')} without {name}, {_interval(healthy.low, healthy.high, 2)}"
-            tiles.append(Tile("False positives", f"{_number(healthy.mean, 2)} ml", note))
+            tiles.append(Tile("False positives", f"{number(healthy.mean, 2)} ml", note))
         return tiles
 
     def _volume_tile(self, name: str) -> Tile:
         volume = self._summarize([row for row in self.rows if row["label_name"] == name], "prediction_ml")
         note = f"mean volume per case, {_interval(volume.low, volume.high, 2)}"
-        return Tile(f"Predicted {name}", f"{_number(volume.mean, 2)} ml", note)
+        return Tile(f"Predicted {name}", f"{number(volume.mean, 2)} ml", note)
 
     def _dice_tile(self) -> Tile:
         """Mean over cases; with several labels the mean over the labels of each case comes first."""
@@ -196,7 +196,7 @@ class Report(Evaluation):
         labels = _count(*labeled, "label") if len(labeled) == 1 else "what each case labels"
         what = "Dice, mean" if self._only_label else f"Dice, mean of {labels}"
         note = f"{_count(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
-        return Tile(what, _number(overall.mean, 3), note)
+        return Tile(what, number(overall.mean, 3), note)
 
     def _charts(self) -> list[Picture]:
         charts: list[Picture] = []
@@ -251,8 +251,8 @@ class Report(Evaluation):
         for dataset in datasets:
             known = [r for r in self.rows if r["dataset"] == dataset and r["dice"] is not None]
             values = {n: summarize([row["dice"] for row in known if row["label_name"] == n]) for n in names}
-            rows.append([dataset, *(_number(summary.mean, 3) for summary in values.values())])
-        rows.append(["all", *(_number(self.summary[name]["dice"].mean, 3) for name in names)])
+            rows.append([dataset, *(number(summary.mean, 3) for summary in values.values())])
+        rows.append(["all", *(number(self.summary[name]["dice"].mean, 3) for name in names)])
         return [Table("Mean Dice by data set, each on what it labels", ["data set", *names], rows)]
 
     def _case_table(self) -> Table:
@@ -263,7 +263,7 @@ class Report(Evaluation):
             [
                 row["name"],
                 *([row["label_name"]] if several else []),
-                *(_number(row[metric.key], metric.digits) for metric in metrics),
+                *(number(row[metric.key], metric.digits) for metric in metrics),
             ]
             for case in self.ranked()
             for row in self._rows_to_show(case)
@@ -279,9 +279,12 @@ class Report(Evaluation):
     def _case_views(self) -> list[CaseView]:
         worst = self.ranked()[: self.max_pictures]
         return [
-            CaseView(case["name"], self._facts(case), self._pictures(case))
+            self._view(case)
             for case in tqdm(worst, desc="drawing", unit="case", disable=True if len(worst) < 2 else None)
         ]
+
+    def _view(self, case: Mapping[str, Any]) -> CaseView:
+        return CaseView(case["name"], self._facts(case), self._pictures(case))
 
     def _pictures(self, case: Mapping[str, Any]) -> list[Picture]:
         scans = self.load(case)
@@ -293,7 +296,7 @@ class Report(Evaluation):
     def _facts(self, case: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows = self.rows_of(case)
         if len(rows) > 1:
-            return [(row["label_name"], _number(row["dice"], 3)) for row in rows if row["dice"] is not None]
+            return [(row["label_name"], number(row["dice"], 3)) for row in rows if row["dice"] is not None]
         row = rows[0]
         if row["reference_empty"]:
             return [("no", f"{row['label_name']} in the reference"), _fact(row, "false_positive_ml")]
@@ -309,7 +312,8 @@ class Report(Evaluation):
         return highest if highest > 0 else 1.0
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
+    """A number as a page shows it; a dash where it is undefined."""
     if value is None or math.isnan(value):
         return "–"
     return "∞" if math.isinf(value) else f"{value:.{digits}f}".replace("-", "−")
@@ -318,23 +322,23 @@ def _number(value: float | None, digits: int) -> str:
 def _interval(low: float, high: float, digits: int) -> str:
     if math.isnan(low):
         return "no interval"
-    return f"95 % interval {_number(low, digits)} to {_number(high, digits)}"
+    return f"95 % interval {number(low, digits)} to {number(high, digits)}"
 
 
 def _summary_row(name: str, metric: Column, summary: Summary) -> list[str]:
-    low, high = _number(summary.low, metric.digits), _number(summary.high, metric.digits)
+    low, high = number(summary.low, metric.digits), number(summary.high, metric.digits)
     return [
         name,
-        _number(summary.mean, metric.digits),
+        number(summary.mean, metric.digits),
         "–" if math.isnan(summary.low) else f"{low} to {high}",
-        _number(summary.sd, metric.digits),
-        _number(summary.median, metric.digits),
+        number(summary.sd, metric.digits),
+        number(summary.median, metric.digits),
         str(summary.cases) + (f" + {summary.infinite} infinite" if summary.infinite else ""),
     ]
 
 
 def _fact(row: Mapping[str, Any], key: str) -> tuple[str, str]:
-    return COLUMN[key].title, _number(row[key], COLUMN[key].digits)
+    return COLUMN[key].title, number(row[key], COLUMN[key].digits)
 
 
 def _count(number: int, word: str) -> str:

@@ -38,6 +38,7 @@ def main(
     label_value: t.Whole | None = None,
     ignore_value: t.Whole | None = None,
     output_dir: t.Folder | None = None,
+    overwrite: t.Flag = False,
     device: t.Device | None = None,
     write: t.Flag = False,
 ) -> None:
@@ -56,12 +57,13 @@ def main(
         label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
         ignore_value: a value in the labels that says nothing, beside label_value; its voxels are left out.
         output_dir: keep the maps there; by default they are removed.
+        overwrite: replace maps there that were made in another way.
         device: cpu, cuda:0, ...; by default what the bundle says.
         write: put the threshold and its source into the config.
     """
     scans = Scans(datalist_file, dataset_dir, section, dataset_name)
     values = (label_value, ignore_value)
-    found, config = calibrate_bundle(bundle, layers, scans, criterion, rate, *values, output_dir, device)
+    found, config = calibrate_bundle(bundle, layers, scans, criterion, rate, *values, output_dir, device, overwrite)
     print(f'"threshold": {found.threshold},\n"threshold_source": {json.dumps(found.source)}')
     if write:
         write_threshold(config, found)

@@ -114,6 +114,22 @@ def test_inference_json_alone_writes_one_set_of_files_per_case(predicted):
     assert written == {f"{n}_{kind}.nii.gz" for n in names for kind in (["seg", "prob"] if has_map else ["seg"])}
 
 
+def test_inference_json_alone_ends_with_a_line_and_pictures_of_every_case(predicted):
+    _, out = predicted
+    heading, *lines = (line.split("\t") for line in (out / "volumes.tsv").read_text().splitlines())
+    rows = {row["case"]: row for row in (dict(zip(heading, line, strict=True)) for line in lines)}
+    assert list(rows) == ["plain", "reordered", "volume", "a/scan", "b/scan"]
+    labels = [name.removesuffix("_percent") for name in heading if name.endswith("_percent")]
+    for name, row in rows.items():
+        mask = outputs(out, name)["seg"]
+        values = np.asarray(mask.dataobj)
+        for value, label in enumerate(labels, start=1):
+            ml = (values == value).sum() * np.prod(mask.header.get_zooms()) / 1000
+            np.testing.assert_allclose(float(row[f"{label}_ml"]), ml, rtol=1e-5)
+    page = (out / "report.html").read_text()
+    assert all(f"<h4>{name}</h4>" in page for name in rows)
+
+
 @pytest.mark.parametrize("name", ["plain", "reordered", "volume", "a/scan"])
 def test_outputs_lie_on_the_grid_of_the_input(predicted, name):
     """Oblique, anisotropic, flipped, shifted."""

@@ -69,6 +69,23 @@ def test_a_cohort_is_shared_by_two_processes_and_has_one_report(run, cohort, tmp
     assert (both / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("bundle", [b for b in BUNDLES if b.name == "uad_autoencoder"], indirect=True)
+def test_results_without_labels_have_one_table_and_one_page(run, cohort, tmp_path):
+    datalist = tmp_path / "cases.json"
+    datalist.write_text(json.dumps(three_cases(cohort)))
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert run("inference", datalist_file=datalist, output_dir=alone).code == 0
+    for _ in range(2):  # what is there is of the same origin, whichever process looks
+        done = run("inference", "multi_gpu_inference", datalist_file=datalist, output_dir=both, processes=2)
+        assert done.code == 0, done.output[-3000:]
+    assert files(both) == files(alone)
+    for name in ("volumes.tsv", "report.html"):
+        assert (both / name).read_bytes() == (alone / name).read_bytes()
+    done = run(*("inference", "multi_gpu_inference"), datalist_file=datalist, output_dir=both, processes=2, spacing=3.5)
+    assert done.code != 0
+    assert len({line for line in done.errors if "in another way: spacing is [3.5, 3.5, 3.5]" in line}) == 1
+
+
 def test_a_case_that_fails_in_one_process_is_in_the_report_of_all(run, cohort, tmp_path):
     cases = three_cases(cohort)
     broken = tmp_path / "broken.nii.gz"

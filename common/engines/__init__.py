@@ -8,6 +8,7 @@ from .checkpoints import BestWeights, LoadWeights, TrainingState
 from .evaluator import AutocastInferer, MirroredInferer, ScanEvaluator, prepare_reconstruction
 from .events import leave_group
 from .pictures import ValidationPictures
+from .provenance import Provenance
 from .tracking import Tracker
 from .training import EpochSeed, EpochValidation, TimeLimit, TrainingProgress
 
@@ -18,6 +19,7 @@ __all__ = [
     "EpochValidation",
     "LoadWeights",
     "MirroredInferer",
+    "Provenance",
     "ScanEvaluator",
     "TimeLimit",
     "Tracker",

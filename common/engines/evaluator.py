@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..errors import InputError, find_input_error, is_out_of_memory
 from ..files import Alone
 from .events import gather, progress_bar, words
+from .provenance import Provenance
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,9 @@ class ScanEvaluator(SupervisedEvaluator):
     Under ``torchrun`` every process has its own batches; failures are those of all of them, and the first process draws
     the bar.
 
+    With ``provenance`` nothing begins if a file that would be replaced was made in another way, and each result gets a
+    JSON file that says where it comes from.
+
     While it runs no other process may write to the folders that the postprocessing writes to (its steps with an
     ``output_dir``): the files of two runs would be mixed.
 
@@ -55,11 +59,13 @@ class ScanEvaluator(SupervisedEvaluator):
         progress: draw a bar with the time left (terminals only) and log each case. False inside a training.
         amp: run the network, and nothing else, under autocast, on any device.
         amp_kwargs: ``{"dtype": ...}``; the default of the device without it, bfloat16 on CPU, float16 on CUDA.
+        provenance: keeps where the results come from; None keeps nothing, and overwrites what is there.
         kwargs: all else that SupervisedEvaluator takes.
 
     Raises:
-        InputError: if ``keep_going`` meets metrics; when run, if another process writes to its folders, or at the first
-            case that fails, with ``keep_going`` at the end, naming all that failed.
+        InputError: if ``keep_going`` meets metrics; when run, if another process writes to its folders, if
+            ``provenance`` refuses the run, or at the first case that fails, with ``keep_going`` at the end, naming all
+            that failed.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class ScanEvaluator(SupervisedEvaluator):
         progress: bool = True,
         amp: bool = False,
         amp_kwargs: Mapping[str, Any] | None = None,
+        provenance: Provenance | None = None,
         **kwargs: Any,
     ) -> None:
         if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
@@ -82,12 +89,15 @@ class ScanEvaluator(SupervisedEvaluator):
         if amp:
             inferer = AutocastInferer(inferer, **(amp_kwargs or {}))
         super().__init__(device, val_data_loader, network, inferer=inferer, **kwargs)
+        dtype = (amp_kwargs or {}).get("dtype") or torch.get_autocast_dtype(self.state.device.type)
+        self._precision = str(dtype if amp else torch.float32).removeprefix("torch.")
+        self.provenance = provenance
         self.keep_going = keep_going
         self.defer_failures = defer_failures
         self.progress = progress
         self.failures: dict[str, str] = {}  # name of a case -> sentence
-        steps = getattr(kwargs.get("postprocessing"), "transforms", ())
-        self._output_dirs = {Path(step.output_dir) for step in steps if hasattr(step, "output_dir")}
+        self._steps = getattr(kwargs.get("postprocessing"), "transforms", ())
+        self._output_dirs = {Path(step.output_dir) for step in self._steps if hasattr(step, "output_dir")}
         self._cases = 0  # of the last run
         self._failed = False
         self._names: list[str] = []
@@ -104,6 +114,8 @@ class ScanEvaluator(SupervisedEvaluator):
         with ExitStack() as stack:
             for folder in self._output_dirs if idist.get_rank() == 0 else ():
                 stack.enter_context(Alone(folder))
+            if self.provenance is not None:
+                self.provenance.check(self._steps, self.state.device, self._precision)
             self._bar = stack.enter_context(
                 progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options)
             )
@@ -126,7 +138,10 @@ class ScanEvaluator(SupervisedEvaluator):
         try:
             if isinstance(batchdata, Mapping) and "failure" in batchdata:
                 raise InputError(words(batchdata["failure"]))
-            return super()._iteration(engine, batchdata)
+            with ExitStack() as stack:
+                for name in self._names if self.provenance is not None else ():
+                    stack.enter_context(self.provenance.of_case(name, self._case_start))
+                return super()._iteration(engine, batchdata)
         except Exception as error:
             known = find_input_error(error)
             failure = known or self._out_of_memory(error, batchdata)

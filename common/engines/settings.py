@@ -64,8 +64,8 @@ def settings_of_training(config: ConfigParser | None, written: Collection[Path] 
         return {}
     own = {path.resolve() for path in written}
     found: dict[str, Any] = {"version": config.get("_meta_", {}).get("version")}
-    for name, value in _leaves(config.get()):
-        found[name] = value if not _is_file(value) or Path(value).resolve() in own else Path(value)
+    for name, value in leaves_of(config.get(), MAY_CHANGE):
+        found[name] = value if not is_file(value) or Path(value).resolve() in own else Path(value)
     known: list[dict[str, Any]] = []
     for name, cases in [*config.ref_resolver.resolved_content.items()]:
         if isinstance(cases, list) and cases and all(map(_is_on_disk, cases)):
@@ -76,18 +76,18 @@ def settings_of_training(config: ConfigParser | None, written: Collection[Path] 
     return fingerprint_of(found)
 
 
-def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Ids and values of all that is neither a dict, a reference nor an expression."""
+def leaves_of(config: Any, left_out: Collection[str], name: str = "") -> Iterator[tuple[str, Any]]:
+    """Ids and values of all that is neither a dict, a reference nor an expression, without some keys."""
     if isinstance(config, Mapping):
         if "Distributed" in str(config.get("_target_")):  # a training may go on in another number of processes
             return
         for key, value in config.items():
             is_note = str(key).startswith("_") and key != "_target_"
-            if not is_note and key not in MAY_CHANGE:
-                yield from _leaves(value, f"{name}#{key}" if name else str(key))
+            if not is_note and key not in left_out:
+                yield from leaves_of(value, left_out, f"{name}#{key}" if name else str(key))
     elif isinstance(config, (list, tuple)) and any(isinstance(item, (Mapping, str)) for item in config):
         for number, item in enumerate(config):
-            yield from _leaves(item, f"{name}#{number}")
+            yield from leaves_of(item, left_out, f"{name}#{number}")
     elif not (isinstance(config, str) and config.startswith(("@", "$", "%"))):
         yield name, config
 
@@ -110,8 +110,9 @@ def _facts(cases: list[dict[str, Any]]) -> dict[str, Any]:
 def _with_content(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_with_content(item) for item in value]
-    return Path(value) if _is_file(value) else value
+    return Path(value) if is_file(value) else value
 
 
-def _is_file(value: Any) -> bool:
+def is_file(value: Any) -> bool:
+    """Whether a value is the path of a file."""
     return isinstance(value, (str, Path)) and os.path.isfile(value)  # noqa: PTH113  # of any text, also a long one

@@ -33,6 +33,7 @@ VOCABULARY: dict[str, Option] = {
     "atlas_files": Option(t.Files | None, "NIfTI files of the atlas, a class each or 4-D; null for ICBM 152"),
     "statistics_file": Option(t.File, "JSON of the training's intensities"),
     "output_dir": Option(t.Folder, "folder of the results"),
+    "overwrite": Option(t.Flag, "replace results that were made in another way"),
     "ckpt_dir": Option(t.Folder, "folder that trained weights are written to"),
     "weights_name": Option(t.Text, "file name of the trained weights in ckpt_dir"),
     "weights": Option(t.File | None, "weights of the network; null only where a layer needs none"),

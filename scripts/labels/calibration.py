@@ -62,6 +62,7 @@ def calibrate_bundle(
     ignore_value: int | None = None,
     output_dir: str | Path | None = None,
     device: str | None = None,
+    overwrite: bool = False,
 ) -> tuple[Calibration, Path]:
     """Run a bundle on scans as a user does, and find its threshold by the files that it writes.
 
@@ -72,6 +73,7 @@ def calibrate_bundle(
         criterion, rate, label_value, ignore_value: see :func:`calibrate`.
         output_dir: keeps the maps; None removes them.
         device: cpu, cuda:0, ...; None for what the bundle says.
+        overwrite: replace maps there that were made in another way.
 
     Returns:
         The threshold, and the last of the configs that has one.
@@ -96,6 +98,7 @@ def calibrate_bundle(
     overrides |= {"datalist#section": scans.section, "datalist#dataset_name": scans.dataset_name}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     given = {key: value for key, value in overrides.items() if value is not None}
+    given |= {"overwrite": overwrite, "overview": None}  # nobody looks at a page of these
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as maps:
         workflow = open_configs(folder, names, logging_file=None, output_dir=str(maps), **given)
         cases = workflow.parser.get_parsed_content("datalist")

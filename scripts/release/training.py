@@ -202,7 +202,7 @@ class Release:
             cases = [c | {k: i[k] for k in ("brain_mask",) if k in i} for c, i in zip(cases, items, strict=True)]
             datalist = write_datalist(folder / "cases.json", {"scans": cases}, {"sequences": list(sequences)})
             config = ROOT / "bundles" / bundle / "configs" / "inference.json"
-            options = {"datalist_file": datalist, "output_dir": folder, "mirror": False}
+            options = {"datalist_file": datalist, "output_dir": folder, "overwrite": True, "mirror": False}
             _call("-m", "monai.bundle", "run", "--config_file", config, **options)
             cases = list_cases(datalist_file=datalist, sequences=sequences, optional_sequences=["T1w"])
             maps[bundle] = [folder / case["name"] for case in cases]

@@ -162,6 +162,7 @@ class Study(SeedStudy):
                 ["inference", "two_networks"] if arm == "two" else "inference",
                 datalist_file=data / f"{part}.json",
                 output_dir=output_dir / part,
+                overwrite=True,
                 threshold=0.5,
                 mirror=False,  # every scan as it is, as in the paper
                 background_in_brain=True,  # what naive cross entropy makes of tissue

@@ -191,6 +191,7 @@ class Study(SeedStudy):
         run_configs(
             BUNDLE,
             "inference_registration",
+            overwrite=True,
             pictures=False,
             datalist_file=self._datalist,
             section="test",
@@ -209,6 +210,7 @@ class Study(SeedStudy):
             BUNDLE,
             ["inference", *layers],
             output_dir=folder,
+            overwrite=True,
             weights=weights,
             **{"datalist#section": "test", "datalist_file": self._datalist},
             **(options | self.settings["network"] if layers else self.settings["width"]),

@@ -240,6 +240,7 @@ class Study(SeedStudy):
             configs,
             datalist_file=self.data / f"{cases}.json",
             output_dir=folder,
+            overwrite=True,
             **self.settings["grid"],
             **options,
         )

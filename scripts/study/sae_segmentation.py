@@ -153,9 +153,8 @@ class Study(SeedStudy):
         weights = {} if layer else {"weights": str(self.folder / method / "models" / "model.pt")}
         output_dir = self.folder / arm / "maps"
         options = self._options(sequence, atlas)
-        run_configs(
-            BUNDLE, ["inference", *layer], output_dir=output_dir, **{"datalist#section": "test"}, **options, **weights
-        )
+        options |= {"output_dir": output_dir, "overwrite": True, "datalist#section": "test"}
+        run_configs(BUNDLE, ["inference", *layer], **options, **weights)
         return _score(options["datalist_file"], output_dir)
 
     def _options(self, sequence: str, atlas: str) -> dict[str, Any]:

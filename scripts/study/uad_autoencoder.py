@@ -200,6 +200,7 @@ class Study(SeedStudy):
             datalist_file=self.data / "unlabeled.json",
             section="training",
             output_dir=output_dir,
+            overwrite=True,
             threshold=threshold,
             threshold_source="best pooled Dice on validation subjects",
             weights=self.folder / "UAD" / "models" / "autoencoder.pt",
@@ -225,6 +226,7 @@ class Study(SeedStudy):
             ["inference.json", *layers],
             datalist_file=self.data / "evaluation.json",
             output_dir=output_dir,
+            overwrite=True,
             weights=self.folder / arm / "models" / weights,
             mirror=False,  # every scan as it is, as in the paper
             **overrides,

@@ -1,0 +1,97 @@
+"""A BIDS data set goes in, derivatives with their names and records come out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundle_tools import BUNDLES, SMALL, load_script, make_head, read_json, save_nifti
+
+from common.errors import InputError
+from derivatives import write_derivatives
+
+UAD, ACE = (next(bundle for bundle in BUNDLES if bundle.name == name) for name in ("uad_autoencoder", "ace_multitask"))
+KINDS = ("mask", "probseg")
+
+
+@pytest.fixture
+def bids(tmp_path) -> Path:
+    """Two participants, one of them seen twice, T1w and FLAIR."""
+    for seed, place in enumerate(("sub-01/ses-1", "sub-01/ses-2", "sub-02")):
+        head = make_head(seed, shape=SMALL)
+        prefix = tmp_path / "bids" / place / "anat" / place.replace("/", "_")
+        for sequence in ("T1w", "FLAIR"):
+            save_nifti(Path(f"{prefix}_{sequence}.nii.gz"), head.image, head.affine)
+        save_nifti(Path(f"{prefix}_desc-brain_mask.nii.gz"), head.brain, head.affine)
+    return tmp_path / "bids"
+
+
+def written(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_masks_and_maps_have_the_names_of_derivatives(bids, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    arguments = [bids, out, "participant", "--participant_label", "01", "--bundle", UAD.name, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["bids_app.py", *map(str, arguments)])
+    script = load_script("bids_app")
+    script.run_command(script.main)
+    anat = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_space-orig_label-lesion_{kind}" for n in (1, 2) for kind in KINDS]
+    of_all = {"dataset_description.json", ".bidsignore", "volumes.tsv", "report.html"}
+    assert written(out) == of_all | {f"{name}.{ending}" for name in anat for ending in ("nii.gz", "json")}
+    source = nib.load(bids / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_FLAIR.nii.gz")
+    for name in anat[:2]:
+        image = nib.load(out / f"{name}.nii.gz")
+        np.testing.assert_allclose(image.affine, source.affine, atol=1e-4)
+    record = read_json(out / f"{anat[0]}.json")
+    assert record["Sources"] == [
+        f"bids:raw:sub-01/ses-1/anat/sub-01_ses-1_{name}.nii.gz" for name in ("FLAIR", "desc-brain_mask")
+    ]
+    assert record["SpatialReference"] == record["Sources"][0]
+    assert record["bundle"] == UAD.name
+    description = read_json(out / "dataset_description.json")
+    assert description["DatasetType"] == "derivative"
+    assert description["DatasetLinks"] == {"raw": "../bids"}
+    assert [maker["Name"] for maker in description["GeneratedBy"]] == [UAD.name]
+    assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json"))
+
+
+def test_several_labels_are_one_segmentation_with_a_table_of_their_names(bids, tmp_path):
+    made = write_derivatives(bids, tmp_path / "out", ACE, ["02"], device="cpu", mirror=False)
+    names = [path.relative_to(tmp_path / "out").as_posix() for path in made]
+    assert names == [f"sub-02/anat/sub-02_space-orig_{name}.nii.gz" for name in ("dseg", "label-lesion_probseg")]
+    table = (tmp_path / "out" / "dseg.tsv").read_text()
+    assert table == "index\tname\n1\tCSF\n2\tGM\n3\tWM\n4\tlesion\n"
+
+
+def test_what_is_there_is_kept_and_other_bundles_stay_named(bids, tmp_path):
+    out = tmp_path / "out"
+    there = save_nifti(
+        out / "sub-02" / "anat" / "sub-02_space-orig_label-lesion_mask.nii.gz", np.ones(SMALL, np.uint8), np.eye(4)
+    )
+    (out / "dataset_description.json").write_text(json.dumps({"GeneratedBy": [{"Name": "another"}]}))
+    before = there.read_bytes()
+    with pytest.raises(InputError, match=r"label-lesion_mask\.nii\.gz is there already, expected --overwrite true"):
+        write_derivatives(bids, out, UAD, device="cpu")
+    with pytest.raises(InputError, match=r"sub-03 has no scan in .*, expected some of sub-01, sub-02"):
+        write_derivatives(bids, out, UAD, ["03"], device="cpu")
+    assert written(out) == {there.relative_to(out).as_posix(), "dataset_description.json"}
+    assert there.read_bytes() == before
+    write_derivatives(bids, out, UAD, ["sub-02"], overwrite=True, device="cpu")
+    assert there.read_bytes() != before
+    makers = read_json(out / "dataset_description.json")["GeneratedBy"]
+    assert [maker["Name"] for maker in makers] == ["another", UAD.name]
+
+
+def test_a_case_that_fails_leaves_the_derivatives_of_the_others(bids, tmp_path):
+    broken = bids / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_FLAIR.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    with pytest.raises(RuntimeError):
+        write_derivatives(bids, tmp_path / "out", UAD, keep_going=True, device="cpu")
+    masks = {path.name for path in (tmp_path / "out").rglob("*_mask.nii.gz")}
+    assert masks == {f"{name}_space-orig_label-lesion_mask.nii.gz" for name in ("sub-01_ses-2", "sub-02")}
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".run")]

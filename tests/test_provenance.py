@@ -1,0 +1,105 @@
+"""Every bundle says of each result where it comes from, and replaces none that was made in another way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundle_tools import BUNDLES, ROOT, SMALL, Finished, metadata, read_json, save_case, save_datalist
+from packaging.version import Version
+
+from common.files import sha256_of
+
+
+@pytest.fixture
+def run(bundle, infer, tmp_path) -> Callable[..., Finished]:
+    """Runs ``inference.json`` on one small head."""
+    datalist = save_datalist(tmp_path, [save_case(bundle, tmp_path / "head.nii.gz", shape=SMALL)])
+    return lambda **options: infer(tmp_path / "out", datalist_file=datalist, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def change(file: Path, **entries: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
+def assert_refused(done: Finished, *words: str) -> None:
+    assert done.code == 1, done.output[-3000:]
+    assert len(done.errors) == 1
+    for word in (*words, "expected --overwrite true to replace it, or another --output_dir"):
+        assert word in done.errors[0]
+
+
+def test_each_result_says_where_it_comes_from_and_the_same_run_replaces_it(bundle, run, tmp_path):
+    done = run()
+    assert done.code == 0, done.output[-3000:]
+    results = sorted((tmp_path / "out").glob("*.nii.gz"))
+    records = [path.with_name(path.name.replace(".nii.gz", ".json")) for path in results]
+    assert sorted((tmp_path / "out").glob("head*.json")) == records
+    record = read_json(tmp_path / "out" / "head_seg.json")
+    config = read_json(bundle / "configs" / "inference.json")
+    assert (record["bundle"], record["version"]) == (bundle.name, metadata(bundle)["version"])
+    assert record["weights"] == [{"name": "model.pt", "sha256": sha256_of(bundle / "models" / "model.pt")}]
+    images = record["inputs"]["image"]
+    first = images[0] if isinstance(images, list) else images
+    assert first == {"name": "head.nii.gz", "sha256": sha256_of(tmp_path / "head.nii.gz")}
+    assert record["options"]["spacing"] == config["spacing"]
+    assert record["overrides"] == []
+    assert record["sha256"] == sha256_of(tmp_path / "out" / "head_seg.nii.gz")
+    if "threshold" in config:
+        assert record["threshold"] == {"value": config["threshold"], "source": config["threshold_source"]}
+    assert record["labels"] == metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert record["precision"] == ("bfloat16" if config["amp"] else "float32")
+    assert record["device"] == "cpu"
+    assert record["seconds"] >= 0
+    assert {Version(record["versions"][name]).major for name in ("python", "monai", "torch", "numpy")} <= {1, 2, 3}
+    for path in records:
+        assert not any(str(place) in path.read_text() for place in (tmp_path, ROOT, Path.home()))
+
+    before = content(tmp_path / "out")
+    done = run(num_workers=1, keep_going=True)  # nothing of which changes a voxel
+    assert done.code == 0, done.output[-3000:]
+    after = content(tmp_path / "out")
+    assert {n: b for n, b in after.items() if n.endswith("gz")} == {n: b for n, b in before.items() if n.endswith("gz")}
+
+
+def test_a_result_that_was_made_in_another_way_is_kept_unless_the_user_says_so(bundle, run, tmp_path):
+    assert run().code == 0
+    record, mask = tmp_path / "out" / "head_seg.json", tmp_path / "out" / "head_seg.nii.gz"
+    version, before = metadata(bundle)["version"], content(tmp_path / "out")
+    done = run(spacing=3.5)
+    assert_refused(done, "head_", f"was made by {bundle.name} {version} in another way: spacing is [3.5, 3.5, 3.5]")
+    assert content(tmp_path / "out") == before
+
+    change(record, bundle="another_bundle")
+    assert_refused(run(), f"{mask} was made by another_bundle {version}")
+    change(record, **json.loads(before[record.name]))
+    mask.write_bytes(before[mask.name] + b"a correction")
+    assert_refused(run(), f"{mask} was changed after {bundle.name} {version} made it")
+    record.unlink()
+    assert_refused(run(), f"{mask} is there without head_seg.json, which would say who made it")
+    assert mask.read_bytes() == before[mask.name] + b"a correction"
+    assert run(overwrite="true").code == 0
+    assert content(tmp_path / "out").keys() == before.keys()
+    assert mask.read_bytes() == before[mask.name]
+
+
+def test_other_scans_under_the_same_names_are_refused(bundle, run, tmp_path):
+    assert run().code == 0
+    save_case(bundle, tmp_path / "head.nii.gz", seed=1, shape=SMALL)
+    assert_refused(run(), "input 1 is head.nii.gz (", "that file has head.nii.gz (")
+
+
+@pytest.mark.parametrize("bundle", [b for b in BUNDLES if b.name == "uad_autoencoder"], indirect=True)
+def test_a_threshold_that_a_user_gives_does_not_keep_the_reason_of_the_shipped_one(run, tmp_path):
+    assert run(threshold=0.25).code == 0
+    record = read_json(tmp_path / "out" / "head_seg.json")
+    assert record["threshold"] == {"value": 0.25, "source": "given with the run"}
+    assert record["overrides"] == ["threshold"]
+    assert run(threshold=0.25, threshold_source="by eye").code == 0
+    assert read_json(tmp_path / "out" / "head_seg.json")["threshold"]["source"] == "by eye"
