@@ -629,8 +629,8 @@ def test_patches_are_centered_on_every_class_of_a_data_set_alike(table):
     # padding; background and CSF, GM, WM of the tissue set; rest and lesion of the lesion set
     assert crop_ratios(table) == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 2 / 3])
     # one data set alone: no other patches than among the others
-    assert crop_ratios(table, dataset="lesion") == pytest.approx([0, 1 / 3, 2 / 3])
-    assert crop_ratios(table, dataset="tissue") == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
+    assert crop_ratios(table, dataset_name="lesion") == pytest.approx([0, 1 / 3, 2 / 3])
+    assert crop_ratios(table, dataset_name="tissue") == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
     assert len(table.single("lesion").allowed) == 3
     assert crop_ratios(table, background=0) == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3, 0, 1])
     sides = {"labels": {"1": "lesion", "2": "WM", "3": "WM", "9": "ignore"}}

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.files import done_once, read_json, write_json
 from datalists.survey import read_facts
 from labels.calibration import calibrate, check_cases
-from running.workflow import Entry, open_configs
+from running.workflow import Entry, open_configs, without_page
 
 from .targets import TARGETS, Target
 
@@ -236,8 +236,7 @@ class Trial:
         section = next(iter(cases))
         folder = folder or self.folder / bundle / "_".join([*layers, section])
         options = {"datalist_file": self.write_cases({section: cases[section]}), "output_dir": folder, **options}
-        options |= {"keep_going": True, "overview": None}
-        options["run"] = Entry(self._without_page(bundle, ["inference", *layers]))
+        options |= {"keep_going": True} | without_page(self.bundles / bundle, ["inference", *layers], failing=False)
 
         def keep(workflow: Any) -> None:
             parser = workflow.parser
@@ -253,12 +252,6 @@ class Trial:
 
         self.step(folder, bundle, ["inference", *layers], options, keep)
         return folder
-
-    def _without_page(self, bundle: str, configs: Sequence[str]) -> list[str]:
-        """What some configs run, without the page on the results, and without an error where some cases failed."""
-        contents = [read_json(self.bundles / bundle / "configs" / f"{name}.json") for name in configs]
-        steps = next(content["run"] for content in reversed(contents) if "run" in content)
-        return [step for step in steps if "overview" not in step and "raise_failures" not in step]
 
     def calibrate(self, bundle: str, layers: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         """Threshold of the largest Dice on the validation cases, as options of inference; none without a threshold."""

@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
-from running.workflow import config_files, open_configs
+from running.workflow import config_files, open_configs, without_page
 
 DIGITS = 4  # significant ones of the threshold that is kept
 
@@ -98,7 +98,7 @@ def calibrate_bundle(
     overrides |= {"datalist#section": scans.section, "datalist#dataset_name": scans.dataset_name}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     given = {key: value for key, value in overrides.items() if value is not None}
-    given |= {"overwrite": overwrite, "overview": None}  # nobody looks at a page of these
+    given |= {"overwrite": overwrite} | without_page(folder, names)
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as maps:
         workflow = open_configs(folder, names, logging_file=None, output_dir=str(maps), **given)
         cases = workflow.parser.get_parsed_content("datalist")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigWorkflow
 
 from common.errors import InputError
+from common.files import read_json
 
 
 class Entry(NamedTuple):
@@ -68,6 +69,19 @@ def open_configs(
         )
     workflow.initialize()
     return workflow
+
+
+def without_page(bundle: str | Path, configs: Sequence[str], failing: bool = True) -> dict[str, Any]:
+    """Overrides that leave out the page on the results of an inference, which draws every case.
+
+    Args:
+        bundle, configs: as for :func:`open_configs`.
+        failing: end with an error where some cases failed.
+    """
+    contents = [read_json(Path(bundle) / "configs" / f"{name.removesuffix('.json')}.json") for name in configs]
+    steps = next(content["run"] for content in reversed(contents) if "run" in content)
+    left_out = ("overview",) if failing else ("overview", "raise_failures")
+    return {"overview": None, "run": Entry([step for step in steps if not any(name in step for name in left_out)])}
 
 
 def as_data(value: Any) -> Any:

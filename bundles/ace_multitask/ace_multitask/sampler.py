@@ -74,7 +74,7 @@ def _repeated_permutations(members: np.ndarray, length: int, rng: np.random.Gene
     return np.concatenate([rng.permutation(members) for _ in range(repeats)])[:length]
 
 
-def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset: str | None = None) -> list[float]:
+def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset_name: str | None = None) -> list[float]:
     """How often a patch is centered on a voxel of each code, for ``RandCropByLabelClassesd`` over codes.
 
     Within a data set all foreground classes are drawn equally often. Where value 0 covers classes that other data sets
@@ -84,7 +84,7 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset: str |
     Args:
         label_sets: the table.
         background: share of the patches on the 0 of such a data set, at least 0 and below 1.
-        dataset: ratios of the codes of ``label_sets.single(dataset)``, but by what the whole table says of its 0.
+        dataset_name: ratios of the codes of ``label_sets.single(dataset_name)``, but by what the whole table says of its 0.
 
     Returns:
         One ratio per code; the sum over the codes of a data set is 1, or 0 if it has no foreground.
@@ -107,6 +107,7 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset: str |
         for same in foreground.values():
             for code in same:
                 ratios[code] = (1 - rest) / len(foreground) / len(same)
-    if dataset is not None:
-        return ratios[:1] + [ratios[label_sets.code_of[dataset, value]] for value in label_sets.values(dataset)]
+    if dataset_name is not None:
+        values = label_sets.values(dataset_name)
+        return ratios[:1] + [ratios[label_sets.code_of[dataset_name, value]] for value in values]
     return ratios
