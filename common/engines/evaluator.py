@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..errors import InputError, find_input_error, is_out_of_memory
 from ..files import Alone
 from .events import gather, progress_bar, words
+from .memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class ScanEvaluator(SupervisedEvaluator):
 
     Under ``torchrun`` every process has its own batches; failures are those of all of them, and the first process draws
     the bar.
+
+    One is made before anything runs, in a training too, so it is what calls :func:`keep_freed_memory`.
 
     While it runs no other process may write to the folders that the postprocessing writes to (its steps with an
     ``output_dir``): the files of two runs would be mixed.
@@ -78,6 +81,7 @@ class ScanEvaluator(SupervisedEvaluator):
     ) -> None:
         if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
             raise InputError("keep_going is True for an evaluator with metrics, expected False: they need every case")
+        keep_freed_memory()
         inferer = SimpleInferer() if inferer is None else inferer
         if amp:
             inferer = AutocastInferer(inferer, **(amp_kwargs or {}))
