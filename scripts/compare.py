@@ -24,6 +24,7 @@ from monai.utils import ensure_tuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
+from common.evaluation import Volumes
 from common.files import read_json
 from common.options import converted
 from common.options import types as t
@@ -63,12 +64,8 @@ def main(
     logging.getLogger("comparison").setLevel(logging.INFO)
     names = None if methods is None else list(ensure_tuple(methods))
     replaced = read_options(options)
-    comparisons = [
-        Comparison(
-            datalist_file, output_dir, kind, ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device
-        )
-        for kind in ensure_tuple(target)
-    ]
+    common = (ROOT / "bundles", names, weights, ensure_tuple(seeds), replaced, device, Volumes())
+    comparisons = [Comparison(datalist_file, output_dir, kind, *common) for kind in ensure_tuple(target)]
     command = shlex.join(["python", "scripts/compare.py", *map(shown, sys.argv[1:])])
     compare(comparisons, "Comparison of methods", "", command, max_pictures)
 
