@@ -34,7 +34,7 @@ MAX_MISFIT = 0.24  # between aligned brains and brains of a wrong orientation, s
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Atlas:
     """Probability of every class at every voxel.
 
@@ -58,6 +58,19 @@ class Atlas:
         shift = np.diag([factor, factor, factor, 1.0])
         shift[:3, 3] = (factor - 1) / 2
         return Atlas(torch.nn.functional.avg_pool3d(self.probabilities, factor), self.affine @ shift)
+
+    @functools.cached_property
+    def brain_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and sd of the brain along each axis of the world, (3,) each, mm."""
+        weight = 1 - self.probabilities[0].double()
+        places = apply_affine(self.affine, voxel_grid(tuple(weight.shape)).double())
+        return _moments(places.flatten(1), weight.flatten())
+
+    @functools.cached_property
+    def blurred(self) -> dict[float, Atlas]:
+        """By the sd of the Gaussian in mm, what a scan is aligned to, in order; on a grid of half as many voxels."""
+        coarse = self.coarser(2)
+        return {sigma_mm: coarse.smoothed(sigma_mm) for sigma_mm in (4.0, 2.0)}
 
 
 def icbm_maps() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -250,17 +263,13 @@ def align_atlas(
         raise InputError("the scan is 0 everywhere, expected a brain to align the atlas to")
     affine = np.round(affine, 4)  # the last bits of a header may send a search elsewhere; they hold nothing
     points, values = _sparse_points(image, affine, spacing_mm)
-    weight = 1 - atlas.probabilities[0].double()
-    places = apply_affine(atlas.affine, voxel_grid(tuple(weight.shape)).double())
-    center, spread = _moments(places.flatten(1), weight.flatten())
+    center, spread = atlas.brain_moments
     own_center, own_spread = _moments(points, (values > 0.1 * values.max()).double())
     unit = 60.0  # mm; matrix and shift, changed by the same number, then move the rim of the brain alike
     matrix = torch.diag(spread / own_spread).requires_grad_()
     offset = (center / unit).requires_grad_()
-    coarse = atlas.coarser(2)
     misfit = 1.0
-    for sigma_mm, every in ((4.0, 8), (2.0, 1)):
-        maps = coarse.smoothed(sigma_mm)
+    for maps, every in zip(atlas.blurred.values(), (8, 1), strict=True):
         some, seen = points[:, ::every] - own_center[:, None], values[::every]
         misfit = _minimize(
             lambda maps=maps, some=some, seen=seen: _within_class_variance(
@@ -280,7 +289,7 @@ def misfit_of(
     """What :func:`align_atlas` minimizes, of a map that was found otherwise; arguments as there."""
     points, values = _sparse_points(image, np.round(affine, 4), spacing_mm)
     matrix, offset = torch.from_numpy(to_atlas[:3, :3]), torch.from_numpy(to_atlas[:3, 3:])
-    return _within_class_variance(atlas.coarser(2).smoothed(2.0), matrix @ points + offset, values).item()
+    return _within_class_variance(atlas.blurred[2.0], matrix @ points + offset, values).item()
 
 
 def _sparse_points(image: torch.Tensor, affine: np.ndarray, spacing_mm: float) -> tuple[torch.Tensor, torch.Tensor]:

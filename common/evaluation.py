@@ -4,16 +4,15 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from monai.data import MetaTensor
 from monai.utils import ensure_tuple
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
@@ -34,9 +33,8 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .scans import grid_difference, open_scan, whole_numbers
+from .scans import grid_difference, open_scan, read_scan, whole_numbers
 from .tables import delimited
-from .transforms.io import LoadScand
 
 logger = logging.getLogger(__name__)
 
@@ -101,11 +99,50 @@ class Scans:
         return voxel_sizes(self.affine)
 
 
+class Volume(NamedTuple):
+    """Voxels of a file (X, Y, Z), read-only, uint8 where that holds them exactly and else float32; its affine."""
+
+    values: np.ndarray
+    affine: np.ndarray
+
+
+class Volumes:
+    """Reads volumes and keeps the first of them: a score, a curve and a picture ask for the same files.
+
+    Args:
+        max_bytes: that are kept; what comes later is read each time that it is asked for.
+    """
+
+    def __init__(self, max_bytes: int = 2**30) -> None:
+        self.max_bytes = max_bytes
+        self._kept: dict[tuple[Path, int, int], Volume] = {}
+
+    def read(self, path: str | Path) -> Volume:
+        """A NIfTI volume; InputError if it is missing or broken."""
+        path = Path(path)
+        state = path.stat() if path.is_file() else None
+        key = state and (path, state.st_mtime_ns, state.st_size)
+        if key in self._kept:
+            return self._kept[key]
+        values, image = read_scan(path, dtype=None)
+        volume = Volume(_compact(values), image.affine)
+        if volume.values.nbytes + sum(kept.values.nbytes for kept in self._kept.values()) <= self.max_bytes:
+            self._kept[key] = volume
+        return volume
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    small = values.astype(np.uint8) if values.min() >= 0 and values.max() <= 255 else None
+    exact = small is not None and np.array_equal(small, values)
+    out = np.ascontiguousarray(small if exact else values.astype(np.float32))
+    out.setflags(write=False)
+    return out
+
+
 class Evaluation:
     """Compare ``<name>_seg.nii.gz`` and ``<name>_prob.nii.gz`` in a folder with the references of the cases.
 
-    Everything is read from disk, one case at a time and when it is first asked for, so what is scored is what a user
-    gets.
+    Everything is read from disk when it is first asked for, so what is scored is what a user gets.
 
     Args:
         cases: items with ``image`` and ``name``, as from ``common.data.list_cases``. Those with a reference are scored;
@@ -128,6 +165,7 @@ class Evaluation:
             value leaves open whether they belong do not count. None: references hold the labels themselves.
         mask_values: value in the masks -> label, where they know other classes than those that are scored; 0 for
             background. None: masks hold the labels themselves.
+        volumes: reads the files. Several evaluations that have some in common may share it.
 
     Attributes:
         targets: name -> labels that are scored together; one per label, then those that a data set merges.
@@ -155,7 +193,9 @@ class Evaluation:
         settings: Mapping[str, Any] | None = None,
         reference_sets: Mapping[str, Mapping[int | str, Collection[int]]] | None = None,
         mask_values: Mapping[int, int] | None = None,
+        volumes: Volumes | None = None,
     ) -> None:
+        self.volumes = Volumes() if volumes is None else volumes
         self.cases = list(cases)
         self.output_dir = Path(output_dir)
         names = {1: "lesion"} if label_names is None else label_names
@@ -340,10 +380,12 @@ class Evaluation:
             paths["reference"] = case[self.reference_key]
         if self._has_maps:
             paths["scores"] = self._path(case, "prob")
-        scans = {key: _read(path) for key, path in paths.items()}
+        scans = {key: self.volumes.read(path) for key, path in paths.items()}
         for key, scan in scans.items():
             _check_grid(scan, paths[key], scans["image"], paths["image"])
-        arrays = {key: scan.numpy() for key, scan in scans.items()}
+        arrays = {key: scan.values for key, scan in scans.items()}
+        for key in arrays.keys() & {"image", "scores"}:
+            arrays[key] = arrays[key].astype(np.float32, copy=False)
         arrays["prediction"] = self._labels_of_mask(arrays["prediction"], paths["prediction"])
         values = None
         if "reference" in arrays:
@@ -351,7 +393,7 @@ class Evaluation:
         elif self.has_reference(case):
             values = np.zeros_like(arrays["prediction"])
         reference = None if values is None else self._to_look_at(values, case)
-        affine = np.asarray(scans["image"].affine, dtype=float)
+        affine = scans["image"].affine
         return Scans(arrays["image"], affine, arrays["prediction"], reference, arrays.get("scores"), values)
 
     def _labels_of_mask(self, mask: np.ndarray, path: Path) -> np.ndarray:
@@ -386,8 +428,8 @@ class Evaluation:
         sets = self._sets_of(case).items()
         inside = [value for value, possible in sets if possible <= labels]
         outside = [value for value, possible in sets if not possible & labels]
-        reference = np.isin(values, inside)
-        return reference, reference | np.isin(values, outside)
+        reference = _is_one_of(values, inside)
+        return reference, reference | _is_one_of(values, outside)
 
     def _score(self, case: Mapping[str, Any]) -> list[dict[str, Any]]:
         scans = self.load(case)
@@ -400,7 +442,7 @@ class Evaluation:
             row |= {"name": case["name"], "subject": subject_of(dict(case)), "dataset": case.get("dataset")}
             value = next(iter(labels)) if len(labels) == 1 else "+".join(map(str, sorted(labels)))
             row |= {"label": value, "label_name": name}
-            row["prediction_ml"] = volume_ml(np.isin(scans.prediction, [*labels]), scans.spacing)
+            row["prediction_ml"] = volume_ml(_is_one_of(scans.prediction, labels), scans.spacing)
             if name in scored:
                 row |= self._compare(case, scans, name)
             rows.append(row)
@@ -408,7 +450,7 @@ class Evaluation:
 
     def _compare(self, case: Mapping[str, Any], scans: Scans, name: str) -> dict[str, Any]:
         reference, decided = self._known_masks(case, name, scans.values)
-        prediction = np.isin(scans.prediction, [*self.targets[name]]) & decided
+        prediction = _is_one_of(scans.prediction, self.targets[name]) & decided
         overlap = voxel_overlap(prediction, reference)
         surfaces = surface_distances(prediction, reference, scans.spacing)
         reference_ml = volume_ml(reference, scans.spacing)
@@ -466,7 +508,7 @@ class Evaluation:
         return out
 
     def maps_on_disk(self) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
-        """Maps, and masks of what they score, of the cases that have a reference; each is read when it is asked for.
+        """Maps, and masks of what they score, of the cases that have a reference; each is made when it is asked for.
 
         Of a reference that leaves voxels open both have the others only, in one row.
         """
@@ -475,7 +517,7 @@ class Evaluation:
         return _FromDisk(cases, self._scored_map), _FromDisk(cases, self._scored_mask)
 
     def _scored_map(self, case: Mapping[str, Any]) -> np.ndarray:
-        scores = _read(self._path(case, "prob")).numpy()
+        scores = self.volumes.read(self._path(case, "prob")).values.astype(np.float32, copy=False)
         return scores[self._masks_on_disk(case)[1]] if self._leaves_open(case) else scores
 
     def _scored_mask(self, case: Mapping[str, Any]) -> np.ndarray:
@@ -490,7 +532,7 @@ class Evaluation:
 
     def _masks_on_disk(self, case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         path = case[self.reference_key]
-        values = _as_labels(_read(path).numpy(), path, self._sets_of(case))
+        values = _as_labels(self.volumes.read(path).values, path, self._sets_of(case))
         return self._known_masks(case, self.label_names[self.map_label], values)
 
     def all_settings(self) -> dict[str, Any]:
@@ -530,7 +572,7 @@ class Evaluation:
 
 
 class _FromDisk(Sequence):
-    """Arrays that are read each time they are asked for."""
+    """Arrays that are made each time they are asked for, one case at a time."""
 
     def __init__(self, cases: Sequence[Any], read: Callable[[Any], np.ndarray]) -> None:
         self.cases, self.read = cases, read
@@ -550,6 +592,14 @@ def _frozen(
     return {name: {int(value): frozenset(labels) for value, labels in table.items()} for name, table in sets.items()}
 
 
+def _is_one_of(values: np.ndarray, labels: Iterable[int]) -> np.ndarray:
+    """Where an array has one of a few values; numpy's isin takes ten times as long for them."""
+    found = np.zeros(values.shape, dtype=bool)
+    for label in labels:
+        found |= values == label
+    return found
+
+
 def _as_labels(array: np.ndarray, path: str | Path, known: Collection[int]) -> np.ndarray:
     rounded = whole_numbers(array, path)
     unknown = set(np.unique(rounded).tolist()) - set(known)
@@ -559,13 +609,8 @@ def _as_labels(array: np.ndarray, path: str | Path, known: Collection[int]) -> n
     return rounded.astype(np.int32)
 
 
-def _read(path: str | Path) -> MetaTensor:
-    """A NIfTI volume (X, Y, Z) with its affine; InputError if it is missing or broken."""
-    return LoadScand("scan", may_be_empty="scan")({"scan": path})["scan"][0]
-
-
-def _check_grid(scan: MetaTensor, path: str | Path, other: MetaTensor, other_path: str | Path) -> None:
-    difference = grid_difference(scan.shape, scan.affine, other.shape, other.affine)
+def _check_grid(scan: Volume, path: str | Path, other: Volume, other_path: str | Path) -> None:
+    difference = grid_difference(scan.values.shape, scan.affine, other.values.shape, other.affine)
     if difference:
         raise InputError(f"{path} and {other_path} have {difference}, expected one grid")
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import nibabel as nib
 import numpy as np
@@ -259,8 +259,11 @@ def method_pictures(
         reference: labels, same shape; None if unknown.
         label_names: value -> name, where there are several labels, which are then shown as fills.
     """
-    volumes = {name: _to_ras(image, affine, mask, reference, None) for name, mask in predictions.items()}
-    first = next(iter(volumes.values()))
+    first = _to_ras(image, affine, next(iter(predictions.values())), reference, None)
+    orientation = nib.io_orientation(affine)
+    volumes = {
+        name: replace(first, prediction=nib.apply_orientation(mask, orientation)) for name, mask in predictions.items()
+    }
     found = np.sum([v.prediction > 0 for v in volumes.values()], axis=0, dtype=np.int32)
     shown = found > 1 if (found > 1).any() else found > 0
     if reference is not None and reference.any():

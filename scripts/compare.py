@@ -19,6 +19,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catalog import BUNDLES
+from common.evaluation import Volumes
 from common.options import types as t
 from comparison import Comparison, compare
 from comparison.command import command_of, read_options
@@ -53,10 +54,8 @@ def main(
     """
     show_progress("comparison")
     replaced = read_options(options)
-    comparisons = [
-        Comparison(datalist_file, output_dir, kind, BUNDLES, methods, weights, seeds, replaced, device)
-        for kind in target
-    ]
+    shared = (BUNDLES, methods, weights, seeds, replaced, device, Volumes())
+    comparisons = [Comparison(datalist_file, output_dir, kind, *shared) for kind in target]
     compare(comparisons, "Comparison of methods", "", command_of(sys.argv[1:]), max_pictures)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import InputError
-from common.evaluation import Evaluation, mean_dice
+from common.evaluation import Evaluation, Volumes, mean_dice
 from common.files import Alone, write_atomically, write_text
 from common.options import types as t
 from common.pictures import Picture, case_pictures
@@ -106,7 +106,11 @@ def _run(
     for item in advise(datalist, measure=False):
         if not item.missing:
             print(f"  {item.bundle}, {item.way}: {item.verdict}; gives {item.gives}")
-    comparisons = [Comparison(datalist, output_dir, t, bundles, options=options, device=device) for t in TARGETS]
+    volumes = Volumes()
+    comparisons = [
+        Comparison(datalist, output_dir, target, bundles, options=options, device=device, volumes=volumes)
+        for target in TARGETS
+    ]
     page = compare(
         comparisons,
         "Quickstart",
@@ -171,6 +175,7 @@ def _pictures(result: Result, case: Mapping[str, Any]) -> list[Picture]:
             threshold=evaluation.threshold,
             image_index=len(case["image"]) - 1,
             map_label=focus,
+            volumes=evaluation.volumes,
         )
         case = items[0]
     scans = evaluation.load(case)

@@ -7,6 +7,7 @@ of MONAI is shared. A job may be several processes that work together, each with
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
@@ -16,10 +17,16 @@ import signal
 import sys
 from pathlib import Path
 
-# what every command imports; nothing of the repository
-for name in ("monai.bundle", "monai.engines", "monai.handlers", "nibabel", "scipy.ndimage"):
+# what commands import besides MONAI, an optimizer the compiler of PyTorch among it; nothing of the repository
+for name in (
+    *("monai.bundle", "monai.engines", "monai.handlers", "nibabel", "scipy.ndimage", "scipy.spatial", "fire"),
+    *("sqlite3", "torch._dynamo", "nilearn.datasets", "matplotlib.backends.backend_agg"),
+    "matplotlib.backends.backend_svg",
+):
     importlib.import_module(name)
 inspect.stack()  # fire does the same in every command; here it fills the caches of inspect once
+gc.collect()
+gc.freeze()  # or each fork looks at, and so copies, all that was imported: more work than a small command has
 
 
 def run(job: dict, environment: dict[str, str]) -> None:

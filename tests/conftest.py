@@ -32,6 +32,14 @@ from bundle_tools import (
 sys.path += [str(path) for path in BUNDLES]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, files with slow tests come first: no process is left alone with one of them at the end."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda path: path.name)
 def bundle(request: pytest.FixtureRequest) -> Path:
     """Folder of one bundle in the repository."""

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..errors import InputError, find_input_error, is_out_of_memory
 from ..files import Alone
 from .events import gather, progress_bar, words
+from .memory import keep_freed_memory
 from .provenance import Provenance
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ class ScanEvaluator(SupervisedEvaluator):
 
     With ``provenance`` nothing begins if a file that would be replaced was made in another way, and each result gets a
     JSON file that says where it comes from.
+
+    One is made before anything runs, in a training too, so it is what calls :func:`keep_freed_memory`.
 
     While it runs no other process may write to the folders that the postprocessing writes to (its steps with an
     ``output_dir``): the files of two runs would be mixed.
@@ -85,6 +88,7 @@ class ScanEvaluator(SupervisedEvaluator):
     ) -> None:
         if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
             raise InputError("keep_going is True for an evaluator with metrics, expected False: they need every case")
+        keep_freed_memory()
         inferer = SimpleInferer() if inferer is None else inferer
         if amp:
             inferer = AutocastInferer(inferer, **(amp_kwargs or {}))

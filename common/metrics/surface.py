@@ -57,8 +57,13 @@ def surface_distances(prediction: ArrayLike, reference: ArrayLike, spacing: Sequ
     """Measure all surface distances of two masks of one shape; ``spacing`` is the voxel size in mm along each axis."""
     prediction, reference = as_mask_pair(prediction, reference)
     found, wanted = surface_points_mm(prediction, spacing), surface_points_mm(reference, spacing)
-    # the tree answers inf where it has no points
-    return SurfaceDistances(cKDTree(wanted).query(found)[0], cKDTree(found).query(wanted)[0])
+    return SurfaceDistances(_nearest(wanted, found), _nearest(found, wanted))
+
+
+def _nearest(points: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Distance of each place to the nearest of the points; inf where there are none."""
+    # points of a grid need no balance, which takes longer than it saves
+    return cKDTree(points, leafsize=32, balanced_tree=False).query(places)[0]
 
 
 def hd95_mm(prediction: ArrayLike, reference: ArrayLike, spacing: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from catalog import Method
 from common.data import check_splits, list_cases, sections_of
 from common.errors import InputError, find_input_error
-from common.evaluation import Evaluation, Scans
+from common.evaluation import Evaluation, Scans, Volumes
 from common.files import done_once, read_json
 from common.metrics import dice_over_thresholds, lesion_sizes
 from datalists.splits import parts_by_fold
@@ -88,6 +88,7 @@ class Comparison:
         seeds: of the trainings.
         options: ``<bundle>/<config>`` -> entries of this config to replace.
         device: cpu, cuda:0, ...; None for what the bundles say.
+        volumes: reads the files that are scored and shown; comparisons on one page may share it.
 
     Attributes:
         results: by method, fold and seed, after :meth:`run`.
@@ -107,6 +108,7 @@ class Comparison:
     seeds: Sequence[int] = (0,)
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     device: str | None = None
+    volumes: Volumes = field(default_factory=Volumes)
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -231,6 +233,7 @@ class Comparison:
             map_label=next(iter(self.aim.labels)) if self.aim.lesions else None,
             reference_sets=self.aim.reference_sets,
             mask_values=self.aim.mask_values(channels),
+            volumes=self.volumes,
         )
 
     def _scores(

@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import signal
+import sys
 import time
 from types import SimpleNamespace
 
@@ -40,6 +42,7 @@ from common.engines import (
     prepare_reconstruction,
 )
 from common.engines.checkpoints import save_tensors
+from common.engines.memory import keep_freed_memory
 from common.engines.pictures import _contour, fullest_slice, spread_positions
 from common.engines.settings import settings_of_training
 from common.errors import InputError, find_input_error
@@ -1059,3 +1062,24 @@ def test_metrics_of_monai_run_in_the_scan_evaluator():
     evaluator = ScanEvaluator("cpu", [batch], Doubling(), key_val_metric={"mse": metric}, progress=False)
     evaluator.run()
     assert evaluator.state.metrics["mse"] == pytest.approx(9)  # (2 - 5) ** 2
+
+
+# memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives freed memory back and takes it again")
+def test_freed_memory_is_there_for_the_next_tensor():
+    keep_freed_memory()
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**24)  # 64 MiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert min(new_pages() for _ in range(4)) < 1000  # of 16384
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_memory_is_left_alone(monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    keep_freed_memory()

@@ -20,12 +20,14 @@ from matplotlib.text import Text
 from monai.bundle import ConfigParser
 from PIL import Image
 
+from common import evaluation
 from common.errors import InputError
-from common.evaluation import Evaluation
+from common.evaluation import Evaluation, Volumes
 from common.metrics import average_precision, best_dice, dice, hd95_mm, lesion_detection, pooled_dice, summarize
 from common.page import CaseView, Section, Table, Tile
 from common.pictures import PREDICTION_COLOR, REFERENCE_COLOR, case_pictures
 from common.report import Report, write_html_report
+from common.scans import read_scan
 from common.tables import delimited
 
 SHAPE = (20, 24, 18)
@@ -92,6 +94,28 @@ def test_rows_are_the_metrics_of_the_files(cohort):
         assert row["lesion_f1"] == pytest.approx(found.f1, nan_ok=True)
         assert row["reference_lesions"] == found.reference_lesions
         assert row["average_precision"] == pytest.approx(average_precision(maps[name], reference), nan_ok=True)
+
+
+def test_a_file_is_read_once_unless_it_has_changed_or_what_is_kept_is_full(cohort, monkeypatch):
+    cases, out, *_ = cohort
+    seen = []
+    monkeypatch.setattr(
+        evaluation, "read_scan", lambda path, **options: seen.append(path) or read_scan(path, **options)
+    )
+    volumes = Volumes()
+    Report(cases, out, keep_going=True, volumes=volumes).write()
+    assert sorted(seen) == sorted(Path(path) for path in (*out.glob("*.nii.gz"), *out.parent.glob("scans/*.nii.gz")))
+
+    seen.clear()
+    save(out / "good_seg.nii.gz", boxes((4, 4, 4)))
+    assert Evaluation(cases, out, volumes=volumes).rows[0]["prediction_ml"] == pytest.approx(64 * 0.009)
+    assert seen == [out / "good_seg.nii.gz"]
+
+    few = Volumes(max_bytes=2 * boxes().nbytes)
+    assert [row["dice"] for row in Evaluation(cases, out, volumes=few).rows] == pytest.approx(
+        [row["dice"] for row in Evaluation(cases, out, volumes=volumes).rows], nan_ok=True
+    )
+    assert sum(volume.values.nbytes for volume in few._kept.values()) == 2 * boxes().nbytes
 
 
 def test_volumes_by_hand(cohort):

@@ -84,7 +84,8 @@ def crop_ratios(label_sets: LabelSets, background: float = 1 / 3, dataset_name: 
     Args:
         label_sets: the table.
         background: share of the patches on the 0 of such a data set, at least 0 and below 1.
-        dataset_name: ratios of the codes of ``label_sets.single(dataset_name)``, but by what the whole table says of its 0.
+        dataset_name: ratios of the codes of ``label_sets.single(dataset_name)``, but by what the whole table says of
+            its 0.
 
     Returns:
         One ratio per code; the sum over the codes of a data set is 1, or 0 if it has no foreground.
