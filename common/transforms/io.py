@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,20 @@ class _ScanReader(NibabelReader):
         return open_whole(self.filenames[0], max_memory_gib=self.max_memory_gib)
 
 
+@contextmanager
+def _without_word_of_dicom() -> Iterator[None]:
+    """MONAI's loader makes all readers that it has, and where pydicom is installed, one warns that it lacks a GPU."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+            yield
+    finally:
+        plugin.setLevel(level)
+
+
 class LoadScand(MapTransform):
     """Read 3-D NIfTI files, one path or a list of paths (one per channel) under each key.
 
@@ -75,7 +91,8 @@ class LoadScand(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.may_be_empty = ensure_tuple(may_be_empty)
         self.max_memory_gib = max_memory_gib
-        self._loader = LoadImage(reader="NibabelReader", image_only=True)
+        with _without_word_of_dicom():
+            self._loader = LoadImage(reader="NibabelReader", image_only=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
