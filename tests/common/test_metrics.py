@@ -339,6 +339,9 @@ class TestLesions:
             lesion_detection(EMPTY, EMPTY, connectivity=8)
         assert lesion_detection(EMPTY[0], EMPTY[0] + 1, connectivity=8).reference_lesions == 1
 
+    def test_counts_of_cases_add_up(self):
+        assert LesionDetection(4, 1, 2, 1) + LesionDetection(3, 2, 5, 4) == LesionDetection(7, 3, 7, 5)
+
     def test_one_prediction_may_detect_two_lesions(self):
         reference = np.array([[1, 0, 1]])
         assert lesion_detection(np.array([[1, 1, 1]]), reference, 4) == LesionDetection(2, 2, 1, 1)
