@@ -7,12 +7,11 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from bundle_tools import BUNDLES, load_script
+from bundle_tools import BUNDLES
+from PIL import Image
 
 from common.errors import InputError
-from comparison import find_methods
-
-script = load_script("quickstart")
+from comparison import find_methods, quickstart
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def finished(random_bundles, tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("run") / "quickstart"
     groups = {"ms": (0, 0, 1), "healthy": (0, 0, 1)}
     options = {f"{bundle.name}/inference": {"spacing": [6.0, 6.0, 6.0]} for bundle in BUNDLES}
-    return script.run(folder, random_bundles, groups, 6.0, options, "cpu", num_workers=1)
+    return quickstart.run(folder, random_bundles, groups, 6.0, options, "cpu", num_workers=1)
 
 
 @pytest.mark.slow
@@ -51,25 +50,25 @@ def test_masks_lie_on_the_grid_of_the_phantoms(finished):
 @pytest.mark.slow
 def test_picture_of_each_bundle_has_three_panels_side_by_side(finished):
     for name in [f"{bundle.name}{suffix}" for bundle in BUNDLES for suffix in ("", "_worst")]:
-        with script.Image.open(finished[0].output_dir / "pictures" / f"{name}.png") as picture:
+        with Image.open(finished[0].output_dir / "pictures" / f"{name}.png") as picture:
             assert picture.width > 2 * picture.height
 
 
 def test_second_run_replaces_the_results_and_leaves_other_files(tmp_path):
     out = tmp_path / "out"
-    script.clear(out)
+    quickstart.clear(out)
     for name in ("cohort/sub-001/scan.nii.gz", "runs/x", "report.html", "lesion_cases.csv", "notes.txt"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("of the first run, or of the user")
-    script.clear(out)
-    assert [path.name for path in out.iterdir() if path.name != script.MARKER] == ["notes.txt"]
+    quickstart.clear(out)
+    assert [path.name for path in out.iterdir() if path.name != quickstart.MARKER] == ["notes.txt"]
 
 
 def test_folder_of_something_else_is_refused_and_left_as_it_is(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     (tmp_path / "cohort").mkdir()
     with pytest.raises(InputError, match="holds files of something else"):
-        script.run(tmp_path, BUNDLES[0].parent, {"ms": (0, 0, 1)}, 6.0, {})
+        quickstart.run(tmp_path, BUNDLES[0].parent, {"ms": (0, 0, 1)}, 6.0, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort", "thesis.tex"]
 
 
@@ -77,8 +76,8 @@ def test_link_in_an_own_folder_is_removed_and_not_followed(tmp_path):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "data.txt").write_text("precious")
-    script.clear(out)
+    quickstart.clear(out)
     (out / "cohort").symlink_to(elsewhere)
-    script.clear(out)
+    quickstart.clear(out)
     assert not (out / "cohort").exists()
     assert (elsewhere / "data.txt").read_text() == "precious"

@@ -326,7 +326,7 @@ class TestLesions:
         assert LesionDetection(4, 1, 2, 1).f1 == pytest.approx(2 * 0.5 * 0.25 / 0.75)
 
     def test_counts_of_cases_add_up(self):
-        assert LesionDetection(1, 1, 2, 1) + LesionDetection(3, 0, 0, 0) == LesionDetection(4, 1, 2, 1)
+        assert LesionDetection(4, 1, 2, 1) + LesionDetection(3, 2, 5, 4) == LesionDetection(7, 3, 7, 5)
 
     @pytest.mark.parametrize(("connectivity", "lesions"), [(6, 3), (18, 2), (26, 1)])
     def test_neighbors_that_join_a_lesion(self, connectivity, lesions):
@@ -338,9 +338,6 @@ class TestLesions:
         with pytest.raises(ValueError, match=r"\[6, 18, 26\], found 8"):
             lesion_detection(EMPTY, EMPTY, connectivity=8)
         assert lesion_detection(EMPTY[0], EMPTY[0] + 1, connectivity=8).reference_lesions == 1
-
-    def test_counts_of_cases_add_up(self):
-        assert LesionDetection(4, 1, 2, 1) + LesionDetection(3, 2, 5, 4) == LesionDetection(7, 3, 7, 5)
 
     def test_one_prediction_may_detect_two_lesions(self):
         reference = np.array([[1, 0, 1]])
