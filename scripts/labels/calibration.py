@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from catalog import folder_of
-from common.data import refuse_pseudo_labels, subject_of
+from common.data import refuse_pseudo_labels, sections_of, subject_of
 from common.errors import InputError
 from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
@@ -196,7 +196,7 @@ def _refuse_test_section(scans: Scans) -> None:
         raise InputError("section is 'test', expected another one: a threshold is never chosen on the test set")
     content = _content(scans.datalist_file)
     if isinstance(content, dict) and scans.section is None:
-        parts = [key for key, value in content.items() if key != "test" and isinstance(value, list) and value]
+        parts = [name for name in sections_of(content) if name != "test"]
         raise InputError(f"{scans.datalist_file} has parts and no section is given, expected one of {', '.join(parts)}")
 
 
