@@ -309,7 +309,7 @@ def test_a_missing_sequence_is_left_out_and_the_entropy_is_an_option(trained, co
     options = {"datalist_file": str(datalist), "window_size": [24, 24, 24], **TINY}
     handlers = weights(folder / "models" / "model.pt")
     run(["inference.json"], output_dir=str(tmp_path / "out"), save_entropy=True, handlers=handlers, **options)
-    written = sorted(p.name.rsplit("_", 1)[1] for p in (tmp_path / "out").iterdir())
+    written = sorted(p.name.rsplit("_", 1)[1] for p in (tmp_path / "out").glob("*.nii.gz"))
     assert written == ["entropy.nii.gz", "prob.nii.gz", "seg.nii.gz"]
     scan = nib.load(case["image"][1])
     maps = {kind.split(".")[0]: nib.load(next((tmp_path / "out").glob(f"*_{kind}"))) for kind in written}
