@@ -3,7 +3,7 @@
 from catalog import Calibration, Description, Inference, Method, Prediction, Row, Stage, Use
 
 UNET = Inference(least_volume="min_lesion_mm3", is_probability=True)
-SCALES = Inference(("inference_scales",), least_volume="min_lesion_mm3", is_probability=True)
+MIRROR = Inference(("inference_mirror",), least_volume="min_lesion_mm3", is_probability=True)
 RESIDUAL = Inference(("inference_residual",), least_volume="min_lesion_mm3")
 FLAIR_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_lesion_mm3")
 
@@ -38,7 +38,7 @@ DESCRIPTION = Description(
     summary="""\
 Lesions in FLAIR. An auto-encoder knows healthy slices; what is brighter than its reconstruction becomes a
 pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MIDL 2019.""",
-    inferences=(UNET, SCALES, RESIDUAL, FLAIR_THRESHOLD),
+    inferences=(UNET, MIRROR, RESIDUAL, FLAIR_THRESHOLD),
     uses=(
         Use("as shipped", "lesions that are bright on FLAIR", (Prediction(UNET),)),
         Use(
@@ -67,8 +67,8 @@ pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MI
         Method("unet", "U-Net, labels", "lesion", UNET, UNET_OF_LABELS, is_baseline=True),
     ),
     rows=(
-        Row("U-Net", UNET),
-        Row("U-Net at two sizes, with brightness", SCALES),
+        Row("U-Net at two sizes, with brightness", UNET),
+        Row("U-Net at one size, with its mirror image", MIRROR),
         Row("residual of the auto-encoder", RESIDUAL),
         Row("plain FLAIR threshold", FLAIR_THRESHOLD, is_baseline=True),
     ),

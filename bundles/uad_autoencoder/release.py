@@ -33,7 +33,7 @@ def release(run: Release) -> None:
     datalist = write_datalist(
         run.folder / "uad_calibration.json", {"validation": [*run.calibration(), *drawn["validation"]]}
     )
-    layers = ("inference_scales.json", "inference_residual.json", "inference_threshold.json")
+    layers = ("inference_mirror.json", "inference_residual.json", "inference_threshold.json")
     run.calibrate(datalist, layers=(None, *layers))
 
 
