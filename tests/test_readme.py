@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import shlex
 import shutil
@@ -73,7 +74,7 @@ def test_options_of_other_commands_of_monai_are_their_parameters(words):
 @pytest.mark.parametrize("words", [w for w in commands() if w[1:2] and w[1].startswith("scripts/")], ids=shown)
 def test_options_of_a_script_are_parameters_of_its_main(words):
     main = load_script(Path(words[1]).stem).main
-    positional = words[2:3] if not "".join(words[2:3]).startswith("--") else []
+    positional = list(itertools.takewhile(lambda word: not word.startswith("--"), words[2:]))
     bound = inspect.signature(main).bind(*positional, **options(words))  # raises TypeError where they do not fit
     assert set(options(words)) <= set(bound.arguments)
 
