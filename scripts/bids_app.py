@@ -3,7 +3,7 @@
 Usage, from the root of the repository:
 
     python scripts/bids_app.py bids derivatives participant --bundle NAME
-    python scripts/bids_app.py bids derivatives participant --participant_label 01,02 --bundle ace_multitask
+    python scripts/bids_app.py bids derivatives participant --participant_label 01,02 --bundle NAME
 """
 
 from __future__ import annotations
