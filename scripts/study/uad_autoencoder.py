@@ -228,7 +228,9 @@ class Study(SeedStudy):
             output_dir=output_dir,
             overwrite=True,
             weights=self.folder / arm / "models" / weights,
-            **{"mirror": False, "zooms": [1.0], "brightness": 0.0},  # every scan as it is, as in the paper
+            mirror=False,  # every scan as it is, as in the paper
+            zooms=[1.0],
+            brightness=0.0,
             **overrides,
         )
 
