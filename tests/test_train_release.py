@@ -181,9 +181,8 @@ def test_the_last_stage_of_ace_sees_lesions_that_t1w_hides_and_drawn_ones(tmp_pa
     assert 0.25 >= t1w >= 0.15 > flair
     assert shipped == [("varied", "model.pt")]
     calibration = json.loads((tmp_path / "ace_calibration.json").read_text())["validation"]
-    assert [item["subject"] for item in calibration] == ["validation measured"] + [
-        "validation implanted True"
-    ] * 2 * implanted
+    implants = ["validation implanted True"] * 2 * implanted
+    assert [item["subject"] for item in calibration] == ["validation measured", *implants, "validation drawn"]
     for file, kinds in (("ace", {"False"}), ("ace_varied", {"True"})):
         datalist = json.loads((tmp_path / f"{file}.json").read_text())
         sets = datalist["label_sets"]["datasets"]
