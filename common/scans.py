@@ -51,6 +51,11 @@ def stem(path: str | Path) -> str:
     return re.sub(r"(\.nii|\.img|\.hdr)?(\.gz)?$", "", Path(path).name, flags=re.IGNORECASE)
 
 
+def json_beside(path: str | Path) -> Path:
+    """The JSON file of an image, ``x_seg.json`` of ``x_seg.nii.gz``."""
+    return Path(path).with_name(f"{stem(path)}.json")
+
+
 def is_scan_name(path: str | Path) -> bool:
     """Whether a file is called like a NIfTI file: ``.nii``, or a pair of ``.hdr`` and ``.img``, compressed or not."""
     return str(path).lower().endswith(ENDINGS)

@@ -21,7 +21,7 @@ import numpy as np
 from common.data import write_datalist
 from common.errors import InputError
 from common.files import read_json, write_json
-from common.scans import read_scan, stem, whole_numbers
+from common.scans import json_beside, read_scan, whole_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -61,13 +61,16 @@ def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequ
     program = _optional("dcm2niix").bin
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
+    logger.info("converting the series in %s", dicom_dir)
     with tempfile.TemporaryDirectory(dir=output_dir) as folder:
         command = [program, "-b", "y", "-ba", "n", "-z", "i", "-i", "y", "-d", "9", "-f", "%j", "-o", folder]
         done = subprocess.run([*command, str(dicom_dir)], capture_output=True, text=True, check=False)
         series = [_series(path) for path in sorted(Path(folder).glob("*.nii.gz"))]
+        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
         if not series:
-            reason = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-            raise InputError(f"{dicom_dir} has no series that dcm2niix converts ({reason[0]}), expected DICOM files")
+            raise InputError(f"{dicom_dir} has no series that dcm2niix converts ({said[0]}), expected DICOM files")
+        if done.returncode:
+            logger.warning("%s: dcm2niix did not convert all of it (%s)", dicom_dir, said[0])
         items = [_case(name, found, sequences, output_dir) for name, found in _studies(series).items()]
     cases = [item for item in items if item is not None and item["image"][0] is not None]
     if not cases:
@@ -148,11 +151,6 @@ def write_segmentation(
     return path
 
 
-def sidecar_of(file: str | Path) -> Path:
-    """The JSON beside a NIfTI file."""
-    return Path(file).parent / f"{stem(file)}.json"
-
-
 def _optional(name: str, *needs: str) -> ModuleType:
     try:
         for module in needs:
@@ -163,7 +161,7 @@ def _optional(name: str, *needs: str) -> ModuleType:
 
 
 def _series(path: Path) -> dict[str, Any]:
-    sidecar = path.parent / f"{path.name.removesuffix('.nii.gz')}.json"
+    sidecar = json_beside(path)
     content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     image = nib.load(path)
     is_diffusion = sidecar.with_suffix(".bval").is_file() or len(image.shape) > 3
@@ -173,18 +171,26 @@ def _series(path: Path) -> dict[str, Any]:
 
 
 def _studies(series: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Name of a case -> its series; several studies of a person are sessions, in the order of their dates."""
+    """Name of a case -> its series; several studies of a person are sessions, in the order of their dates.
+
+    Who has no PatientID is somebody else in every study.
+
+    Raises:
+        InputError: if two people would have one name.
+    """
     people: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
     for one in series:
-        person = (
-            re.sub(r"[^A-Za-z0-9-]+", "-", str(one["sidecar"].get("PatientID") or "unknown")).strip("-") or "unknown"
-        )
-        people[person][str(one["sidecar"].get("StudyInstanceUID", ""))].append(one)
-    cases = {}
+        study = str(one["sidecar"].get("StudyInstanceUID", ""))
+        people[str(one["sidecar"].get("PatientID") or f"study {study}")][study].append(one)
+    cases, whose = {}, {}
     for person, studies in sorted(people.items()):
+        name = re.sub(r"[^A-Za-z0-9]+", "-", person).strip("-")
+        if name in whose:
+            raise InputError(f"the PatientIDs {whose[name]!r} and {person!r} both become {name!r}, expected others")
+        whose[name] = person
         dated = sorted(studies.values(), key=lambda found: str(found[0]["sidecar"].get("AcquisitionDateTime", "")))
         for number, found in enumerate(dated, start=1):
-            cases[f"{person}_ses-{number}" if len(dated) > 1 else person] = found
+            cases[f"{name}_ses-{number}" if len(dated) > 1 else name] = found
     return cases
 
 
@@ -268,7 +274,7 @@ def _frames(mask: np.ndarray, affine: np.ndarray, slices: Sequence[Any], file: s
 
 def _made_by(mask_file: str | Path) -> dict[str, Any]:
     """Who made a mask, and what its labels are called: as the JSON beside it says, if there is one."""
-    sidecar = sidecar_of(mask_file)
+    sidecar = json_beside(mask_file)
     found = read_json(sidecar, "what is known of a mask", dict) if sidecar.is_file() else {}
     labels = {str(value): str(name) for value, name in (found.get("labels") or {}).items()}
     return {"bundle": str(found.get("bundle", "unknown")), "version": str(found.get("version", "0")), "labels": labels}

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from common.data import sequence_name
 from common.errors import InputError
 from common.files import write_atomically
-from common.scans import stem
+from common.scans import json_beside, stem
 
 from .case import read_record, restore, sequence_of
-from .dicom import FOLDER, sidecar_of, write_segmentation
+from .dicom import FOLDER, write_segmentation
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ def restore_files(
         record = read_record(record_file)
         matched = sequence_of(file, record) if sequence is None else sequence_name(sequence)
         logger.info("wrote %s, on the grid of %s", target, record["inputs"][matched]["file"])
-        sidecar = sidecar_of(file)
+        sidecar = json_beside(file)
         if sidecar.is_file():
-            write_atomically(sidecar_of(target), lambda part, sidecar=sidecar: shutil.copyfile(sidecar, part))
+            write_atomically(json_beside(target), lambda part, sidecar=sidecar: shutil.copyfile(sidecar, part))
         if dicom_dir is not None and stem(target).endswith("_seg"):
             _write_dicom(target, Path(prepared_dir) / FOLDER / f"{record['name']}_{matched}.json", dicom_dir)
 

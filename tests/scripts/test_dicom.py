@@ -118,6 +118,19 @@ def test_the_log_says_which_series_became_what_and_no_file_names_the_person(seri
     }  # fmt: skip
 
 
+def test_two_people_are_never_one_and_nobody_without_an_id_is_the_same_person_twice(tmp_path):
+    volume = np.full((8, 8, 6), 100, np.uint16)
+    t1w = {"SeriesDescription": "t1_mprage"}
+    for number, person in enumerate(("", "", "p 1"), start=1):
+        folder = tmp_path / "a" / str(number)
+        write_series(folder, volume, TILTED, number, PatientID=person, StudyID=str(number), **t1w)
+    cases = list_cases(datalist_file=convert_dicom(tmp_path / "a", tmp_path / "out", ("T1w",)), sequences=("T1w",))
+    assert len({case["subject"] for case in cases}) == len(cases) == 3
+    write_series(tmp_path / "a" / "4", volume, TILTED, 4, PatientID="p-1", StudyID="4", **t1w)
+    with pytest.raises(InputError, match="the PatientIDs 'p 1' and 'p-1' both become 'p-1'"):
+        convert_dicom(tmp_path / "a", tmp_path / "out", ("T1w",))
+
+
 @pytest.mark.parametrize(
     ("sidecar", "sequence"),
     [
