@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,8 @@ from ..errors import InputError
 from ..evaluation import shown, versions
 from ..files import difference, read_json, sha256_of, write_json
 from ..options import VOCABULARY
-from ..scans import is_scan_name, open_scan, stem
+from ..options.check import references, shipped_configs
+from ..scans import is_scan_name, json_beside, open_scan, stem
 from .checkpoints import LoadWeights
 from .events import gather
 from .settings import MAY_CHANGE, config_at_work, is_file, leaves_of
@@ -95,16 +95,16 @@ class Provenance:
         for file in files:
             if file.exists() and self._difference(file, content):
                 file.unlink()  # else a run that is killed now leaves it under a wrong name
-            write_json(beside(file), content)
+            write_json(json_beside(file), content)
         try:
             yield
         finally:
             content["seconds"] = round(time.monotonic() - start, 1)
             for file in files:
                 if file.exists():
-                    write_json(beside(file), content | {"sha256": sha256_of(file)})
+                    write_json(json_beside(file), content | {"sha256": sha256_of(file)})
                 else:
-                    beside(file).unlink(missing_ok=True)
+                    json_beside(file).unlink(missing_ok=True)
 
     def _refused(self) -> Iterator[str]:
         for name, case in self.cases.items() if not self.overwrite else ():
@@ -121,9 +121,9 @@ class Provenance:
         """Who made a file and how, in words; empty if it was made as it would be now."""
         known: Any = {}
         with suppress(InputError):
-            known = read_json(beside(file), kind=dict)
+            known = read_json(json_beside(file), kind=dict)
         if "bundle" not in known:
-            return f"is there without {beside(file).name}, which would say who made it"
+            return f"is there without {json_beside(file).name}, which would say who made it"
         maker, now = (f"{facts['bundle']} {facts.get('version')}" for facts in (known, content))
         if maker != now:
             return f"was made by {maker}"
@@ -149,7 +149,8 @@ class Provenance:
             "overrides": given if shipped else [],
         }
         if options.get("threshold") is not None:
-            facts["threshold"] = {"value": options["threshold"], "source": self._threshold_source(shipped)}
+            source = config.get_parsed_content("threshold_source") if "threshold_source" in config else None
+            facts["threshold"] = {"value": options["threshold"], "source": shown(source or "given with the run")}
         labels = meta.get("network_data_format", {}).get("outputs", {}).get("pred", {}).get("channel_def", {})
         if options.get("classes", len(labels)) == len(labels):
             facts["labels"] = labels
@@ -164,13 +165,7 @@ class Provenance:
     def _shipped(self) -> list[dict[str, Any]]:
         """What stands in the configs of the bundle."""
         root = self._config.get_parsed_content("bundle_root") if "bundle_root" in self._config else None
-        return [] if root is None else [read_json(path) for path in sorted(Path(root).glob("configs/*.json"))]
-
-    def _threshold_source(self, shipped: Sequence[Mapping[str, Any]]) -> str:
-        value, source = (self._config.get(name) for name in ("threshold", "threshold_source"))
-        pairs = [(content.get("threshold"), content.get("threshold_source")) for content in shipped]
-        ours = source in [text for _, text in pairs]  # who gives another number has another reason
-        return "given with the run" if source is None or (ours and (value, source) not in pairs) else str(shown(source))
+        return [] if root is None else shipped_configs(Path(root) / "configs")
 
     def _digest(self, entries: Sequence[str]) -> str:
         """One hash of all values in parts of the config, in the repository and in a package alike."""
@@ -181,11 +176,6 @@ class Provenance:
 
     def _inputs_of(self, case: Mapping[str, Any]) -> dict[str, Any]:
         return {"inputs": {key: _input_facts(case[key]) for key in self.inputs if case.get(key) is not None}}
-
-
-def beside(file: Path) -> Path:
-    """The JSON file of a result, ``x_seg.json`` of ``x_seg.nii.gz``."""
-    return file.with_name(f"{stem(file)}.json")
 
 
 def case_name(case: Mapping[str, Any]) -> str:
@@ -246,20 +236,8 @@ def _reached(config: Mapping[str, Any], name: str) -> set[str]:
         name = waiting.pop()
         if name not in found and name in config and name not in _IDLE:
             found.add(name)
-            waiting += _references(config[name])
+            waiting += references(config[name], {"_desc_", *_IDLE})
     return found
-
-
-def _references(part: Any) -> Iterator[str]:
-    if isinstance(part, str):
-        yield from re.findall(r"@(\w+)", part)
-    elif isinstance(part, Mapping):
-        for key, value in part.items():
-            if key not in _IDLE and key != "_desc_":
-                yield from _references(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _references(value)
 
 
 def _device_name(device: torch.device) -> str:

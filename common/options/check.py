@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .vocabulary import UNUSED, VOCABULARY
 # entries that MONAI itself reads, and those of its tracking
 _OF_MONAI = {"imports", "initialize", "run", "finalize", "displayable_configs", "tracking_uri", "experiment_name"}
 _OF_MONAI |= {"run_name", "save_execute_config"}
+_THRESHOLD = ("threshold", "threshold_source")
 # options that count voxels of the network's grid, which metadata.json describes
 _GRIDS = ("patch_size", "slice_size", "window_size", "shape", "pad_multiple")
 
@@ -34,6 +35,7 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     - a value has to be what :data:`VOCABULARY` says of its name, ``--mirror no`` is False and ``--spacing 1,1,2`` a
       list; a grid has to fit ``network_data_format`` of ``metadata.json``;
     - files that are read have to be there;
+    - a threshold that is not the bundle's has not the bundle's source;
     - epochs and names of the tracking are no expressions, whoever gave them.
 
     An entry that is no option, such as a network, is left as it is. From now on, an :class:`InputError` ends the
@@ -50,8 +52,8 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     parser, workflow = _running()
     config = parser.get()
     run_ids = {workflow.init_id, workflow.run_id, workflow.final_id} if workflow else set()
-    known = {*_references(config), *_OF_MONAI, *UNUSED, *run_ids}
-    shipped = _shipped(workflow.config_root_path) if workflow else []
+    known = {*references(config), *_OF_MONAI, *UNUSED, *run_ids}
+    shipped = shipped_configs(Path(workflow.config_root_path)) if workflow else []
     parts = {name for content in shipped for name, value in content.items() if isinstance(value, dict)}
     replaced = [name for name, value in config.items() if name in parts - VOCABULARY.keys() and _is_plain(value)]
     idle = [n for n, value in config.items() if n not in known and not n.startswith("_") and value is not None]
@@ -68,6 +70,10 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
         if name in _GRIDS:
             value = _fitting_grid(name, value, parser.get("_meta_", {}))
         _put(parser, name, value)
+    pair = [config.get(name) for name in _THRESHOLD]
+    pairs = [[content.get(name) for name in _THRESHOLD] for content in shipped]
+    if pair not in pairs and pair[1] in [source for _, source in pairs if source is not None]:
+        _put(parser, _THRESHOLD[1], "given with the run")  # who gives another number has another reason
 
 
 def _refuse_requested_code(parser: ConfigParser) -> None:
@@ -104,19 +110,24 @@ def _running() -> tuple[ConfigParser, ConfigWorkflow | None]:
     return parser, None
 
 
-def _shipped(folder: Path) -> list[dict[str, Any]]:
-    """What stands in the configs of a bundle."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+def shipped_configs(folder: Path) -> list[dict[str, Any]]:
+    """What stands in the configs of a bundle, by their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
-def _references(config: Any) -> Iterator[str]:
-    """Names on top of a config that something in it refers to."""
+def references(config: Any, skip: Collection[str] = ("_desc_",)) -> Iterator[str]:
+    """Names on top of a config that something in it refers to.
+
+    Args:
+        config: the whole, or a part.
+        skip: keys whose values are not looked at.
+    """
     if isinstance(config, str):
         yield from re.findall(r"@(\w+)", config)
     elif isinstance(config, (Mapping, list)):
         for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
-            if key != "_desc_":
-                yield from _references(value)
+            if key not in skip:
+                yield from references(value, skip)
 
 
 def _unknown(name: str, entries: Iterable[str]) -> str:
