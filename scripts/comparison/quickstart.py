@@ -55,40 +55,27 @@ def run(
         InputError: if the folder holds anything else, or another process works in it.
     """
     with Alone(output_dir, is_file=True):
-        return _run(output_dir, bundles, groups, spacing, options, device, num_workers, announce)
-
-
-def _run(
-    output_dir: Path,
-    bundles: Path,
-    groups: dict[str, tuple[int, int, int]],
-    spacing: float,
-    options: Mapping[str, Mapping[str, Any]],
-    device: str | None,
-    num_workers: int | None,
-    announce: Callable[[Path], None],
-) -> list[Comparison]:
-    start = time.monotonic()
-    clear(output_dir)
-    print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
-    datalist = make_cohort(output_dir / "cohort", groups, "A", spacing, SEQUENCES, SEED, num_workers=num_workers)
-    announce(datalist)
-    volumes = Volumes()
-    comparisons = [
-        Comparison(datalist, output_dir, target, bundles, options=options, device=device, volumes=volumes)
-        for target in TARGETS
-    ]
-    page = compare(
-        comparisons,
-        "Quickstart",
-        "Synthetic brains made from an average anatomy: they show that everything works, and say little of patients.",
-        "python scripts/quickstart.py",
-    )
-    write_pictures(comparisons, output_dir / "pictures")
-    for comparison in comparisons:
-        print(f"\n{summary_text(comparison)}")
-    print(f"\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")
-    return comparisons
+        start = time.monotonic()
+        clear(output_dir)
+        print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
+        datalist = make_cohort(output_dir / "cohort", groups, "A", spacing, SEQUENCES, SEED, num_workers=num_workers)
+        announce(datalist)
+        volumes = Volumes()
+        comparisons = [
+            Comparison(datalist, output_dir, target, bundles, options=options, device=device, volumes=volumes)
+            for target in TARGETS
+        ]
+        page = compare(
+            comparisons,
+            "Quickstart",
+            "Synthetic brains made from an average anatomy: they show that it works, and say little of patients.",
+            "python scripts/quickstart.py",
+        )
+        write_pictures(comparisons, output_dir / "pictures")
+        for comparison in comparisons:
+            print(f"\n{summary_text(comparison)}")
+        print(f"\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")
+        return comparisons
 
 
 def clear(output_dir: Path) -> None:

@@ -1081,5 +1081,11 @@ def test_freed_memory_is_there_for_the_next_tensor():
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_elsewhere_memory_is_left_alone(monkeypatch, platform):
+    opened = []
     monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: opened.append(name) or SimpleNamespace())
     keep_freed_memory()
+    assert opened == []
+    monkeypatch.setattr(sys, "platform", "linux")
+    keep_freed_memory()  # of a C library without mallopt
+    assert opened == [None]
