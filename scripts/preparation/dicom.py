@@ -20,7 +20,7 @@ import numpy as np
 
 from common.data import write_datalist
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import read_json, write_atomically, write_json
 from common.scans import json_beside, read_scan, whole_numbers
 
 logger = logging.getLogger(__name__)
@@ -146,8 +146,7 @@ def write_segmentation(
         device_serial_number="none",
     )
     path = Path(output_file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    segmentation.save_as(path)
+    write_atomically(path, segmentation.save_as)
     return path
 
 
