@@ -131,8 +131,12 @@ class ScanEvaluator(SupervisedEvaluator):
             self.raise_failures()
 
     def raise_failures(self) -> None:
-        """Raise InputError naming the cases of the last run that failed; nothing if none did."""
-        if self.failures:
+        """Raise InputError naming the cases of the last run that failed; nothing if none did.
+
+        Under ``torchrun`` the first process raises, for all: a launcher ends the others as soon as one of them fails,
+        so the first has to have written its report by then.
+        """
+        if self.failures and idist.get_rank() == 0:
             listed = "; ".join(name_in_sentence(*failure) for failure in self.failures.items())
             raise InputError(f"{len(self.failures)} of {self._cases} cases failed: {listed}")
 

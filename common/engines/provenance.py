@@ -211,7 +211,7 @@ def _input_facts(value: Any) -> Any:
         return {key: _input_facts(item) for key, item in paths.items()}
     if isinstance(value, list | tuple):
         return [None if path is None else _input_facts(path) for path in value]
-    files = sorted({Path(holder.filename) for holder in open_scan(value).file_map.values()})
+    files = sorted({Path(holder.filename) for holder in open_scan(value, volumes=True).file_map.values()})
     facts = [_file_facts(file) for file in files]  # two of a pair
     return facts[0] if len(facts) == 1 else facts
 
