@@ -7,7 +7,7 @@ import pydoc
 import re
 
 import pytest
-from bundle_tools import config_files, described, nodes, parsed, read_json, repeated_keys, stacks, texts
+from bundle_tools import ROOT, config_files, described, nodes, parsed, read_json, repeated_keys, stacks, texts
 from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
@@ -155,6 +155,12 @@ def test_a_training_may_go_on_in_another_number_of_processes(bundle):
         alone, several = (settings_of_training(parsed(files)) for files in (stack[:-1], stack))
         assert difference(several, alone) == ""
         assert {"version", "seed", "max_epochs"} & alone.keys() == {"version", "seed"}
+
+
+@pytest.mark.parametrize("name", ["logging.conf", "multi_gpu_inference.json"])
+def test_what_is_the_same_in_every_bundle_stands_in_the_template(bundle, name):
+    template = ROOT / "scripts" / "templates" / "bundle" / "configs" / name
+    assert (bundle / "configs" / name).read_bytes() == template.read_bytes()
 
 
 def test_training_and_inference_have_the_same_network(bundle):
