@@ -19,6 +19,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from catalog import BUNDLES
+from common.data import Datalist
 from common.evaluation import Volumes
 from common.options import types as t
 from comparison import Comparison, compare
@@ -55,7 +56,8 @@ def main(
     show_progress("comparison")
     replaced = read_options(options)
     shared = (BUNDLES, methods, weights, seeds, replaced, device, Volumes())
-    comparisons = [Comparison(datalist_file, output_dir, kind, *shared) for kind in target]
+    datalist = Datalist(datalist_file)
+    comparisons = [Comparison(datalist, output_dir, kind, *shared) for kind in target]
     compare(comparisons, "Comparison of methods", "", command_of(sys.argv[1:]), max_pictures)
 
 

@@ -20,6 +20,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.data import Datalist
 from common.options import types as t
 from labels.chain import Lists, write_chain
 from labels.pseudo_labels import clean_up_of, predicted_cases, predictor_of
@@ -73,8 +74,9 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     predictor = predictor_of(bundle, ["inference.json", *layers], weights)
     clean_up = clean_up_of(predictor, output, threshold, min_volume_mm3, erosion_mm, uncertain)
-    cases = predicted_cases(datalist_file, section, results, predictor.sequences, output)
-    lists = Lists(datalist_file, trained_on, merge, keep_out, label_sets)
+    datalist = Datalist(datalist_file)
+    cases = predicted_cases(datalist, section, results, predictor.sequences, output)
+    lists = Lists(datalist, trained_on, [*map(Datalist, merge)], [*map(Datalist, keep_out)], label_sets)
     write_chain(output_dir, cases, predictor, clean_up, lists, bundle, dataset_name, num_workers)
 
 

@@ -14,6 +14,7 @@ import pytest
 from bundle_tools import BUNDLES, ROOT, make_head, save_nifti
 from scipy.stats import wilcoxon
 
+from common.data import Datalist
 from common.errors import InputError
 from common.evaluation import Scans
 from common.metrics import lesion_sizes
@@ -128,7 +129,7 @@ def subjects(cases: list[dict]) -> list[str]:
 
 def test_each_fold_is_tested_once_and_the_one_after_it_validates(tmp_path):
     cases = [{"subject": str(i), "fold": i % 3} for i in range(6)]
-    sequences, splits = read_splits(save_datalist(tmp_path, {"training": cases}), train=True)
+    sequences, splits = read_splits(Datalist(save_datalist(tmp_path, {"training": cases})), train=True)
     assert sequences == ("FLAIR",)
     assert [subjects(s.test) for s in splits] == [["0", "3"], ["1", "4"], ["2", "5"]]
     assert [subjects(s.validation) for s in splits] == [["1", "4"], ["2", "5"], ["0", "3"]]
@@ -138,9 +139,9 @@ def test_each_fold_is_tested_once_and_the_one_after_it_validates(tmp_path):
 def test_sections_are_one_fold_and_shipped_weights_need_the_test_only(tmp_path):
     parts = {name: [{"subject": str(i)}] for i, name in enumerate(("training", "validation", "test"))}
     datalist = save_datalist(tmp_path, parts)
-    (split,) = read_splits(datalist, train=True)[1]
+    (split,) = read_splits(Datalist(datalist), train=True)[1]
     assert [subjects(part) for part in split[1:]] == [["0"], ["1"], ["2"]]
-    (split,) = read_splits(datalist, train=False)[1]
+    (split,) = read_splits(Datalist(datalist), train=False)[1]
     assert [subjects(part) for part in split[1:]] == [[], [], ["2"]]
 
 
@@ -157,13 +158,13 @@ def test_sections_are_one_fold_and_shipped_weights_need_the_test_only(tmp_path):
 )
 def test_datalist_that_cannot_be_trained_on_is_refused(tmp_path, sections, message):
     with pytest.raises(InputError, match=message):
-        read_splits(save_datalist(tmp_path, sections), train=True)
+        read_splits(Datalist(save_datalist(tmp_path, sections)), train=True)
 
 
 def test_datalist_that_names_no_sequences_is_refused(tmp_path):
     (tmp_path / "cases.json").write_text('[{"image": "a.nii.gz"}]')
     with pytest.raises(InputError, match=r"cases.json does not say of which sequences"):
-        read_splits(tmp_path / "cases.json", train=False)
+        read_splits(Datalist(tmp_path / "cases.json"), train=False)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,9 @@ def test_datalist_that_names_no_sequences_is_refused(tmp_path):
 def test_wrong_arguments_are_refused_early(tmp_path, arguments, message):
     datalist = save_datalist(tmp_path, {"test": [{"subject": "0"}]})
     with pytest.raises(InputError, match=message):
-        Comparison(datalist, tmp_path / "out", **({"target": "lesion", "bundles": BUNDLES[0].parent} | arguments))
+        Comparison(
+            Datalist(datalist), tmp_path / "out", **({"target": "lesion", "bundles": BUNDLES[0].parent} | arguments)
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -264,7 +267,8 @@ def cohort(tmp_path_factory) -> Path:
 def shipped(random_bundles, cohort, tmp_path_factory) -> list[Comparison]:
     folder = tmp_path_factory.mktemp("shipped")
     comparisons = [
-        Comparison(cohort, folder, target, random_bundles, QUICK, options=OPTIONS, device="cpu") for target in TARGETS
+        Comparison(Datalist(cohort), folder, target, random_bundles, QUICK, options=OPTIONS, device="cpu")
+        for target in TARGETS
     ]
     compare(comparisons, "A <page>", "", "the command")
     return comparisons
@@ -302,7 +306,7 @@ def test_second_run_does_nothing_again(shipped, monkeypatch):
     monkeypatch.setattr("comparison.trial.open_configs", None)  # any step would fail
     first = shipped[0]
     again = Comparison(
-        first.datalist_file, first.output_dir, first.target, first.bundles, QUICK, options=OPTIONS, device="cpu"
+        first.datalist, first.output_dir, first.target, first.bundles, QUICK, options=OPTIONS, device="cpu"
     )
     again.run()
     rows, expected = ([r.rows for r in c.results] for c in (again, first))
@@ -315,7 +319,13 @@ def test_label_that_was_corrected_is_scored_again(random_bundles, tmp_path):
     def volume() -> float:
         options = {"uad_autoencoder/inference": {"spacing": [2.0, 2.0, 2.0]}}
         comparison = Comparison(
-            datalist, tmp_path / "out", "lesion", random_bundles, ["flair_threshold"], options=options, device="cpu"
+            Datalist(datalist),
+            tmp_path / "out",
+            "lesion",
+            random_bundles,
+            ["flair_threshold"],
+            options=options,
+            device="cpu",
         )
         comparison.run()
         return comparison.results[0].rows[0]["reference_ml"]
@@ -330,7 +340,7 @@ def test_method_that_one_fold_does_not_fit_has_no_results_at_all(tmp_path, monke
     cases = [{"subject": str(i), "fold": i} for i in range(3)]
     datalist = save_datalist(tmp_path, {"training": cases})
     methods = ["flair_threshold", "unet"]
-    comparison = Comparison(datalist, tmp_path / "out", "lesion", BUNDLES[0].parent, methods, "train")
+    comparison = Comparison(Datalist(datalist), tmp_path / "out", "lesion", BUNDLES[0].parent, methods, "train")
 
     def result(trial, method) -> SimpleNamespace:
         if method.name == "unet" and trial.split.number == 1:
@@ -347,7 +357,9 @@ def test_method_that_one_fold_does_not_fit_has_no_results_at_all(tmp_path, monke
 def test_prediction_that_two_targets_share_is_made_once(random_bundles, cohort, tmp_path):
     for target in TARGETS:
         methods = [f"ace_{target}"]
-        Comparison(cohort, tmp_path / "out", target, random_bundles, methods, options=OPTIONS, device="cpu").run()
+        Comparison(
+            Datalist(cohort), tmp_path / "out", target, random_bundles, methods, options=OPTIONS, device="cpu"
+        ).run()
     (folder,) = (tmp_path / "out" / "runs" / "shipped" / "masks").iterdir()
     assert {path.name for path in folder.glob("scores_*.json")} == {"scores_lesion.json", "scores_tissue.json"}
 
@@ -357,7 +369,15 @@ def test_methods_are_trained_on_the_sections_and_thresholds_chosen_on_validation
     methods = ["flair_threshold", "uad_residual", "uad_pseudo", "unet", "ace_lesion"]
     broken = {**OPTIONS, "ace_multitask/train": {"objective": "nonsense"}}  # a mistake that a user may make
     comparison = Comparison(
-        cohort, tmp_path / "out", "lesion", random_bundles, methods, "train", seeds=[0], options=broken, device="cpu"
+        Datalist(cohort),
+        tmp_path / "out",
+        "lesion",
+        random_bundles,
+        methods,
+        "train",
+        seeds=[0],
+        options=broken,
+        device="cpu",
     )
     with pytest.raises(InputError, match=r"1 of the runs or cases failed, see .*; the first, ACE, fold 0, seed 0: "):
         compare([comparison], "Trained", "", "the command")
@@ -400,7 +420,7 @@ def test_the_star_is_at_the_highest_dice_and_at_the_lowest_distance_and_error():
 )
 def test_every_way_of_training_runs(target, methods, random_bundles, cohort, tmp_path):
     comparison = Comparison(
-        cohort, tmp_path / "out", target, random_bundles, methods, "train", options=OPTIONS, device="cpu"
+        Datalist(cohort), tmp_path / "out", target, random_bundles, methods, "train", options=OPTIONS, device="cpu"
     )
     compare([comparison], "Trained", "", "the command")
     assert [result.method.name for result in comparison.results] == methods
@@ -417,7 +437,12 @@ def test_case_that_fails_is_named_and_left_out_for_all(random_bundles, cohort, t
     scan.write_bytes(scan.read_bytes()[:-2000])
     methods = ["flair_threshold", "t1w_threshold"]
     comparison = Comparison(
-        tmp_path / "cohort" / "datalist.json", tmp_path / "out", "lesion", random_bundles, methods, options=OPTIONS
+        Datalist(tmp_path / "cohort" / "datalist.json"),
+        tmp_path / "out",
+        "lesion",
+        random_bundles,
+        methods,
+        options=OPTIONS,
     )
     with pytest.raises(InputError, match="1 of the runs or cases failed"):
         compare([comparison], "One is broken", "", "the command")
@@ -431,7 +456,7 @@ def test_case_that_fails_is_named_and_left_out_for_all(random_bundles, cohort, t
 def test_method_that_the_cases_do_not_fit_is_left_out_with_the_reason(random_bundles, tmp_path):
     parts = {"training": [{"subject": "0"}], "validation": [{"subject": "1"}], "test": [{"subject": "2"}]}
     comparison = Comparison(
-        save_datalist(tmp_path, parts),
+        Datalist(save_datalist(tmp_path, parts)),
         tmp_path / "out",
         "lesion",
         random_bundles,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from catalog import Method
-from common.data import check_splits, list_cases, sections_of
+from common.data import Datalist, check_splits
 from common.errors import InputError, find_input_error
 from common.evaluation import Evaluation, Scans, Volumes
 from common.files import done_once, read_json
@@ -79,7 +79,7 @@ class Comparison:
     What is done is not done again: every training and prediction is known by its options and the files it read.
 
     Args:
-        datalist_file: JSON with ``sequences``, as ``scripts/make_datalist.py`` writes it.
+        datalist: one with ``sequences``, as ``scripts/make_datalist.py`` writes it.
         output_dir: everything goes there.
         target: name of one of :data:`TARGETS`.
         bundles: folder of the bundles.
@@ -99,7 +99,7 @@ class Comparison:
         InputError: if the datalist or an argument makes no sense.
     """
 
-    datalist_file: str | Path
+    datalist: Datalist
     output_dir: str | Path
     target: str
     bundles: Path
@@ -117,14 +117,14 @@ class Comparison:
             raise InputError(f"weights is {self.weights!r}, expected shipped or train")
         self.aim = TARGETS[self.target]
         self.chosen = choose(self.methods, self.target, self.weights == "shipped", self.bundles)
-        self.output_dir, self.datalist_file = Path(self.output_dir), Path(self.datalist_file)
-        self.sequences, self.splits = read_splits(self.datalist_file, self.weights == "train")
+        self.output_dir = Path(self.output_dir)
+        self.sequences, self.splits = read_splits(self.datalist, self.weights == "train")
         self.cases = {case["case"]: case for split in self.splits for case in split.test}
         if not any(self.aim.label_of(case) for case in self.cases.values()):
-            raise InputError(f"no test case of {self.datalist_file} has a label of {self.target}, expected one or more")
+            raise InputError(f"no test case of {self.datalist} has a label of {self.target}, expected one or more")
         empty = [split.number for split in self.splits if not any(map(self.is_scored, split.test))]
         if empty:
-            raise InputError(f"fold {empty[0]} of {self.datalist_file} has no labeled case, expected one or more")
+            raise InputError(f"fold {empty[0]} of {self.datalist} has no labeled case, expected one or more")
         self.results: list[Result] = []
         self.failures: dict[str, str] = {}
         self.unfit: dict[str, str] = {}
@@ -160,7 +160,7 @@ class Comparison:
                 self.failures[what] = str(error)
         self.seconds = time.monotonic() - start
         if not self.results:
-            raise InputError(f"no method could be used on {self.datalist_file}: {self._reasons()}")
+            raise InputError(f"no method could be used on {self.datalist}: {self._reasons()}")
 
     def is_scored(self, case: Case) -> bool:
         """Whether the truth of a case is known: by a label, or because it is healthy where lesions are looked for."""
@@ -265,38 +265,34 @@ class Comparison:
         return done_once(folder / f"scores_{self.target}.json", made_from, score)
 
 
-def read_splits(datalist_file: Path, train: bool) -> tuple[tuple[str, ...], list[Split]]:
+def read_splits(datalist: Datalist, train: bool) -> tuple[tuple[str, ...], list[Split]]:
     """The sequences of a datalist and its folds; see :class:`Comparison`.
 
     Raises:
         InputError: if it names no sequences, or has neither folds nor the sections to train on.
     """
-    content = read_json(Path(datalist_file))
-    sequences = content.get("sequences") if isinstance(content, dict) else None
-    if not sequences:
+    sequences = datalist.sequences
+    if sequences is None:
         raise InputError(
-            f'{datalist_file} does not say of which sequences its images are, expected "sequences": [...], as '
+            f'{datalist} does not say of which sequences its images are, expected "sequences": [...], as '
             "scripts/make_datalist.py writes it"
         )
-    sections = {
-        name: list_cases(datalist_file=datalist_file, sequences=sequences, section=name, optional_sequences=sequences)
-        for name in sections_of(content)
-    }
+    sections = {name: datalist.cases(sequences, name, optional_sequences=sequences) for name in datalist.names}
     everyone = [case for part in sections.values() for case in part]
-    splits = _splits(sections, everyone, datalist_file) if train else [Split(0, [], [], sections.get("test", everyone))]
+    splits = _splits(sections, everyone, datalist) if train else [Split(0, [], [], sections.get("test", everyone))]
     for split in splits if train else ():
         check_splits(training=split.training, validation=split.validation, test=split.test)
     _identify(everyone, len(sequences))
-    return tuple(sequences), splits
+    return sequences, splits
 
 
-def _splits(sections: Mapping[str, list[Case]], everyone: list[Case], datalist_file: Path) -> list[Split]:
+def _splits(sections: Mapping[str, list[Case]], everyone: list[Case], datalist: Datalist) -> list[Split]:
     in_folds = [case for case in everyone if "fold" in case]
     if in_folds:
-        return [Split(number, *parts) for number, parts in enumerate(parts_by_fold(in_folds, datalist_file))]
+        return [Split(number, *parts) for number, parts in enumerate(parts_by_fold(in_folds, datalist.path))]
     missing = [name for name in ("training", "validation", "test") if name not in sections]
     if missing:
-        raise InputError(f"{datalist_file} has no section {missing[0]} and no folds, expected one of both")
+        raise InputError(f"{datalist} has no section {missing[0]} and no folds, expected one of both")
     return [Split(0, sections["training"], sections["validation"], sections["test"])]
 
 

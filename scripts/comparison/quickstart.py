@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.data import Datalist
 from common.errors import InputError
 from common.evaluation import Evaluation, Volumes, mean_dice
 from common.files import Alone, write_atomically, write_text
@@ -60,9 +61,10 @@ def run(
         print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
         datalist = make_cohort(output_dir / "cohort", groups, "A", spacing, SEQUENCES, SEED, num_workers=num_workers)
         announce(datalist)
+        cohort = Datalist(datalist)
         volumes = Volumes()
         comparisons = [
-            Comparison(datalist, output_dir, target, bundles, options=options, device=device, volumes=volumes)
+            Comparison(cohort, output_dir, target, bundles, options=options, device=device, volumes=volumes)
             for target in TARGETS
         ]
         page = compare(

@@ -476,8 +476,8 @@ def _provenance(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     parts = {f"fold {s.number}": _sizes(s.training, s.validation, s.test) for s in comparison.splits}
     facts = {
         "command": command,
-        "datalist": comparison.datalist_file.name,
-        "datalist, SHA-256": sha256_of(comparison.datalist_file)[:16],
+        "datalist": comparison.datalist.path.name,
+        "datalist, SHA-256": sha256_of(comparison.datalist.path)[:16],
         "images and labels, SHA-256": data_hash(comparison),
         "seeds": ", ".join(map(str, comparison.seeds)) if comparison.weights == "train" else "none",
         "seconds of this run": f"{comparison.seconds:.0f}",

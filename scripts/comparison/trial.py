@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 
 from catalog import Inference, Prediction, Stage
-from common.data import list_cases, write_datalist
+from common.data import Datalist, write_datalist
 from common.errors import InputError
 from common.files import done_once, read_json, write_json
 from datalists.survey import read_facts
@@ -264,11 +264,8 @@ class Trial:
 
         def find() -> dict[str, Any]:
             config = read_json(configs[0])
-            cases = list_cases(
-                datalist_file=self.write_cases(validation),
-                sequences=config["sequences"],
-                optional_sequences=config.get("optional_sequences", ()),
-            )
+            optional = config.get("optional_sequences", ())
+            cases = Datalist(self.write_cases(validation)).cases(config["sequences"], optional_sequences=optional)
             failed = read_json(folder / "cases.json")["failures"]
             cases = [case for case in cases if case["name"] not in failed]
             check_cases(cases, "best_dice")

@@ -9,7 +9,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from common.data import read_sections, refuse_pseudo_labels, subject_of
+from common.data import Datalist, refuse_pseudo_labels, subject_of
 from common.errors import InputError
 
 from .survey import survey
@@ -22,46 +22,44 @@ SEEN = "seen_by_predictor"  # in a datalist with pseudo-labels: the subjects beh
 Parts = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def held_out(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+def held_out(datalists: Sequence[Datalist]) -> dict[str, list[dict[str, Any]]]:
     """Cases that trainings with these datalists will be judged by, their validation and test sections.
 
     Returns:
         Words for the section -> its cases; empty if no datalist has such a section.
 
     Raises:
-        InputError: if a datalist cannot be read, or such a case has a pseudo-label.
+        InputError: if an item has another form, or such a case has a pseudo-label.
     """
     parts = {}
-    for path in datalist_files:
-        sections = read_sections(path)[1]
+    for datalist in datalists:
         for section in HELD_OUT:
-            if section in sections:
-                place = f"the {section} section of {path}"
-                refuse_pseudo_labels(sections[section], place)
-                parts[place] = sections[section]
+            if section in datalist.names:
+                place = f"the {section} section of {datalist}"
+                parts[place] = datalist.items(section)
+                refuse_pseudo_labels(parts[place], place)
     return parts
 
 
-def taught_by(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+def taught_by(datalists: Sequence[Datalist]) -> dict[str, list[dict[str, Any]]]:
     """Cases that a network has learned from, was chosen by or calibrated on: all but those of test sections.
 
     Where a datalist holds pseudo-labels, :func:`behind_labels` is among the parts.
 
     Args:
-        datalist_files: those of the trainings and of the calibration.
+        datalists: those of the trainings and of the calibration.
 
     Returns:
         Words for the part -> its cases.
 
     Raises:
-        InputError: if a datalist cannot be read.
+        InputError: if an item has another form.
     """
     parts = {}
-    for path in datalist_files:
-        header, sections = read_sections(path)
-        cases = [case for section, cases in sections.items() if section != "test" for case in cases]
-        parts[f"the training of the predictor ({path})"] = cases
-        parts |= behind_labels(header, path)
+    for datalist in datalists:
+        cases = [case for section, cases in datalist.sections.items() if section != "test" for case in cases]
+        parts[f"the training of the predictor ({datalist})"] = cases
+        parts |= behind_labels(datalist.header, datalist.path)
     return parts
 
 
@@ -79,13 +77,13 @@ def behind_labels(header: Mapping[str, Any], path: str | Path) -> dict[str, list
     return {f"the training of the network behind the labels of {path}": seen} if seen else {}
 
 
-def learned_from(datalist_files: Sequence[str | Path]) -> dict[str, list[dict[str, Any]]]:
+def learned_from(datalists: Sequence[Datalist]) -> dict[str, list[dict[str, Any]]]:
     """Cases that a training with these datalists learns from, and those behind their labels; as :func:`held_out`."""
     parts = {}
-    for path in datalist_files:
-        header, sections = read_sections(path)
-        places = {section: f"the {section} section of {path}" for section in sections if section not in HELD_OUT}
-        parts |= {place: sections[section] for section, place in places.items()} | behind_labels(header, path)
+    for datalist in datalists:
+        kept = {name: items for name, items in datalist.sections.items() if name not in HELD_OUT}
+        parts |= {f"the {section} section of {datalist}": items for section, items in kept.items()}
+        parts |= behind_labels(datalist.header, datalist.path)
     return parts
 
 

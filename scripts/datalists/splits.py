@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data import split_by_subject, subject_of
+from common.data import subject_of
 from common.errors import InputError
 
 
@@ -30,6 +30,40 @@ def split(
     if folds:
         sections["training"] = assign_folds(sections["training"], folds, seed)
     return sections
+
+
+def split_by_subject(
+    cases: Sequence[dict[str, Any]], fractions: dict[str, float], seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Split cases at random so that all scans of a subject stay together.
+
+    Args:
+        cases: items of :func:`common.data.list_cases`.
+        fractions: part -> share of the subjects, 1 in all. A part gets at least one subject.
+        seed: the same seed, cases and fractions give the same split, in whatever order the cases come.
+
+    Returns:
+        part -> cases, in the order given.
+
+    Raises:
+        InputError: if there are fewer subjects than parts, or the seed is below 0.
+        ValueError: if a fraction is not positive or their sum is not 1.
+    """
+    if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(f"fractions are {fractions}, expected positive numbers with the sum 1")
+    subjects = sorted({subject_of(case) for case in cases})
+    if len(subjects) < len(fractions):
+        raise InputError(
+            f"{len(subjects)} subjects cannot fill {', '.join(fractions)}, expected {len(fractions)} or more"
+        )
+    if seed < 0:
+        raise InputError(f"seed is {seed}, expected 0 or more")
+    np.random.default_rng(seed).shuffle(subjects)
+    part_of: dict[str, str] = {}
+    for part, count in _shares(len(subjects), fractions).items():
+        for _ in range(count):
+            part_of[subjects.pop()] = part
+    return {part: [case for case in cases if part_of[subject_of(case)] == part] for part in fractions}
 
 
 def assign_folds(cases: Sequence[dict[str, Any]], folds: int, seed: int) -> list[dict[str, Any]]:
@@ -68,3 +102,16 @@ def parts_by_fold(cases: Sequence[dict[str, Any]], source: str | Path) -> list[t
         training = [case for other in folds if other not in (fold, following) for case in of_fold[other]]
         parts.append((training, of_fold[following], of_fold[fold]))
     return parts
+
+
+def _shares(total: int, fractions: dict[str, float]) -> dict[str, int]:
+    """Whole numbers, none below 1, with the sum ``total`` and nearest to the proportion of ``fractions``."""
+    exact = {part: share * total for part, share in fractions.items()}
+    counts = {part: max(int(value), 1) for part, value in exact.items()}
+    while sum(counts.values()) < total:
+        part = max(exact, key=lambda p: exact[p] - counts[p])
+        counts[part] += 1
+    while sum(counts.values()) > total:
+        part = max((p for p in exact if counts[p] > 1), key=lambda p: counts[p] - exact[p])
+        counts[part] -= 1
+    return counts

@@ -19,12 +19,13 @@ from tqdm import tqdm
 
 from catalog import BUNDLES, descriptions
 from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
+from common.data import Datalist
 from common.errors import InputError
 from common.files import read_json, write_atomically, write_text
 from common.options import converted
 from common.options import types as t
 from common.transforms import BrainMaskd, LoadScand
-from datalists.leakage import HELD_OUT, behind_labels, held_out, refuse_leaks
+from datalists.leakage import behind_labels, held_out, refuse_leaks
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +123,15 @@ def guard(people: Sequence[Person], datalist_file: str | None, keep_out: Sequenc
     Raises:
         InputError: naming the subject, or a label map whose subject nobody says.
     """
-    content = read_json(Path(datalist_file), "label maps") if datalist_file is not None else []
-    judged = [item for part in HELD_OUT for item in (content.get(part, []) if isinstance(content, dict) else [])]
-    own = [datalist_file] if any("image" in item for item in judged) else []
-    judges = held_out([*own, *keep_out])
+    own = [] if datalist_file is None else [Datalist(datalist_file)]
+    judges = held_out([*own, *map(Datalist, keep_out)])
     nameless = [person.label for person in people if "subject" not in person.item and not person.item.get("image")]
     if judges and nameless:
         raise InputError(f"{nameless[0]} has no subject, expected a datalist_file that says whose label map it is")
     if judges:
-        teachers = behind_labels(content, datalist_file) if isinstance(content, dict) else {}
+        teachers = {
+            part: cases for datalist in own for part, cases in behind_labels(datalist.header, datalist.path).items()
+        }
         refuse_leaks({"the people of the atlas": [person.item for person in people], **teachers}, judges)
 
 

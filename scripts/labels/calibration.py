@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from catalog import folder_of
-from common.data import refuse_pseudo_labels, sections_of, subject_of
+from common.data import Datalist, refuse_pseudo_labels, subject_of
 from common.errors import InputError
 from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
@@ -93,7 +93,8 @@ def calibrate_bundle(
     target = next((c for c in reversed(configs) if "threshold" in read_json(c, "a config", dict)), None)
     if target is None:
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
-    _refuse_test_section(scans)
+    datalist = None if scans.datalist_file is None else Datalist(scans.datalist_file)
+    _refuse_test_section(scans.section, datalist)
     overrides = {"datalist_file": scans.datalist_file, "dataset_dir": scans.dataset_dir, "device": device}
     overrides |= {"datalist#section": scans.section, "datalist#dataset_name": scans.dataset_name}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
@@ -102,7 +103,7 @@ def calibrate_bundle(
     with tempfile.TemporaryDirectory() if output_dir is None else nullcontext(output_dir) as maps:
         workflow = open_configs(folder, names, logging_file=None, output_dir=str(maps), **given)
         cases = workflow.parser.get_parsed_content("datalist")
-        _refuse_test_subjects(cases, scans.datalist_file)
+        _refuse_test_subjects(cases, datalist)
         check_cases(cases, criterion, label_value)
         workflow.run()
         workflow.finalize()
@@ -190,30 +191,28 @@ def write_threshold(config: Path, calibration: Calibration) -> None:
     write_atomically(config, lambda part: part.write_bytes(new.encode()))
 
 
-def _refuse_test_section(scans: Scans) -> None:
+def _refuse_test_section(section: str | None, datalist: Datalist | None) -> None:
     """Refuse what a result will be reported on: a threshold chosen there makes the result look better than it is."""
-    if scans.section == "test":
+    if section == "test":
         raise InputError("section is 'test', expected another one: a threshold is never chosen on the test set")
-    content = _content(scans.datalist_file)
-    if isinstance(content, dict) and scans.section is None:
-        parts = [name for name in sections_of(content) if name != "test"]
-        raise InputError(f"{scans.datalist_file} has parts and no section is given, expected one of {', '.join(parts)}")
+    if section is None and datalist is not None and datalist.names:
+        parts = ", ".join(name for name in datalist.names if name != "test")
+        raise InputError(f"{datalist} has parts and no section is given, expected one of {parts}")
 
 
-def _refuse_test_subjects(cases: Sequence[Case], datalist_file: str | None) -> None:
+def _refuse_test_subjects(cases: Sequence[Case], datalist: Datalist | None) -> None:
     """Refuse a subject of the datalist's own test section."""
-    content = _content(datalist_file)
-    items = content.get("test", []) if isinstance(content, dict) else []
-    tested = {subject_of(item if isinstance(item, dict) else {"image": item}) for item in items}
-    both = sorted(tested & {subject_of(case) for case in cases})
+    if datalist is None or "test" not in datalist.names:
+        return
+    both = sorted({subject_of(item) for item in datalist.items("test")} & {subject_of(case) for case in cases})
     if both:
-        raise InputError(f"{both[0]} is also in the test section of {datalist_file}, expected other subjects")
+        raise InputError(f"{both[0]} is also in the test section of {datalist}, expected other subjects")
 
 
-def _content(datalist_file: str | None) -> Any:
-    """What a datalist holds; None where :func:`common.data.list_cases` will say what is wrong with it."""
+def _content(path: str | Path | None) -> Any:
+    """What a JSON file holds; None where there is none, or where others will say what is wrong with it."""
     try:
-        return read_json(datalist_file) if datalist_file else None
+        return read_json(path) if path else None
     except InputError:
         return None
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 
 from catalog import folder_of
-from common.data import read_sections, subject_of, write_datalist
+from common.data import Datalist, subject_of, write_datalist
 from common.errors import InputError
 from common.files import Alone, read_json
 from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
@@ -27,16 +27,16 @@ class Lists(NamedTuple):
 
     Attributes:
         predicted: of the cases that were predicted.
-        trained_on: those that the predictor was trained and calibrated with, or :data:`SHIPPED` alone.
+        trained_on: files of those that the predictor was trained and calibrated with, or :data:`SHIPPED` alone.
         merge: with drawn labels, which become part of the new one.
         keep_out: whose validation and test sections are guarded likewise.
         label_sets: JSON with the ``label_sets`` of the data sets; None if the datalists have them.
     """
 
-    predicted: str
+    predicted: Datalist
     trained_on: Sequence[str]
-    merge: Sequence[str] = ()
-    keep_out: Sequence[str] = ()
+    merge: Sequence[Datalist] = ()
+    keep_out: Sequence[Datalist] = ()
     label_sets: str | None = None
 
 
@@ -67,7 +67,7 @@ def write_chain(
     Raises:
         InputError: if somebody who judges has taught, or datalists and labels do not go together; nothing is written.
     """
-    files = [*([lists.label_sets] if lists.label_sets else []), *lists.merge]
+    files = [*([lists.label_sets] if lists.label_sets else []), *(datalist.path for datalist in lists.merge)]
     tables = joined_label_sets(files, dataset_name, clean_up is not None and clean_up.uncertain is not None)
     check_datasets(lists.merge, dataset_name)
     teachers: dict[str, list[Case]] = {}
@@ -75,8 +75,8 @@ def write_chain(
         card = folder_of(bundle) / "docs" / "README.md"
         logger.warning("taken on trust that the weights are the shipped ones: %s", card)
     else:
-        teachers = taught_by(lists.trained_on)
-    judges = held_out(dict.fromkeys([lists.predicted, *lists.merge, *lists.keep_out]))
+        teachers = taught_by([*map(Datalist, lists.trained_on)])
+    judges = held_out([lists.predicted, *lists.merge, *lists.keep_out])
     refuse_leaks({"the pseudo-labeled cases": cases, **teachers, **learned_from(lists.merge)}, judges, num_workers)
 
     notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in lists.trained_on]}
@@ -84,38 +84,38 @@ def write_chain(
         items = write_labels(cases, output_dir, predictor, clean_up, dataset_name, notes)
         header, sections = joined(items, lists.predicted, lists.merge)
         header |= {"label_sets": tables} if tables else {}
-        behind = [part for name in lists.merge for part in behind_labels(read_sections(name)[0], name).values()]
+        behind = [part for other in lists.merge for part in behind_labels(other.header, other.path).values()]
         header[SEEN] = sorted({subject_of(case) for part in (*teachers.values(), *behind) for case in part})
         path = write_datalist(Path(output_dir) / "datalist.json", sections, header)
     logger.info("wrote %s: %s", path, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
     return path
 
 
-def check_datasets(merge: Sequence[str], dataset_name: str | None) -> None:
+def check_datasets(merge: Sequence[Datalist], dataset_name: str | None) -> None:
     """Refuse datalists of which some cases say their data set and others do not.
 
     Raises:
         InputError: naming the datalist.
     """
-    for path in merge:
-        for case in (case for cases in read_sections(path)[1].values() for case in cases):
+    for datalist in merge:
+        for case in datalist.items():
             if ("dataset" in case) != (dataset_name is not None):
                 found = case.get("dataset", "no dataset")
                 raise InputError(
-                    f"subject {subject_of(case)} of {path} has {found} and the pseudo-labels have {dataset_name}, "
+                    f"subject {subject_of(case)} of {datalist} has {found} and the pseudo-labels have {dataset_name}, "
                     "expected a dataset for all cases or for none"
                 )
 
 
 def joined(
-    items: Sequence[Case], datalist_file: str | Path, merge: Sequence[str | Path]
+    items: Sequence[Case], predicted: Datalist, merge: Sequence[Datalist]
 ) -> tuple[dict[str, Any], dict[str, list[Case]]]:
     """One datalist of pseudo-labeled cases, for training, and of all sections of others.
 
     Args:
         items: of :func:`write_labels`.
-        datalist_file: where they are from.
-        merge: datalists with other labels, each of which says the ``sequences`` of its images. ``datalist_file`` may be
+        predicted: where they are from.
+        merge: datalists with other labels, each of which says the ``sequences`` of its images. ``predicted`` may be
             one of them: its other cases then stay in it.
 
     Returns:
@@ -125,27 +125,28 @@ def joined(
     Raises:
         InputError: if an image has two labels, or a datalist does not say its sequences.
     """
-    predicted = {str(item["image"]) for item in items}
-    parts = [(datalist_file, read_sections(datalist_file)[0], {"training": list(items)})]
-    parts += [(path, *read_sections(path)) for path in merge]
-    for path, header, _ in parts:
-        if len(parts) > 1 and "sequences" not in header:
-            raise InputError(f'{path} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge')
-    every = list(dict.fromkeys(name for _, header, _ in parts for name in header.get("sequences", ())))
+    labels_of = {str(item["image"]) for item in items}
+    parts = [(predicted, {"training": list(items)}), *((datalist, datalist.sections) for datalist in merge)]
+    for datalist, _ in parts:
+        if merge and datalist.sequences is None:
+            raise InputError(
+                f'{datalist} does not say its sequences, expected "sequences": ["T1w", ...] in it to merge'
+            )
+    every = list(dict.fromkeys(name for datalist, _ in parts for name in datalist.sequences or ()))
     sections: dict[str, list[Case]] = {}
-    labeled: dict[str, str | Path] = {}
-    for number, (path, header, content) in enumerate(parts):
+    labeled: dict[str, Datalist] = {}
+    for number, (datalist, content) in enumerate(parts):
         for section, cases in content.items():
             for case in cases:
-                if number > 0 and path == datalist_file and str(case["image"]) in predicted:
+                if number > 0 and datalist.path == predicted.path and str(case["image"]) in labels_of:
                     continue
                 images = [image for image in ensure_tuple(case["image"]) if image is not None]
                 twice = next((image for image in images if image in labeled), None)
                 if twice is not None:
-                    raise InputError(f"{twice} is in {labeled[twice]} and in {path}, expected one label for it")
-                labeled |= dict.fromkeys(images, path)
+                    raise InputError(f"{twice} is in {labeled[twice]} and in {datalist}, expected one label for it")
+                labeled |= dict.fromkeys(images, datalist)
                 if every:
-                    case = case | {"image": _of_every(case["image"], header["sequences"], every, path)}
+                    case = case | {"image": _of_every(case["image"], datalist.sequences, every, datalist.path)}
                 sections.setdefault(section, []).append(case)
     return ({"sequences": every} if every else {}), sections
 

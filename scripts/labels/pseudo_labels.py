@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from catalog import Inference, describe, folder_of
-from common.data import list_cases, read_sections
+from common.data import Datalist
 from common.errors import InputError
 from common.files import read_json, sha256_of, write_json
 from common.scans import grid_difference
@@ -148,12 +148,12 @@ def _inference_of(root: Path, configs: Sequence[str]) -> Inference:
 
 
 def predicted_cases(
-    datalist_file: str | Path, section: str | None, results: str | Path, sequences: Sequence[str], postfix: str
+    datalist: Datalist, section: str | None, results: str | Path, sequences: Sequence[str], postfix: str
 ) -> list[Case]:
     """Cases of a datalist with the file that an inference wrote for each.
 
     Args:
-        datalist_file: what was predicted.
+        datalist: what was predicted.
         section: of the datalist; None if it is a list without sections.
         results: folder of the inference.
         sequences: what it looked at.
@@ -166,17 +166,17 @@ def predicted_cases(
     Raises:
         InputError: if a result is missing, the section is one to be judged by, or is not named though there are some.
     """
-    sections = read_sections(datalist_file)[1]
+    sections = datalist.sections
     if section is None and list(sections) != ["training"]:
-        raise InputError(f"{datalist_file} has sections and none is given, expected section as training")
+        raise InputError(f"{datalist} has sections and none is given, expected section as training")
     if section in ("validation", "test"):
         raise InputError(f"section is {section!r}, expected another one: its people are to be judged by drawn labels")
     section = section or "training"
     listed = {path: item["image"] for item in sections.get(section, []) for path in ensure_tuple(item["image"])}
-    everyone = list_cases(datalist_file=datalist_file, sequences=sequences)  # as inference.json names its outputs
+    everyone = datalist.cases(sequences)  # as inference.json names its outputs
     name_of_all = {str(case["image"]): case["name"] for case in everyone}
     only = section if list(sections) != ["training"] else None
-    cases = list_cases(datalist_file=datalist_file, sequences=sequences, section=only)
+    cases = datalist.cases(sequences, only)
     for case in cases:
         names = (name_of_all[str(case["image"])], case["name"])
         files = [Path(results) / f"{name}_{postfix}.nii.gz" for name in names]

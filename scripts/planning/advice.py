@@ -12,7 +12,7 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from catalog import BUNDLES, Stage, Use, bundle_names, describe, refuse_unknown
-from common.data import check_splits, list_cases, sections_of, subject_of, write_datalist
+from common.data import Datalist, check_splits, subject_of, write_datalist
 from common.errors import InputError, find_input_error
 from common.files import read_json
 from datalists.survey import FileFacts, survey
@@ -37,17 +37,17 @@ NAMES = {
 
 
 class Data(NamedTuple):
-    """A datalist, read: ``sections`` has its cases, the one section ``""`` where it is a plain list.
-
-    ``sequences`` is what it says that its images are, None where it says nothing; ``facts`` are those of
-    :func:`datalists.survey.survey`.
+    """A datalist with the cases of each section, the one section ``""`` where it is a plain list, and the facts of all
+    their files, of :func:`datalists.survey.survey`.
     """
 
-    path: Path
-    content: Any
-    sequences: tuple[str, ...] | None
+    datalist: Datalist
     sections: dict[str, list[Case]]
     facts: dict[str, FileFacts]
+
+    @property
+    def sequences(self) -> tuple[str, ...] | None:
+        return self.datalist.sequences
 
     @property
     def cases(self) -> list[Case]:
@@ -108,18 +108,12 @@ def read_data(datalist_file: str | Path, num_workers: int | None = None) -> Data
     Raises:
         InputError: if the datalist or a file cannot be used by any bundle.
     """
-    path = Path(datalist_file)
-    content = read_json(path)
-    lists = sections_of(content) if isinstance(content, dict) else {"": content} if isinstance(content, list) else {}
-    said = content.get("sequences") if isinstance(content, dict) else None
-    items = next((items for items in lists.values() if items), [])
-    image = items[0].get("image") if items and isinstance(items[0], dict) else None
-    names = said or [f"image {number}" for number, _ in enumerate(ensure_tuple(image), 1)]
-    options = {"sequences": names, "optional_sequences": names}
-    sections = {name: list_cases(datalist_file=path, section=name or None, **options) for name in lists}
-    sections = sections or {"": list_cases(datalist_file=path, **options)}  # raises its sentence
-    facts = survey([case for cases in sections.values() for case in cases], num_workers)
-    return Data(path, content, None if said is None else tuple(said), sections, facts)
+    datalist = Datalist(datalist_file)
+    images = ensure_tuple(datalist.items()[0]["image"])
+    names = datalist.sequences or [f"image {number}" for number, _ in enumerate(images, 1)]
+    parts = datalist.names or (None,)
+    sections = {part or "": datalist.cases(names, part, optional_sequences=names) for part in parts}
+    return Data(datalist, sections, survey([case for cases in sections.values() for case in cases], num_workers))
 
 
 def advise(
@@ -183,9 +177,7 @@ def _judge(bundle: str, use: Use, data: Data) -> tuple[Advice, _Used]:
     sections: dict[str, list[Case]] = {}
     for section in wanted:
         try:
-            sections[section or "all"] = list_cases(
-                datalist_file=data.path, sequences=sequences, optional_sequences=optional, section=section
-            )
+            sections[section or "all"] = data.datalist.cases(sequences, section, optional_sequences=optional)
         except InputError as e:
             missing.append(_advised(str(e), section, data))
     used = _Used(sequences, changed, sections)
@@ -199,7 +191,7 @@ def _judge(bundle: str, use: Use, data: Data) -> tuple[Advice, _Used]:
     remarks += _doubtful_scans(cases, data.facts)
     if not missing and use.values:
         remarks += _doubtful_labels(use, _label_cases(use, used, data), data)
-    commands = tuple(command_of(bundle, step, data.path, changed.get("sequences")) for step in use.steps)
+    commands = tuple(command_of(bundle, step, data.datalist.path, changed.get("sequences")) for step in use.steps)
     once = tuple(tuple(dict.fromkeys(texts)) for texts in (missing, remarks))
     return Advice(bundle, use.way, use.gives, *once, commands, {}), used
 
@@ -338,7 +330,7 @@ def _unfit_for_table(bundle: str, used: _Used, data: Data) -> list[str]:
             error = find_input_error(e)
             if error is None:
                 raise
-            return [str(error).replace(f"{datalist}", str(data.path))]
+            return [str(error).replace(f"{datalist}", str(data.datalist.path))]
     for case in (case for cases in parts.values() for case in cases):
         unknown = [v for v in data.facts[case["label"]].values if v not in table.values(case["dataset"])]
         if unknown:
@@ -386,7 +378,7 @@ def _foreground(files: Sequence[FileFacts]) -> float:
 
 def _write(path: Path, sections: Mapping[str, Sequence[Case]], data: Data) -> Path:
     """A datalist of some of the cases, whose images are those that a bundle takes."""
-    header = {"label_sets": data.content["label_sets"]} if "label_sets" in data.content else {}
+    header = {key: value for key, value in data.datalist.header.items() if key == "label_sets"}
     parts = {
         name: [{key: value for key, value in case.items() if key != "name"} for case in cases]
         for name, cases in sections.items()

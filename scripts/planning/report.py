@@ -19,7 +19,7 @@ WIDTH = 110
 def as_dict(data: Data, advice: Sequence[Advice]) -> dict[str, Any]:
     """All of it, for JSON."""
     return {
-        "datalist": str(data.path),
+        "datalist": str(data.datalist),
         "sequences": data.sequences,
         "sections": data.counts(),
         "advice": [item.as_dict() for item in advice],
@@ -28,7 +28,7 @@ def as_dict(data: Data, advice: Sequence[Advice]) -> dict[str, Any]:
 
 def text_of(data: Data, advice: Sequence[Advice]) -> str:
     """The data, a line per method, and then each method in full."""
-    lines = [f"{data.path}", *_counts(data), describe(data.cases, *_images(data), data.facts), ""]
+    lines = [f"{data.datalist}", *_counts(data), describe(data.cases, *_images(data), data.facts), ""]
     rows = [("bundle", "what", "verdict", "training", "memory", "a scan")]
     rows += [(item.bundle, item.way, item.verdict, *_summary(item)) for item in advice]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

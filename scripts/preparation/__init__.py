@@ -13,9 +13,9 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from common.data import list_cases, name_cases, prefix_of, sections_of, sequence_name, write_datalist
+from common.data import Datalist, list_cases, name_cases, prefix_of, sequence_name, write_datalist
 from common.errors import InputError
-from common.files import Alone, read_json
+from common.files import Alone
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
 from running.processes import process_pool
@@ -47,21 +47,11 @@ def sections_to_prepare(
         if (dataset_dir, datalist_file) != (None, None):
             raise InputError("dicom_dir is given beside dataset_dir or datalist_file, expected one of them")
         datalist_file = str(convert_dicom(dicom_dir, Path(output_dir) / FOLDER, settings.sequences))
-    content = None if datalist_file is None else read_json(Path(datalist_file))
-    parts = [*sections_of(content)] if isinstance(content, dict) else [None]
-    optional = tuple(map(sequence_name, optional_sequences))
-    return {
-        part or "cases": list_cases(
-            dataset_dir,
-            datalist_file,
-            settings.sequences,
-            part,
-            mask_key=mask_key,
-            optional_sequences=optional,
-            one_grid=False,
-        )
-        for part in parts
-    }
+    checks = {"optional_sequences": tuple(map(sequence_name, optional_sequences)), "one_grid": False}
+    if datalist_file is None or dataset_dir is not None:
+        return {"cases": list_cases(dataset_dir, datalist_file, settings.sequences, mask_key=mask_key, **checks)}
+    datalist = Datalist(datalist_file, mask_key)
+    return {part or "cases": datalist.cases(settings.sequences, part, **checks) for part in datalist.names or (None,)}
 
 
 def prepare_cases(

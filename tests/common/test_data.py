@@ -15,17 +15,19 @@ from monai.transforms import Compose, Transform
 from common.data import (
     BrainSlices,
     CachedScans,
+    Datalist,
     ScanDataset,
     check_splits,
     collate_cases,
     list_cases,
     paths_beside,
-    split_by_subject,
     subject_of,
     write_datalist,
 )
 from common.errors import InputError, find_input_error
+from common.scans import open_scan
 from common.transforms import LoadScand
+from datalists.splits import split_by_subject
 
 AFFINE = np.array([[-1.5, 0, 0, 30], [0, -1.0, 0, 40], [0, 0, 2.0, -25], [0, 0, 0, 1]])
 
@@ -447,6 +449,25 @@ def test_a_required_map_is_checked_too(tmp_path):
 
 def scans(subjects, per_subject=2):
     return [{"image": f"/d/{s}_{i}.nii.gz", "subject": s} for s in subjects for i in range(per_subject)]
+
+
+def test_a_datalist_is_read_once_and_so_are_the_headers_of_its_files(tmp_path, monkeypatch):
+    items = [{"image": [f"{name}_T1w.nii", f"{name}_FLAIR.nii"], "label": f"{name}_lesion.nii"} for name in "abc"]
+    for path in (path for item in items for path in (*item["image"], item["label"])):
+        save(tmp_path / path)
+    content = {"sequences": ["T1w", "FLAIR"], "note": ["by hand"], "training": items[:2], "test": items[2:]}
+    datalist = Datalist(save_json(tmp_path / "cases.json", content))
+    assert datalist.names == ("training", "test")
+    assert datalist.header == {"sequences": ["T1w", "FLAIR"], "note": ["by hand"]}
+    opened = []
+    monkeypatch.setattr("common.data.cases.open_scan", lambda path: opened.append(path) or open_scan(path))
+    assert [case["name"] for case in datalist.cases(["T1w", "FLAIR"], "training")] == ["a_T1w", "b_T1w"]
+    assert len(opened) == len(set(opened)) == 6
+    (tmp_path / "cases.json").unlink()
+    assert [case["name"] for case in datalist.cases(["FLAIR"], "training")] == ["a_FLAIR", "b_FLAIR"]
+    assert len(opened) == 6
+    assert len(datalist.cases(["FLAIR"])) == 3
+    assert len(opened) == 8  # FLAIR and label of the third
 
 
 def test_a_split_keeps_subjects_together_and_follows_the_fractions():

@@ -1,0 +1,30 @@
+"""From a folder or a datalist to checked cases, and to data sets of them: headers are read, voxels are not."""
+
+from .cases import check_cases, name_cases
+from .datalist import NOTHING, Datalist, write_datalist
+from .datasets import BrainSlices, CachedScans, ScanDataset, collate_cases
+from .folder import paths_beside
+from .listing import list_cases
+from .names import prefix_of, sequence_name, subject_of
+from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process
+
+__all__ = [
+    "NOTHING",
+    "BrainSlices",
+    "CachedScans",
+    "Datalist",
+    "ScanDataset",
+    "check_cases",
+    "check_lesions",
+    "check_splits",
+    "collate_cases",
+    "list_cases",
+    "name_cases",
+    "paths_beside",
+    "prefix_of",
+    "refuse_pseudo_labels",
+    "sequence_name",
+    "share_of_process",
+    "subject_of",
+    "write_datalist",
+]
