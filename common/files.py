@@ -15,7 +15,7 @@ import socket
 import stat
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -206,7 +206,8 @@ class Alone:
 
     It is held by a lock file, ``.lock`` in the folder or ``.<name>.lock`` beside the file, which tells who has it and
     since when. It is given back by ``close``, at the end of a ``with``, and when the process ends in whatever way: a
-    dead process holds nothing. A process may take what it has once more.
+    dead process holds nothing. A process may take what it has once more. Folders that were made for the lock alone go
+    with it.
 
     Args:
         path: folder, made if need be; or a file, where ``is_file``.
@@ -221,13 +222,14 @@ class Alone:
     def __init__(self, path: str | Path, is_file: bool = False) -> None:
         path = Path(path)
         file = folder = path.parent if is_file else path
+        made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = folder.resolve() / (f".{path.name}.lock" if is_file else ".lock")
             self._take(file, path)
         except OSError as e:
             raise InputError(f"{file} cannot be written ({_reason(e)}), expected a writable folder") from e
-        self.close = weakref.finalize(self, self._give_back, file)
+        self.close = weakref.finalize(self, self._give_back, file, [parent.resolve() for parent in made])
 
     def __enter__(self) -> Alone:
         return self
@@ -258,7 +260,7 @@ class Alone:
         cls._held[file] = descriptor, os.getpid(), 1
 
     @classmethod
-    def _give_back(cls, file: Path) -> None:
+    def _give_back(cls, file: Path, made: Sequence[Path]) -> None:
         descriptor, process, times = cls._held.get(file, (-1, 0, 0))
         if process != os.getpid():  # a copy of the process that has it
             return
@@ -269,6 +271,8 @@ class Alone:
         with suppress(OSError):
             if _is_named(file, descriptor):
                 file.unlink()
+            for folder in made:  # the innermost first, up to one that holds something
+                folder.rmdir()
         os.close(descriptor)
 
 

@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.config_item import ComponentLocator
 
 from common.errors import InputError, find_input_error
+from common.files import Alone
 from common.options import VOCABULARY, expectation
 from common.options import types as t
 from running.command_line import arguments, described, help_text
@@ -143,6 +144,25 @@ def test_what_a_bundle_does_not_know_or_find_is_refused_before_a_scan_is_read(bu
     with pytest.raises(InputError) as caught:
         check([bundle / "configs" / "inference.json"], **given)
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_a_training_that_another_one_is_in_the_way_of_is_refused_before_a_scan_is_read(bundle, monai_bundle, tmp_path):
+    trainings = [path for path in complete_configs(bundle) if path.name.startswith("train")]
+    assert trainings
+    cases = {part: [{"image": f"{part}.nii"}] for part in ("training", "validation")}
+    (tmp_path / "cases.json").write_text(json.dumps(cases))
+    for config in trainings:
+        with Alone(tmp_path / "run" / "state.pt", is_file=True):
+            done = monai_bundle(
+                *("run", "--config_file", config, "--datalist_file", tmp_path / "cases.json"),
+                *("--output_dir", tmp_path / "run", "--ckpt_dir", tmp_path / "models"),
+            )
+        assert done.code != 0
+        assert [line.split(" on ")[0] for line in done.errors] == [
+            f"error: {tmp_path}/run/state.pt is in use by process {os.getpid()}"
+        ]
+    assert [path.name for path in tmp_path.iterdir()] == ["cases.json"]
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)

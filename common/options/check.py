@@ -10,9 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from monai.bundle import ConfigItem, ConfigParser, ConfigWorkflow
+from monai.bundle.config_item import ConfigComponent
 
 from ..errors import InputError, install_error_hook
+from ..files import Alone
 from .types import converted
 from .vocabulary import UNUSED, VOCABULARY
 
@@ -36,6 +39,7 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
       list; a grid has to fit ``network_data_format`` of ``metadata.json``;
     - files that are read have to be there;
     - a threshold that is not the bundle's has not the bundle's source;
+    - what a training will write is this run's alone, from before its data are read until the workflow is gone;
     - epochs and names of the tracking are no expressions, whoever gave them.
 
     An entry that is no option, such as a network, is left as it is. From now on, an :class:`InputError` ends the
@@ -45,7 +49,7 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
         limits: name of an option -> the lowest and the highest value that this config takes.
 
     Raises:
-        InputError: naming option, value, and what is expected.
+        InputError: naming option, value, and what is expected; or who else trains into the same place.
         RuntimeError: if no config is running.
     """
     install_error_hook()
@@ -74,6 +78,16 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     pairs = [[content.get(name) for name in _THRESHOLD] for content in shipped]
     if pair not in pairs and pair[1] in [source for _, source in pairs if source is not None]:
         _put(parser, _THRESHOLD[1], "given with the run")  # who gives another number has another reason
+    if workflow is not None and idist.get_rank() == 0:
+        vars(workflow)["claims"] = [Alone(path, is_file=True) for path in _written_by_training(parser)]
+
+
+def _written_by_training(parser: ConfigParser) -> Iterator[str]:
+    """Files of the state of a training and of its weights, as the config names them."""
+    for name, item in [*parser.ref_resolver.items.items()]:
+        target = str(item.get_config().get("_target_")) if isinstance(item, ConfigComponent) else ""
+        if target.endswith((".TrainingState", ".BestWeights")):
+            yield parser.get_parsed_content(f"{name}::path")
 
 
 def _refuse_requested_code(parser: ConfigParser) -> None:

@@ -170,8 +170,15 @@ def test_the_second_process_is_told_who_is_at_work_and_since_when(tmp_path):
         year = time.strftime("%Y")
         assert f"out is in use by process {os.getpid()} on " in text
         assert f" since {year}-" in text
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()  # it was made for the lock alone
     assert start("Alone(Path(sys.argv[1]))", tmp_path / "out").wait() == 0
+
+
+def test_a_folder_that_was_there_or_that_holds_something_stays_when_a_lock_goes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with Alone(tmp_path / "empty"), Alone(tmp_path / "a" / "b" / "state.pt", is_file=True):
+        (tmp_path / "a" / "kept").write_text("x")
+    assert {path.name for path in tmp_path.rglob("*")} == {"empty", "a", "kept"}
 
 
 def test_what_a_dead_process_held_is_taken_over_and_nothing_is_left(tmp_path):
