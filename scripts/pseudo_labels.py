@@ -38,7 +38,7 @@ def main(
     output: Literal["prob", "seg"] = "prob",
     weights: t.File | None = None,
     threshold: t.Positive | None = None,
-    min_volume_mm3: t.CubicMillimeters | None = None,
+    min_lesion_mm3: t.CubicMillimeters | None = None,
     erosion_mm: t.Millimeters = 0.0,
     uncertain: t.RisingPair | None = None,
     dataset_name: t.Text | None = None,
@@ -61,7 +61,7 @@ def main(
         output: prob, the map, which is cut at the threshold, or seg, the label map as it is.
         weights: file of the weights, if the inference was given another than its configs say.
         threshold: of the map; that of the configs by default.
-        min_volume_mm3: smaller lesions are left out; as in the configs by default.
+        min_lesion_mm3: smaller lesions are left out; as in the configs by default.
         erosion_mm: what lies this near to the surface of the brain is no lesion.
         uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
             is lesion; instead of the threshold.
@@ -73,7 +73,7 @@ def main(
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     predictor = predictor_of(bundle, ["inference.json", *layers], weights)
-    clean_up = clean_up_of(predictor, output, threshold, min_volume_mm3, erosion_mm, uncertain)
+    clean_up = clean_up_of(predictor, output, threshold, min_lesion_mm3, erosion_mm, uncertain)
     datalist = Datalist(datalist_file)
     cases = predicted_cases(datalist, section, results, predictor.sequences, output)
     lists = Lists(datalist, trained_on, [*map(Datalist, merge)], [*map(Datalist, keep_out)], label_sets)

@@ -52,10 +52,10 @@ EVERYWHERE = MetaTensor(torch.ones(1, *SHAPE), affine=torch.from_numpy(AFFINE))
     [
         (CleanUp(0.5), 1, 1),
         (CleanUp(0.6), 0, 1),
-        (CleanUp(0.5, min_volume_mm3=9.0), 0, 1),
-        (CleanUp(0.5, min_volume_mm3=17.0), 0, 0),
+        (CleanUp(0.5, min_lesion_mm3=9.0), 0, 1),
+        (CleanUp(0.5, min_lesion_mm3=17.0), 0, 0),
         (CleanUp(0.5, uncertain=(0.4, 0.7)), 2, 1),
-        (CleanUp(0.5, min_volume_mm3=17.0, uncertain=(0.4, 0.7)), 2, 2),
+        (CleanUp(0.5, min_lesion_mm3=17.0, uncertain=(0.4, 0.7)), 2, 2),
         (CleanUp(0.5, erosion_mm=4.0), 1, 1),  # the third voxel from the edge is 6 mm from outside
         (CleanUp(0.5, erosion_mm=6.0), 0, 1),
     ],

@@ -41,7 +41,7 @@ class Predictor:
         sequences: what it looks at.
         threshold: where it cuts its map; None if it has none.
         threshold_source: how that was found.
-        min_volume_mm3: the smallest lesion that it leaves.
+        min_lesion_mm3: the smallest lesion that it leaves.
     """
 
     bundle: str
@@ -51,7 +51,7 @@ class Predictor:
     sequences: tuple[str, ...]
     threshold: float | None
     threshold_source: str | None
-    min_volume_mm3: float
+    min_lesion_mm3: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CleanUp:
 
     Attributes:
         threshold: lesion is what reaches it.
-        min_volume_mm3: smaller lesions are left out. Baur et al., Medical Image Analysis 2021, drop those of up to 7
+        min_lesion_mm3: smaller lesions are left out. Baur et al., Medical Image Analysis 2021, drop those of up to 7
             voxels, which at 1 mm leaves 8 mm3 and more; Baur et al., MIDL 2019, and Behrendt et al., MIDL 2024, keep
             them all.
         erosion_mm: nothing is lesion this near to the surface of the brain, where a reconstruction is least to be
@@ -70,7 +70,7 @@ class CleanUp:
     """
 
     threshold: float
-    min_volume_mm3: float = 0.0
+    min_lesion_mm3: float = 0.0
     erosion_mm: float = 0.0
     uncertain: tuple[float, float] | None = None
 
@@ -103,7 +103,7 @@ def predictor_of(bundle: str | Path, configs: Sequence[str], weights: str | Path
         sequences=tuple(parser.get_parsed_content("sequences")),
         threshold=parser.get_parsed_content("threshold") if "threshold" in parser.get() else None,
         threshold_source=parser.get("threshold_source"),
-        min_volume_mm3=float(volume),
+        min_lesion_mm3=float(volume),
     )
 
 
@@ -111,7 +111,7 @@ def clean_up_of(
     predictor: Predictor,
     output: str,
     threshold: float | None,
-    min_volume_mm3: float | None,
+    min_lesion_mm3: float | None,
     erosion_mm: float,
     uncertain: Sequence[float] | None,
 ) -> CleanUp | None:
@@ -120,7 +120,7 @@ def clean_up_of(
     Raises:
         InputError: if the options do not fit, or nobody says a threshold.
     """
-    given = {"threshold": threshold, "min_volume_mm3": min_volume_mm3, "uncertain": uncertain}
+    given = {"threshold": threshold, "min_lesion_mm3": min_lesion_mm3, "uncertain": uncertain}
     given |= {"erosion_mm": erosion_mm or None}
     if output == "seg":
         used = [name for name, value in given.items() if value is not None]
@@ -132,7 +132,7 @@ def clean_up_of(
     cut = predictor.threshold if threshold is None else threshold
     if cut is None:
         raise InputError(f"{predictor.bundle} has no threshold, expected output seg, or a threshold for its map")
-    volume = predictor.min_volume_mm3 if min_volume_mm3 is None else min_volume_mm3
+    volume = predictor.min_lesion_mm3 if min_lesion_mm3 is None else min_lesion_mm3
     return CleanUp(float(cut), float(volume), float(erosion_mm), tuple(uncertain) if uncertain else None)
 
 
@@ -204,7 +204,7 @@ def label_of_map(values: MetaTensor, brain: MetaTensor, clean_up: CleanUp) -> Me
     values = MaskOutsided("map", mask_key="brain")(item)["map"]
     low, high = clean_up.uncertain or (clean_up.threshold, clean_up.threshold)
     label = (values >= high).to(torch.uint8)
-    label = RemoveSmallComponentsd("label", clean_up.min_volume_mm3)({"label": label})["label"]
+    label = RemoveSmallComponentsd("label", clean_up.min_lesion_mm3)({"label": label})["label"]
     if clean_up.uncertain:
         label[(values >= low) & (label == 0)] = UNCERTAIN
     return label
@@ -294,14 +294,14 @@ def _check_configs(case: Case, values: MetaTensor, predictor: Predictor, clean_u
     if mask.max() > 1:  # a label map of several classes, of which the map is one
         return
     everywhere = torch.ones_like(values)
-    cuts = [(predictor.threshold, predictor.min_volume_mm3), (clean_up.threshold, clean_up.min_volume_mm3)]
+    cuts = [(predictor.threshold, predictor.min_lesion_mm3), (clean_up.threshold, clean_up.min_lesion_mm3)]
     for threshold, volume in cuts:
         if threshold is not None and torch.equal(label_of_map(values, everywhere, CleanUp(threshold, volume)), mask):
             return
     raise InputError(
         f"{path} is not what {predictor.bundle} makes of {Path(case['prediction']).name} by "
-        f"{', '.join(predictor.configs)} (threshold {predictor.threshold}, lesions of {predictor.min_volume_mm3:g} mm3 "
-        "or more), expected the configs of that inference, and its threshold and min_volume_mm3 if it was given some"
+        f"{', '.join(predictor.configs)} (threshold {predictor.threshold}, lesions of {predictor.min_lesion_mm3:g} mm3 "
+        "or more), expected the configs of that inference, and its threshold and min_lesion_mm3 if it was given some"
     )
 
 

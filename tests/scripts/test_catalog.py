@@ -126,7 +126,7 @@ def test_the_least_volume_and_the_weights_of_a_predictor_are_those_of_its_config
     bundle = ROOT / "bundles" / name
     config = read_json(bundle / "configs" / "inference.json")
     found = predictor_of(bundle, ["inference.json"])
-    assert found.min_volume_mm3 == config.get("min_lesion_mm3", config.get("min_lesion_mm3", 0.0))
+    assert found.min_lesion_mm3 == config.get("min_lesion_mm3", 0.0)
     assert list(found.weights) == ["model.pt"]
 
 
