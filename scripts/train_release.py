@@ -26,7 +26,7 @@ def main(
     output_dir: t.Folder = "release",
     extra_data: t.File | None = None,
     seed: t.Seed = 2019,
-    amp: t.Flag = True,
+    amp: t.FlagOrAuto = "auto",
     minutes: t.Minutes | None = None,
     effort: t.Positive = 1.0,
     num_workers: t.Whole = 0,
@@ -47,7 +47,7 @@ def main(
             name}], "validation": [...]}``, scans with drawn lesions. And ``"t1w_scans": {"training": [{"T1w": path,
             "brain_mask": path, "subject": name}], "validation": [...]}``, T1 scans of further scanners, no labels.
         seed: of phantoms and trainings.
-        amp: networks in bfloat16.
+        amp: networks in bfloat16; auto where the processor computes in it by itself.
         minutes: for all trainings together, each has its share; phantoms and thresholds are not counted. A training
             that time has ended goes on when the command is given again. None for no limit.
         effort: factor on the number of epochs of all trainings.

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from bundle_tools import BUNDLES, ROOT, SMALL, Finished, metadata, read_json, save_case, save_datalist
 from packaging.version import Version
 
+from common.engines.evaluator import has_bfloat16
 from common.files import sha256_of
 
 
@@ -54,7 +56,8 @@ def test_each_result_says_where_it_comes_from_and_the_same_run_replaces_it(bundl
     if "threshold" in config:
         assert record["threshold"] == {"value": config["threshold"], "source": config["threshold_source"]}
     assert record["labels"] == metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
-    assert record["precision"] == ("bfloat16" if config["amp"] else "float32")
+    in_bfloat16 = has_bfloat16(torch.device("cpu")) if config["amp"] == "auto" else config["amp"]
+    assert record["precision"] == ("bfloat16" if in_bfloat16 else "float32")
     assert record["device"] == "cpu"
     assert isinstance(record["seconds"], float)
     assert {Version(record["versions"][name]).major for name in ("python", "monai", "torch", "numpy")} <= {1, 2, 3}

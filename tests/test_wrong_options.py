@@ -28,6 +28,7 @@ SCRIPTS = [path.stem for path in sorted((ROOT / "scripts").glob("*.py")) if "run
 # what a type says of itself -> texts that are no such value
 WRONG = {
     "true or false": ["maybe", "2", "''", "5.5"],
+    "true, false or auto": ["maybe", "2", "''", "5.5"],
     "a number above 0": ["abc", "nan", "inf", "0", "-1", "0,4", "True"],
     "a number of 0 or more": ["abc", "nan", "-1", "0,4"],
     "a share from 0 to 1": ["abc", "nan", "-0.1", "1.5", "0,4"],

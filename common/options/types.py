@@ -205,6 +205,7 @@ def list_of(kind: Any, words: str, *checks: Callable, before: Callable = _listed
 
 
 Flag = Annotated[bool, "true or false"]
+FlagOrAuto = Annotated[bool | Literal["auto"], "true, false or auto"]
 Number = amount("a number")
 Positive = amount("a number above 0", gt=0)
 NotNegative = amount("a number of 0 or more", ge=0)

@@ -46,7 +46,7 @@ VOCABULARY: dict[str, Option] = {
     "lesion_weights": Option(t.File, "weights of the lesion network"),
     # how it runs
     "device": Option(t.Device, "where the network runs"),
-    "amp": Option(t.Flag, "mixed precision, in bfloat16"),
+    "amp": Option(t.FlagOrAuto, "mixed precision, in bfloat16; auto where the processor has it"),
     "keep_going": Option(t.Flag, "go on with the next case if one fails"),
     "num_workers": Option(t.Whole, "processes that read scans; 0 for none but the main one"),
     "cache_rate": Option(t.Share, "share of the cases that is kept in memory"),

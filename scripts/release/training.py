@@ -65,7 +65,7 @@ class Release:
     folder: Path
     extra_data: str | None
     seed: int
-    amp: bool
+    amp: bool | str
     minutes: float | None
     effort: float
     num_workers: int

@@ -825,6 +825,18 @@ def test_autocast_computes_in_bfloat16_on_the_cpu_and_gives_float32():
     assert volume.shape == (1, 1, 8, 8, 3)
 
 
+@pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", None])
+def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch, feature):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "avx512_f": True})
+    expected = torch.float32 if feature is None else torch.bfloat16
+    seen = []
+    network = nn.Conv2d(1, 1, 3)
+    network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    ScanEvaluator("cpu", [{"image": torch.rand(1, 1, 8, 8)}], network, amp="auto").run()
+    AutocastInferer(SimpleInferer(), torch.bfloat16, enabled="auto")(torch.rand(1, 1, 8, 8), network)
+    assert seen == [expected, expected]
+
+
 def test_a_reconstruction_has_its_input_as_target():
     image = torch.rand(2, 1, 8, 8)
     inputs, targets = prepare_reconstruction({"image": image, "label": torch.zeros(2)}, "cpu")
