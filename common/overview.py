@@ -44,7 +44,8 @@ _DEFINITIONS = (
 class Overview(Report):
     """What inference wrote, in numbers and pictures, where nothing is compared: labels of the cases are not looked at.
 
-    :meth:`write` writes ``volumes.tsv``, a line per case, and ``report.html``, the cases with most flags first.
+    :meth:`write` writes ``volumes.tsv``, a line per case, ``report.html``, the cases with most flags first, and the
+    views that it links to.
 
     Args:
         cases, output_dir: see :class:`common.evaluation.Evaluation`.
@@ -82,7 +83,7 @@ class Overview(Report):
 
     @property
     def files(self) -> list[Path]:
-        """What :meth:`write` writes."""
+        """What :meth:`write` writes, beside the views."""
         return [self.output_dir / name for name in ("report.html", "volumes.tsv")]
 
     @property

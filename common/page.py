@@ -1,4 +1,7 @@
-"""One HTML page in one file: text, tables and pictures, no script and nothing from the network."""
+"""One HTML page in one file: text, tables and pictures, no script and nothing from the network.
+
+It follows the colors that a reader's system prefers, light or dark, and prints whole.
+"""
 
 import base64
 from collections.abc import Sequence
@@ -33,13 +36,17 @@ class Table:
 
 @dataclass(frozen=True)
 class CaseView:
-    """One case: name, facts, pictures, each in a row of its own if they are wide; ``flags`` say what looks wrong."""
+    """One case: name, facts, pictures, each in a row of its own if they are wide; ``flags`` say what looks wrong.
+
+    ``view`` is the address of a page of :mod:`common.viewer`, from the folder of this one.
+    """
 
     name: str
     facts: Sequence[tuple[str, str]]
     pictures: Sequence[Picture] = ()
     wide: bool = False
     flags: Sequence[str] = ()
+    view: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,17 @@ def _share(text: str) -> str:
         return "0%"
 
 
-STYLE = f"""
-:root {{ --ink:#1c2733; --muted:#5a6878; --line:#e1e6ec; --card:#fff; --page:#f4f6f8; --accent:#00547a;
+# of this page and of those that it links to
+COLORS = f"""
+:root {{ color-scheme:light dark; --ink:#1c2733; --muted:#5a6878; --line:#e1e6ec; --card:#fff; --page:#f4f6f8;
+  --accent:#00547a; --link:#00547a; --alarm:#b3261e; --bar:#d3e6f0;
   --reference:{REFERENCE_COLOR}; --prediction:{PREDICTION_COLOR}; }}
+@media screen and (prefers-color-scheme:dark) {{ :root {{ --ink:#e4e9ee; --muted:#9fadba; --line:#34404b;
+  --card:#1b232b; --page:#12181e; --accent:#0b3a52; --link:#7cc4ea; --alarm:#ff9187; --bar:#1f4c63; }} }}
+"""
+
+STYLE = f"""
+{COLORS}
 * {{ box-sizing:border-box; }}
 html {{ -webkit-text-size-adjust:100%; scroll-behavior:smooth; }}
 body {{ margin:0; background:var(--page); color:var(--ink); overflow-wrap:anywhere;
@@ -115,7 +130,7 @@ section + section {{ border-top:2px solid var(--line); }}
 h2 {{ margin:0 0 4px; font-size:1.5rem; line-height:1.25; }}
 h3 {{ margin:34px 0 12px; font-size:1.12rem; }}
 .lead {{ margin:0 0 18px; max-width:80ch; color:var(--muted); }}
-.failures {{ margin:0 0 18px; padding:12px 16px; border:1px solid var(--line); border-left:5px solid #b3261e;
+.failures {{ margin:0 0 18px; padding:12px 16px; border:1px solid var(--line); border-left:5px solid var(--alarm);
   border-radius:10px; background:var(--card); }}
 .failures dl {{ margin:6px 0 0; }}
 .tiles {{ display:grid; gap:12px; grid-template-columns:repeat(auto-fit,minmax(150px,1fr)); }}
@@ -138,15 +153,16 @@ tbody tr + tr > * {{ border-top:1px solid var(--line); }}
 th:first-child {{ text-align:left; position:sticky; left:0; background:var(--card); border-right:1px solid var(--line);
   white-space:normal; min-width:170px; max-width:320px; }}
 tbody th {{ font-weight:500; }}
-.bar {{ background:linear-gradient(90deg,#d3e6f0 var(--w),transparent var(--w)); }}
+.bar {{ background:linear-gradient(90deg,var(--bar) var(--w),transparent var(--w)); }}
 .key {{ display:flex; flex-wrap:wrap; gap:4px 20px; margin:0 0 14px; color:var(--muted); font-size:.92rem; }}
 .key i {{ display:inline-block; width:24px; height:0; margin-right:7px; vertical-align:middle; }}
 .case {{ padding:16px 18px 18px; margin-bottom:14px; break-inside:avoid; }}
 .case h4 {{ margin:0 0 6px; font-size:1.02rem; }}
+.look {{ float:right; margin-left:14px; color:var(--link); font-size:.92rem; }}
 .facts {{ display:flex; flex-wrap:wrap; gap:2px 20px; margin:0 0 12px; font-size:.92rem;
   font-variant-numeric:tabular-nums; }}
 .facts span {{ color:var(--muted); }}
-.flags {{ margin:0 0 6px; color:#b3261e; font-weight:600; }}
+.flags {{ margin:0 0 6px; color:var(--alarm); font-weight:600; }}
 .panels {{ display:grid; gap:10px; grid-template-columns:repeat(3,1fr); }}
 .panels.many {{ grid-template-columns:repeat(4,1fr); }}
 .panels.wide {{ grid-template-columns:1fr; }}
@@ -171,15 +187,41 @@ dd {{ margin:0; max-width:85ch; }}
   dl {{ grid-template-columns:1fr; gap:0; }}
   dd {{ margin-bottom:8px; }}
 }}
+@media screen and (prefers-color-scheme:dark) {{ figure.chart img {{ filter:invert(1) hue-rotate(180deg); }} }}
+@page {{ margin:12mm; }}
+@page wide {{ size:landscape; }}
 @media print {{
-  body {{ background:#fff; }}
+  html {{ font-size:10pt; }}
+  body {{ background:#fff; font-size:inherit; }}
+  body, .panels img, .bar {{ print-color-adjust:exact; -webkit-print-color-adjust:exact; }}
+  main, header > div {{ max-width:none; padding:0; }}
   header, header p {{ background:none; color:inherit; }}
+  header {{ padding:0 0 6pt; }}
+  nav, .look {{ display:none; }}
+  section {{ padding:6pt 0; }}
+  h3 {{ margin:14pt 0 6pt; break-after:avoid; }}
+  .charts {{ grid-template-columns:repeat(4,1fr); }}
+  .panels:not(.wide) {{ max-width:130mm; }}
+  summary {{ break-after:avoid; }}
+  .tile, figure.chart, tr {{ break-inside:avoid; }}
+  .table {{ overflow:visible; border-radius:0; }}
+  .wide:is(h3, .table) {{ page:wide; }}
+  .table.large {{ width:auto; }}
+  .large table {{ width:100%; font-size:min(.85rem, 11rem / var(--columns)); }}
+  .wide table {{ font-size:min(.78rem, 17rem / var(--columns)); }}
+  .large td, .large th {{ padding:3pt; white-space:normal; overflow-wrap:break-word; hyphens:auto; }}
+  .large th:first-child {{ min-width:9em; overflow-wrap:anywhere; }}
+  th:first-child {{ position:static; }}
+  details::details-content {{ content-visibility:visible; block-size:auto; }}
 }}
 """
 
 TEMPLATE = """{% macro show(table) %}
-<h3>{{ table.caption }}</h3>
-<div class="table" tabindex="0" role="region" aria-label="{{ table.caption }}"><table>
+{% set columns = table.columns | length %}
+{% set size = "large wide" if columns > 14 else "large" if columns > 8 else "" %}
+<h3{% if size %} class="{{ size }}"{% endif %}>{{ table.caption }}</h3>
+<div class="table {{ size }}" style="--columns:{{ columns }}" tabindex="0" role="region"
+ aria-label="{{ table.caption }}"><table>
 <thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in table.rows %}
@@ -197,7 +239,10 @@ TEMPLATE = """{% macro show(table) %}
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline';
+ base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{{ title }}</title>
 <link rel="icon" href="data:,">
 <style>{{ style }}</style>
@@ -264,6 +309,9 @@ TEMPLATE = """{% macro show(table) %}
 <span>{{ section.cases_note }}</span></p>
 {% for case in section.cases %}
 <article class="case">
+{% if case.view %}
+<a class="look" href="{{ case.view }}">look through this case</a>
+{% endif %}
 <h4>{{ case.name }}</h4>
 {% if case.flags %}
 <p class="flags">{{ case.flags | join("; ") }}</p>
@@ -276,7 +324,7 @@ TEMPLATE = """{% macro show(table) %}
 {% if case.pictures %}
 <div class="panels{{ ' wide' if case.wide else ' many' if case.pictures | length > 6 }}">
 {% for picture in case.pictures %}
-<figure><img loading="lazy" src="{{ picture | src }}" alt="{{ case.name }}: {{ picture.alt }}">
+<figure><img decoding="async" src="{{ picture | src }}" alt="{{ case.name }}: {{ picture.alt }}">
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 </div>

@@ -49,8 +49,11 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Volumes:
-    """What one case is drawn from, in RAS."""
+class RasVolumes:
+    """What one case is drawn from, in RAS.
+
+    ``box`` holds what is not dark in the image, with a margin; ``gray`` are the intensities of black and white.
+    """
 
     image: np.ndarray
     prediction: np.ndarray
@@ -87,13 +90,13 @@ def case_pictures(
         label_names: value -> name, where there are several labels.
         focus: of several labels the one whose contours are drawn and which chooses the slices; None for all.
     """
-    filled = _to_ras(image, affine, prediction, reference, scores)
+    filled = to_ras(image, affine, prediction, reference, scores)
     if label_names and focus is not None:
         prediction, reference = ((v == focus) * focus if v is not None else None for v in (prediction, reference))
-    volumes = _to_ras(image, affine, prediction, reference, scores)
+    volumes = to_ras(image, affine, prediction, reference, scores)
     reference_mask = np.zeros_like(volumes.prediction) if volumes.reference is None else volumes.reference
     either = (volumes.prediction > 0) | (reference_mask > 0)
-    axial = _fullest_slice(either, 2, volumes.box)
+    axial = fullest_slice(either, 2, volumes.box)
     panels = [
         _panel(volumes, 2, axial, "image", contours=False),
         _panel(volumes, 2, axial, "contours"),
@@ -104,13 +107,13 @@ def case_pictures(
         panels.insert(2, _panel(volumes, 2, axial, f"score, black 0 to white {score_max:.3g}", score_max=score_max))
     if label_names and filled.reference is not None:
         panels.append(_panel(filled, 2, axial, "reference labels", False, None, filled.reference, label_names))
-    panels += [_panel(volumes, axis, _fullest_slice(either, axis, volumes.box), "contours") for axis in (1, 0)]
+    panels += [_panel(volumes, axis, fullest_slice(either, axis, volumes.box), "contours") for axis in (1, 0)]
     if reference is not None:
         differs = volumes.prediction != reference_mask
         near = round(FURTHER_MM / volumes.spacing[2])
         differs[..., max(axial - near, 0) : axial + near + 1] = False
         if differs.any():
-            further = _fullest_slice(differs, 2, volumes.box)
+            further = fullest_slice(differs, 2, volumes.box)
             panels.append(_panel(volumes, 2, further, "largest disagreement further off"))
     return panels
 
@@ -259,7 +262,7 @@ def method_pictures(
         reference: labels, same shape; None if unknown.
         label_names: value -> name, where there are several labels, which are then shown as fills.
     """
-    first = _to_ras(image, affine, next(iter(predictions.values())), reference, None)
+    first = to_ras(image, affine, next(iter(predictions.values())), reference, None)
     orientation = nib.io_orientation(affine)
     volumes = {
         name: replace(first, prediction=nib.apply_orientation(mask, orientation)) for name, mask in predictions.items()
@@ -268,7 +271,7 @@ def method_pictures(
     shown = found > 1 if (found > 1).any() else found > 0
     if reference is not None and reference.any():
         shown = first.reference > 0
-    index = _fullest_slice(shown, 2, first.box)
+    index = fullest_slice(shown, 2, first.box)
     plain = _panel(first, 2, index, "image", contours=False, pixels=METHOD_PIXELS)
     panels = [Picture(plain.data, "image", plain.alt)]
     if label_names and reference is not None:
@@ -282,13 +285,14 @@ def method_pictures(
     return panels
 
 
-def _to_ras(
+def to_ras(
     image: np.ndarray,
     affine: np.ndarray,
     prediction: np.ndarray,
     reference: np.ndarray | None,
     scores: np.ndarray | None,
-) -> _Volumes:
+) -> RasVolumes:
+    """The volumes of a case along the axes of RAS that are nearest to theirs; see :func:`case_pictures`."""
     orientation = nib.io_orientation(affine)
     ras = [None if v is None else nib.apply_orientation(v, orientation) for v in (image, prediction, reference, scores)]
     order = np.argsort(orientation[:, 0])
@@ -299,17 +303,17 @@ def _to_ras(
     spacing = nib.affines.voxel_sizes(affine)[order]
     margin = np.ceil(4 / spacing).astype(int)  # mm
     box = tuple(slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(box, margin, head.shape, strict=True))
-    return _Volumes(*ras, spacing=spacing, box=box, gray=(low, max(high, low + 1e-6)))
+    return RasVolumes(*ras, spacing=spacing, box=box, gray=(low, max(high, low + 1e-6)))
 
 
-def _fullest_slice(mask: np.ndarray, axis: int, box: tuple[slice, ...]) -> int:
+def fullest_slice(mask: np.ndarray, axis: int, box: tuple[slice, ...]) -> int:
     """Index of the slice with most of the mask, or the largest sum; the middle of the head if there is none."""
     load = np.sum(mask, axis=tuple(a for a in range(3) if a != axis), dtype=np.int64)
     return int(load.argmax()) if load.any() else (box[axis].start + box[axis].stop) // 2
 
 
 def _panel(
-    volumes: _Volumes,
+    volumes: RasVolumes,
     axis: int,
     index: int,
     what: str,

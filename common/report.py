@@ -3,9 +3,11 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import ignite.distributed as idist
 import numpy as np
@@ -24,6 +26,7 @@ from .pictures import (
     threshold_chart,
     volume_chart,
 )
+from .viewer import write_view
 
 __all__ = ["Report", "write_html_report"]
 
@@ -52,6 +55,7 @@ class Report(Evaluation):
     Args:
         cases, output_dir: see :class:`common.evaluation.Evaluation`; the report goes to ``output_dir``.
         max_pictures: number of cases with pictures, worst first.
+        max_views: number of those with a page of their own to scroll through, ``views/<name>.html``; None for all.
         tables: further tables, each with ``caption``, ``columns`` and ``rows`` of text.
         keep_going: leave out cases whose files cannot be scored, and report the others.
         kwargs: further arguments of Evaluation.
@@ -63,17 +67,19 @@ class Report(Evaluation):
         output_dir: str | Path,
         *,
         max_pictures: int = 40,
+        max_views: int | None = None,
         tables: Sequence[Mapping[str, Any]] = (),
         keep_going: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(cases, output_dir, **kwargs)
         self.max_pictures = max_pictures
+        self.max_views = max_views
         self.tables = [Table(**table) for table in tables]
         self.keep_going = keep_going
 
     def write(self, failures: dict[str, str] | None = None) -> Path:
-        """Write ``metrics.csv``, ``metrics.json`` and ``report.html`` to ``output_dir``; return the path of the page.
+        """Write ``metrics.csv``, ``metrics.json``, ``report.html`` and the views; return the path of the page.
 
         Under ``torchrun`` the first process writes, for all of them; evaluation has waited for the others.
 
@@ -95,13 +101,14 @@ class Report(Evaluation):
                 failures |= self.leave_out_unreadable()
             section = self.section  # all is computed before the first file is written
             self.save()
-            write_html_report(path, self.title, [section])
+            views = self._write_views(section.cases)
+            write_html_report(path, self.title, [replace(section, cases=views)])
         logger.info("report: %s", path)
         return path
 
     @property
     def files(self) -> list[Path]:
-        """What :meth:`write` writes."""
+        """What :meth:`write` writes, beside the views."""
         return [self.output_dir / name for name in ("report.html", "metrics.csv", "metrics.json")]
 
     @cached_property
@@ -285,6 +292,24 @@ class Report(Evaluation):
 
     def _view(self, case: Mapping[str, Any]) -> CaseView:
         return CaseView(case["name"], self._facts(case), self._pictures(case))
+
+    def _write_views(self, cases: Sequence[CaseView]) -> list[CaseView]:
+        """The cases of the page, with the addresses of their views, which are written."""
+        last = min(len(cases), len(cases) if self.max_views is None else self.max_views)
+        by_name = {case["name"]: case for case in self.cases}
+        files = [f"views/{case.name}.html" for case in cases[:last]]
+        for i, (case, file) in enumerate(zip(cases[:last], files, strict=True)):
+            up = "../" * file.count("/")
+            near = {"all cases": "report.html"}
+            near |= {"previous": files[i - 1]} if i else {}
+            near |= {"next": files[i + 1]} if i + 1 < last else {}
+            scans = self.load(by_name[case.name])
+            arrays = (scans.image, scans.affine, scans.prediction, scans.reference, scans.scores)
+            links = [(text, up + quote(target)) for text, target in near.items()]
+            facts = [*case.facts, *(("look at", flag) for flag in case.flags)]
+            write_view(self.output_dir / file, case.name, arrays, self.label_names, self._score_max, facts, links)
+        addresses = [*map(quote, files), *[""] * (len(cases) - last)]
+        return [replace(case, view=address) for case, address in zip(cases, addresses, strict=True)]
 
     def _pictures(self, case: Mapping[str, Any]) -> list[Picture]:
         scans = self.load(case)

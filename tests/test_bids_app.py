@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def test_masks_and_maps_have_the_names_of_derivatives(bids, tmp_path, monkeypatc
     script.run_command(script.main)
     anat = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_space-orig_label-lesion_{kind}" for n in (1, 2) for kind in KINDS]
     of_all = {"dataset_description.json", ".bidsignore", "volumes.tsv", "report.html"}
-    assert written(out) == of_all | {f"{name}.{ending}" for name in anat for ending in ("nii.gz", "json")}
+    views = {name for name in written(out) if name.startswith("views/")}
+    assert views == set(re.findall(r'href="(views/[^"]*)"', (out / "report.html").read_text()))
+    assert len(views) == 2
+    assert written(out) == of_all | views | {f"{name}.{ending}" for name in anat for ending in ("nii.gz", "json")}
     source = nib.load(bids / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_FLAIR.nii.gz")
     for name in anat[:2]:
         image = nib.load(out / f"{name}.nii.gz")

@@ -128,6 +128,8 @@ def test_inference_json_alone_ends_with_a_line_and_pictures_of_every_case(predic
             np.testing.assert_allclose(float(row[f"{label}_ml"]), ml, rtol=1e-5)
     page = (out / "report.html").read_text()
     assert all(f"<h4>{name}</h4>" in page for name in rows)
+    assert all(f'href="views/{name}.html"' in page for name in rows)
+    assert all((out / "views" / f"{name}.html").is_file() for name in rows)
 
 
 @pytest.mark.parametrize("name", ["plain", "reordered", "volume", "a/scan"])

@@ -22,8 +22,8 @@ from running.workflow import open_configs
 logger = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
-_OF_ALL = ("volumes.tsv", "report.html")  # of the last run
-_IGNORED = "".join(f"{name}\n" for name in _OF_ALL)  # by the validator
+_OF_ALL = ("volumes.tsv", "report.html", "views/**/*.html")  # of the last run
+_IGNORED = "volumes.tsv\nreport.html\nviews/\n"  # by the validator
 
 
 def write_derivatives(
@@ -82,9 +82,7 @@ def write_derivatives(
                 for result, place, case in zip(results, places, cases, strict=True)
                 for path in _take(result, place, names, _sources(case, bids_dir))
             ]
-            for file in (Path(folder) / "out" / name for name in _OF_ALL):
-                if file.exists():
-                    file.replace(output_dir / file.name)
+            _move_of_all(Path(folder) / "out", output_dir)
             if made:
                 _describe(output_dir, bids_dir, bundle.name, meta["version"], labels)
     logger.info("%d derivatives in %s", len(made), output_dir)
@@ -132,6 +130,14 @@ def _take(result: Path, place: Path, names: Mapping[str, str], sources: list[str
             file.replace(target)
             made.append(target)
     return made
+
+
+def _move_of_all(folder: Path, output_dir: Path) -> None:
+    """Take the pages and the table of a run, those that there are."""
+    for file in (file for pattern in _OF_ALL for file in folder.glob(pattern)):
+        target = output_dir / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
 
 
 def _sources(case: Mapping[str, Any], bids_dir: Path) -> list[str]:

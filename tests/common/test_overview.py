@@ -115,12 +115,14 @@ def test_equal_results_give_equal_files_without_folders_and_code(make, tmp_path)
     masks = [[(1, 30, 30, 20)], []]
     options = {"name": "<u>{}", "title": "<script>", "settings": {"weights": "/home/somebody/model.pt"}}
     files = [make(masks, **options).write().parent / name for name in ("report.html", "volumes.tsv")]
+    files += [files[0].parent / "views" / f"<u>{number}.html" for number in range(2)]
     before = [file.read_bytes() for file in files]
     make(masks, **options).write()
     assert [file.read_bytes() for file in files] == before
     text = files[0].read_text()
     assert not re.search(r"<script|<u>|/home|" + re.escape(str(tmp_path)), text)
     assert "&lt;script&gt;" in text
+    assert "<u>" not in files[-1].read_text()
 
 
 def test_labels_of_the_cases_are_not_looked_at(make):
