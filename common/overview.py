@@ -11,17 +11,13 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 
 from .data import subject_of
-from .evaluation import NAN, Scans, shown, versions
+from .evaluation import Scans, shown, versions
 from .files import write_text
-from .metrics import lesion_sizes, volume_ml
 from .page import CaseView, Section, Table, Tile
 from .report import Report, number
 from .scans import as_mask, foreground, read_scan
 from .tables import delimited
-
-BRAIN_ML = (800.0, 2200.0)  # of an adult, with its fluid
-TINY_ML = 0.03
-MANY_TINY = 100
+from .volumes import BRAIN_ML, MANY_TINY, TINY_ML, measure
 
 _DEFINITIONS = (
     ("brain, ml", "Volume of the brain mask; without one, of what is not 0 in the scan."),
@@ -103,24 +99,12 @@ class Overview(Report):
 
     def _measure(self, case: Mapping[str, Any]) -> dict[str, Any]:
         scans = self.load(case)
-        brain_ml = volume_ml(self._brain(case, scans), scans.spacing)
-        row: dict[str, Any] = {"case": case["name"], "subject": subject_of(dict(case)), "brain_ml": brain_ml}
-        flags = [] if BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1] else ["brain volume improbable"]
-        flags += ["touches the border"] if _touches_border(scans.prediction > 0) else []
-        for value, name in self.label_names.items():
-            mask = scans.prediction == value
-            ml = volume_ml(mask, scans.spacing)
-            row |= {f"{name}_ml": ml, f"{name}_percent": 100 * ml / brain_ml if brain_ml else NAN}
-            flags += [] if ml else [f"no {name}"]
-            if value in self.lesion_labels:
-                sizes = lesion_sizes(mask, mask, self.connectivity)[0] * np.prod(scans.spacing) / 1000
-                row |= {f"{name}_count": len(sizes)}
-                row |= {f"{name}_{what}_ml": float(f(sizes)) if len(sizes) else NAN for what, f in _SIZES.items()}
-                tiny = int((sizes < TINY_ML).sum())
-                flags += ["many tiny components"] if tiny >= MANY_TINY and 2 * tiny > len(sizes) else []
-            if value == self.map_label and scans.scores is not None and self.probability:
-                row[f"{name}_expected_ml"] = float(scans.scores.sum(dtype=float) * np.prod(scans.spacing) / 1000)
-        return row | {"flags": flags}
+        expected = {}
+        if scans.scores is not None and self.probability:
+            expected[self.map_label] = float(scans.scores.sum(dtype=float) * np.prod(scans.spacing) / 1000)
+        brain, known = self._brain(case, scans), (self.label_names, self.lesion_labels, self.connectivity)
+        row = measure(scans.prediction, brain, scans.spacing, *known, expected)
+        return {"case": case["name"], "subject": subject_of(dict(case))} | row
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:
         path = case.get(self.mask_key)
@@ -183,13 +167,6 @@ class Overview(Report):
     def has_reference(self, case: Mapping[str, Any]) -> bool:
         """Of no case."""
         return False
-
-
-_SIZES = {"median": np.median, "largest": np.max}
-
-
-def _touches_border(mask: np.ndarray) -> bool:
-    return any(mask.take(index, axis).any() for axis in range(mask.ndim) for index in (0, -1))
 
 
 def _heading(key: str) -> str:

@@ -58,12 +58,14 @@ class Server:
 
     def infer(self, model: str, image: str, path: Path) -> nib.Nifti1Image:
         """The mask of an image of the studies, written to ``path``."""
+        path.write_bytes(self.result(model, image, "image"))
+        return nib.load(path)
+
+    def result(self, model: str, image: str, output: str) -> bytes:
+        """What the server makes of an image: ``image`` for the mask, ``json`` for what it says of it."""
         params = json.dumps({"device": "cpu", "result_dtype": "uint8"})
         body = urlencode({"params": params}).encode()
-        path.write_bytes(
-            self.ask(f"/infer/{model}?image={image}&output=image", body, "application/x-www-form-urlencoded")
-        )
-        return nib.load(path)
+        return self.ask(f"/infer/{model}?image={image}&output={output}", body, "application/x-www-form-urlencoded")
 
     def train(self, model: str, timeout: float = 300, **params: object) -> dict[str, Any]:
         """The task of a training, ended."""
@@ -172,6 +174,21 @@ def test_a_mask_of_the_server_is_that_of_the_bundle_on_the_grid_of_the_file(bund
     assert found.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
     assert np.asarray(found.dataobj).any()
+
+
+def test_the_answer_has_the_volumes_of_the_mask_and_flags(bundle, server, tmp_path):
+    image = f"a_{sequences(bundle)[-1]}"
+    answer = json.loads(server.result(bundle.name, image, "json"))
+    said = answer.get("params", answer)
+    mask = server.infer(bundle.name, image, tmp_path / "mask.nii.gz")
+    voxel_ml = np.prod(mask.header.get_zooms()) / 1000
+    names = metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
+    for value, name in names.items():
+        if name != "background":
+            volume = (np.asarray(mask.dataobj) == int(value)).sum() * voxel_ml
+            assert said[f"{name}_ml"] == pytest.approx(volume, abs=1e-3)
+    assert said["brain_ml"] > 0
+    assert "brain volume improbable" in said["flags"]  # a ball of some centimeters
 
 
 @pytest.mark.parametrize("name", TRAINED)

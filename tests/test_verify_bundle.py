@@ -58,6 +58,8 @@ def test_torchscript_and_onnx_equal_the_eager_network_at_other_sizes(bundle, exp
     assert expected.std() > 0
     torch.testing.assert_close(torch.jit.load(exports[".ts"]).eval()(x), expected, rtol=1e-4, atol=1e-4)
     session = onnxruntime.InferenceSession(str(exports[".onnx"]), providers=["CPUExecutionProvider"])
+    said = session.get_modelmeta().custom_metadata_map
+    assert (said["name"], json.loads(said["metadata.json"])) == (metadata(bundle)["name"], metadata(bundle))
     (found,) = session.run(["pred"], {"image": x.numpy()})
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=5e-4)
 

@@ -333,3 +333,19 @@ def test_ctrl_c_ends_a_training_and_its_workers_with_one_line(tmp_path):
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "stopped by Ctrl-C"
     assert "Traceback" not in errors
+
+
+def test_every_script_computes_with_the_threads_that_are_asked_for(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nfrom running.command_line import run_command\n\n"
+        "def main(word: str) -> None:\n    print(word, torch.get_num_threads())\n\nrun_command(main)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+    environment.pop("OMP_NUM_THREADS", None)
+    command = [sys.executable, str(script), "threads:", "--threads", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "threads: 3\n"), done.stderr
+    done = subprocess.run([*command[:-1], "0"], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 1
+    assert "threads is 0, expected a whole number of 1 or more" in done.stderr

@@ -2,7 +2,7 @@
 
 from .comparison import Comparison, Result
 from .methods import find_methods
-from .report import compare, summary_text
+from .report import compare
 from .statistics import holm, paired_difference
 from .targets import TARGETS, Target
 
@@ -15,5 +15,4 @@ __all__ = [
     "find_methods",
     "holm",
     "paired_difference",
-    "summary_text",
 ]

@@ -21,7 +21,7 @@ from phantom import TISSUES
 from phantom.cohort import make_cohort
 
 from .comparison import Comparison, Result
-from .report import compare, summary_text
+from .report import compare
 
 SEED = 424242  # of no cohort that any weights were trained on
 MARKER = ".quickstart"  # tells a folder that this made from one that it must not touch
@@ -74,8 +74,6 @@ def run(
             "python scripts/quickstart.py",
         )
         write_pictures(comparisons, output_dir / "pictures")
-        for comparison in comparisons:
-            print(f"\n{summary_text(comparison)}")
         print(f"\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")
         return comparisons
 

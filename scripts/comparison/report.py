@@ -175,7 +175,7 @@ class Digest:
 
 
 def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: str, max_pictures: int = 20) -> Path:
-    """Run comparisons and write ``report.html``, one page for all, and the tables of each.
+    """Run comparisons, write ``report.html``, one page for all, and the tables of each, and print the summaries.
 
     Args:
         comparisons: of one ``output_dir``.
@@ -200,6 +200,8 @@ def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: s
         for digest in digests:
             _write_tables(digest)
         page = write_html_report(output_dir / "report.html", title, sections, lead)
+    for digest in digests:
+        print(f"\n{digest.comparison.target}\n{_summary_text(digest)}")
     logger.info("report: %s", page)
     failed = {name: text for digest in digests for name, text in _failures(digest) if not name.endswith(LEFT_OUT)}
     if failed:
@@ -208,9 +210,8 @@ def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: s
     return page
 
 
-def summary_text(comparison: Comparison) -> str:
-    """The summary of a comparison that has been run, for a terminal."""
-    digest = Digest(comparison)
+def _summary_text(digest: Digest) -> str:
+    """The summary of a comparison, for a terminal."""
     lines = [digest.summary_columns(), *digest.summary_rows()]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join(

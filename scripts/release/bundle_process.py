@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_i
 from monai.bundle.scripts import _get_fake_spatial_shape
 
 RTOL = 1e-4
+_DESCRIBING = ("metadata", "inference")
 ATOL = {"torchscript": 1e-5, "onnx": 2e-4}  # logits of the networks are between 1 and 1000
 
 
@@ -85,9 +86,11 @@ def torchscript(package: Path, output_dir: Path, use_trace: bool = False) -> Non
 def onnx(package: Path, output_dir: Path) -> None:
     """Write ``model.onnx``, for any batch and any size that the network takes, and compare onnxruntime with eager.
 
-    By the older of torch's exporters, which traces: the newer one fixes the batch of MONAI's attention at 1.
+    By the older of torch's exporters, which traces: the newer one fixes the batch of MONAI's attention at 1. The file
+    says which bundle it is of and what its channels are, in its metadata.
     """
     import onnxruntime
+    from onnx import helper, load, save
 
     file, x, network = output_dir / "model.onnx", _input(package, 2), _network(package)
     axes = {0: "batch", **{i: f"size_{i - 1}" for i in range(2, x.dim())}}
@@ -100,8 +103,20 @@ def onnx(package: Path, output_dir: Path) -> None:
         output_names=["pred"],
         dynamic_axes={"image": axes, "pred": axes},
     )
+    model = load(file)
+    helper.set_model_props(model, _properties(package))
+    save(model, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     _compare("onnx", network, lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), package)
+
+
+def _properties(package: Path) -> dict[str, str]:
+    """What an exported network says of itself; a text each."""
+    metadata, config = (json.loads((package / "configs" / f"{name}.json").read_text()) for name in _DESCRIBING)
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    said = {key: str(metadata.get(key, "")) for key in ("name", "version", "description")}
+    said |= {"labels": json.dumps(output.get("channel_def", {})), "sequences": json.dumps(config.get("sequences"))}
+    return said | {"metadata.json": json.dumps(metadata)}
 
 
 def _compare(kind: str, network: torch.nn.Module, exported: Callable, package: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import fire
 
 from common.errors import InputError, install_error_hook
 from common.options import converted, expectation
+from common.options import types as t
 
 ROOT = Path(__file__).resolve().parents[2]
 Bundle = Literal[tuple(sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json")))]
@@ -35,7 +37,8 @@ def run_command(command: Callable | Mapping[str, Callable]) -> None:
     """Call a function with what the command line says, and end the process by a sentence if that is wrong.
 
     Values have the forms ``--name value`` and ``--name=value``; those without a name go to the parameters in their
-    order. A list is ``a,b`` or ``[a,b]``; a name without a value is true. ``--help`` prints all options.
+    order. A list is ``a,b`` or ``[a,b]``; a name without a value is true. ``--help`` prints all options. Every command
+    takes ``--threads``, see :func:`use_threads`.
 
     Args:
         command: the function, or several by their names, of which the first word of the command line chooses one.
@@ -53,9 +56,23 @@ def run_command(command: Callable | Mapping[str, Callable]) -> None:
 
     @fire.decorators.SetParseFn(str)
     def call(*values: str, **options: str) -> Any:
+        if "threads" in options and "threads" not in inspect.signature(command).parameters:
+            use_threads(converted("threads", options.pop("threads"), t.Count))
         return command(**arguments(command, values, options))
 
     fire.Fire(call, words, script)
+
+
+def use_threads(threads: int) -> None:
+    """Begin this command again with so many threads, for itself and every process that it starts.
+
+    Libraries read the number when they are loaded, and by now they are. Without it they take one thread a core.
+    """
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    if wanted.items() <= os.environ.items():
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
 
 def arguments(command: Callable, values: tuple[str, ...], options: Mapping[str, str]) -> dict[str, Any]:
@@ -96,6 +113,10 @@ def help_text(command: Callable, script: str) -> str:
     for name, meaning, kind, default in described(command):
         lines.append(f"  --{name}: {kind}; {default if default == 'needed' else f'default {default}'}")
         lines += textwrap.wrap(meaning, 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines += [
+        f"  --threads: {expectation(t.Count)}; default one a core",
+        "      threads that each process computes with.",
+    ]
     return "\n".join(lines)
 
 

@@ -25,6 +25,8 @@ Made by `python scripts/render_options.py` from the configs and the scripts; a t
 - Numbers have a decimal point and are finite. `null` stands for nothing, where it is named below.
 - A layer, a JSON file after others in `--config_file`, may set the same options; it is checked alike.
 - `python scripts/<script>.py --help` prints the options of a script.
+- Every script takes `--threads N`: what each of its processes computes with, one a core without it.
+  `OMP_NUM_THREADS=N` before a command does that for `monai.bundle run`.
 """
 
 

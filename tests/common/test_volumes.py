@@ -1,0 +1,63 @@
+"""What a server is told of a result: volumes by hand, and flags."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.volumes import MeasureForServerd
+
+AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])  # 0.01 ml a voxel
+SHAPE = (1, 60, 70, 50)
+
+
+@pytest.fixture
+def item():
+    """One lesion of 10 ml in a brain of 1200 ml, as the server's transforms have it."""
+    mask, brain = torch.zeros(SHAPE), torch.zeros(SHAPE, dtype=torch.bool)
+    brain[:, 5:55, 5:65, 5:45] = True
+    mask[:, 10:20, 10:20, 10:20] = 1
+    return {"pred": MetaTensor(mask, affine=AFFINE), "brain_mask": brain, "image_path": "scan.nii.gz"}
+
+
+def test_a_result_has_volumes_and_flags_as_json(item):
+    found = MeasureForServerd("pred", {"1": "lesion"})(item)["result"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == {
+        "brain_ml": 1200,
+        "lesion_ml": 10,
+        "lesion_percent": 0.8333,
+        "lesion_count": 1,
+        "lesion_median_ml": 10,
+        "lesion_largest_ml": 10,
+        "flags": [],
+    }
+
+
+def test_what_is_not_known_is_null_and_nothing_found_is_a_flag(item):
+    item["pred"][:] = 0
+    found = MeasureForServerd("pred", {"1": "lesion"})(item)["result"]
+    assert (found["lesion_ml"], found["lesion_count"], found["lesion_median_ml"]) == (0, 0, None)
+    assert found["flags"] == ["no lesion"]
+
+
+def test_several_labels_are_not_counted_and_one_without_a_name_has_its_value(item):
+    item["pred"][:, 30:40, 10:20, 10:20] = 7
+    found = MeasureForServerd("pred", {"1": "GM", "2": "WM"})(item | {"result": {"kept": 1}})["result"]
+    assert (found["kept"], found["GM_ml"], found["WM_ml"], found["label 7_ml"]) == (1, 10, 0, 10)
+    assert found["flags"] == ["no WM"]
+    assert "GM_count" not in found
+
+
+def test_without_a_server_nothing_is_measured(item):
+    del item["image_path"], item["brain_mask"]
+    assert MeasureForServerd("pred", {"1": "lesion"})(item).keys() == {"pred"}
+
+
+def test_another_grid_is_refused(item):
+    item["brain_mask"] = item["brain_mask"][:, 1:]
+    with pytest.raises(ValueError, match=r"\(60, 70, 50\) and brain mask \(59, 70, 50\) differ"):
+        MeasureForServerd("pred", {"1": "lesion"})(item)
