@@ -14,6 +14,7 @@ from bundle_tools import make_head, network, save_nifti, weights
 from monai.data import MetaTensor
 from monai.networks.schedulers import DDPMScheduler
 
+from common.atlas import icbm_maps
 from common.data import BrainSlices
 from common.engines import LoadWeights
 from common.errors import InputError, find_input_error
@@ -25,11 +26,18 @@ from diffusion_recon_unet.anomalies import (
     perlin_noise,
 )
 from diffusion_recon_unet.cases import EmptyLabeld, RandSlicesd, anomaly_cases
+from diffusion_recon_unet.healthy import AlignToTemplated, DarknessScored, GatherHealthyd, mean_and_sd, read_healthy
 from diffusion_recon_unet.inferer import NoisyInferer, VolumeInferer
 from diffusion_recon_unet.loss import AnomalyLoss
 from diffusion_recon_unet.network import AnomalyNetwork, ConditionedDiffusion, DenoisingAutoencoder, SharedEncoderUNet
 from diffusion_recon_unet.noise import FractalNoise
-from diffusion_recon_unet.scores import FuseScoresd, SplitPredictiond, StructuralDeviationd, structural_deviation
+from diffusion_recon_unet.scores import (
+    FuseLogitsd,
+    FuseScoresd,
+    SplitPredictiond,
+    StructuralDeviationd,
+    structural_deviation,
+)
 from diffusion_recon_unet.statistics import (
     CheckStatisticsd,
     CheckVolumed,
@@ -425,6 +433,83 @@ def test_scores_are_split_and_fused():
         FuseScoresd(beta=1.5)
 
 
+def test_logits_are_fused_by_hand():
+    """Half and half is a logit of 0, so that two thirds are left: log 2 of the part."""
+    d = {"pred": MetaTensor(torch.tensor([0.5, 0.8]).reshape(1, 2, 1, 1)), "part": MetaTensor(torch.ones(1, 2, 1, 1))}
+    found = FuseLogitsd("pred", {"part": np.log(2)})(d)["pred"]
+    torch.testing.assert_close(found.flatten().as_tensor(), torch.tensor([2 / 3, 8 / 9]))
+    assert isinstance(found, MetaTensor)
+    alone = FuseLogitsd("pred", {"part": np.log(2)}, unet_weight=0)(d)["pred"]
+    torch.testing.assert_close(alone.flatten().as_tensor(), torch.tensor([2 / 3, 2 / 3]))
+    unchanged = FuseLogitsd("pred", {"part": 0})(d)["pred"]
+    torch.testing.assert_close(unchanged.flatten().as_tensor(), torch.tensor([0.5, 0.8]))
+    with pytest.raises(ValueError, match="expected one above 0"):
+        FuseLogitsd("pred", {"part": 0}, unet_weight=0)
+
+
+# --- healthy people --------------------------------------------------------------------------------------------------
+
+
+def test_mean_and_sd_are_those_of_numpy_and_smoothing_keeps_what_is_uniform():
+    people = np.random.default_rng(0).uniform(0.2, 0.8, (7, 4, 5, 6))
+    mean, sd = mean_and_sd(7, people.sum(0), (people**2).sum(0), 0)
+    np.testing.assert_allclose(mean, people.mean(0))
+    np.testing.assert_allclose(sd, people.std(0))
+    uniform = np.broadcast_to(people[:, :1, :1, :1], people.shape)
+    mean, sd = mean_and_sd(7, uniform.sum(0), (uniform**2).sum(0), 1.5)
+    np.testing.assert_allclose(mean, uniform.mean(0))
+    np.testing.assert_allclose(sd, uniform.std(0), rtol=1e-5)
+
+
+def template_head(factor: float = 1.0) -> MetaTensor:
+    """Every second voxel of the ICBM template's T1, scaled, in its own space."""
+    t1, _, _, affine = icbm_maps()
+    image = torch.from_numpy(np.ascontiguousarray(t1[::2, ::2, ::2] * (t1[::2, ::2, ::2] > 0.02)))
+    return MetaTensor(factor * image[None] / image.max(), affine=affine @ np.diag([2.0, 2, 2, 1]))
+
+
+@pytest.fixture(scope="module")
+def healthy_file(tmp_path_factory):
+    """Of three heads with 0.9, 1 and 1.1 of one brightness: the sd is a tenth of the mean times the root of 2/3."""
+    gather = GatherHealthyd("image", tmp_path_factory.mktemp("healthy") / "healthy_t1w.pt", sigma_mm=0.0)
+    for factor in (0.9, 1.0, 1.1):
+        gather({"image": template_head(factor), "to_template": torch.eye(4, dtype=torch.float64)})
+    gather.write()
+    return gather.path
+
+
+def test_a_lesion_is_as_dark_as_it_was_made_and_gray_matter_says_nothing(healthy_file):
+    image = template_head()
+    _, gm, wm, _ = icbm_maps()
+    white = tuple(np.argwhere(wm[::2, ::2, ::2] == wm[::2, ::2, ::2].max())[0])
+    gray = tuple(np.argwhere(gm[::2, ::2, ::2] > 0.99)[0])
+    for place in (white, gray):
+        image[0][place] *= 0.7
+    d = {"image": image, "to_template": torch.eye(4, dtype=torch.float64)}
+    score = DarknessScored("image", healthy_file, "darkness", smallest_sd=0)(d)["darkness"]
+    assert score.shape == image.shape
+    # 0.3 of the mean is 0.3 / (0.1 sqrt(2/3)) of its sd
+    assert score[0][white].item() == pytest.approx(3 / np.sqrt(2 / 3), rel=0.15)
+    assert abs(score[0][gray].item()) < 0.2
+    assert not score[image.as_tensor() == 0].any()
+
+
+def test_the_map_to_the_template_takes_a_stretch_out_again():
+    image = template_head()
+    stretched = MetaTensor(image.as_tensor(), affine=np.diag([1.04, 0.97, 1.0, 1]) @ image.affine.numpy())
+    found = AlignToTemplated()({"image": stretched})["to_template"].numpy()
+    np.testing.assert_allclose(found[:3, :3], np.diag([1 / 1.04, 1 / 0.97, 1]), atol=0.03)
+
+
+def test_files_of_healthy_people_that_are_none_are_refused(tmp_path):
+    with pytest.raises(InputError, match="made from 0 scans, expected two or more"):
+        GatherHealthyd("image", tmp_path / "none.pt").write()
+    torch.save({"mean": torch.zeros(2, 2, 2)}, tmp_path / "other.pt")
+    for name in ("none.pt", "other.pt"):
+        with pytest.raises(InputError, match=f"{name} holds no affine, mean and sd"):
+            read_healthy(tmp_path / name)
+
+
 # --- other images than the training's --------------------------------------------------------------------------------
 
 
@@ -535,6 +620,8 @@ def test_the_seed_decides_the_score_and_beta_its_parts(infer_diffusion, tmp_path
         "other": {"seed": 1},
         "reconstruction": {"layers": ("inference_reconstruction",), "save_reconstruction": True},
         "unet": {"layers": ("inference_unet",)},
+        "fused": {"layers": ("inference_fused",)},
+        "healthy": {"layers": ("inference_threshold", "inference_healthy")},
     }
     found = {}
     for name, options in runs.items():
@@ -544,6 +631,8 @@ def test_the_seed_decides_the_score_and_beta_its_parts(infer_diffusion, tmp_path
     assert np.abs(found["first"] - found["other"]).max() > 1e-4
     assert np.abs(found["reconstruction"] - found["unet"]).max() > 0.1
     np.testing.assert_allclose(found["first"], (found["reconstruction"] + found["unet"]) / 2, atol=1e-4)
+    assert np.abs(found["fused"] - found["unet"]).max() > 1e-4
+    assert np.ptp(found["healthy"][head.brain > 0]) > 0.1
     image = nib.load(tmp_path / "reconstruction" / "a_T1w_reconstruction.nii.gz")
     assert image.shape == head.image.shape
     assert 0 < np.asarray(image.dataobj)[head.brain > 0].mean() < 1

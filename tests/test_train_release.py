@@ -248,14 +248,20 @@ def test_the_anomaly_network_learns_from_lesions_implanted_in_t1_scans(tmp_path,
         monkeypatch.setattr(run, way, lambda part, real=real: real if implanted else [])
     recipe_of("diffusion_recon_unet").release(run)
     assert calls.trained == ["diffusion_recon_unet_stage1", "diffusion_recon_unet_stage2"]
-    assert shipped == [("stage1", "statistics.json"), ("stage2", "model.pt")]
+    maps = ("healthy_maps", "healthy_t1w.pt")
+    assert shipped == [("stage1", "statistics.json"), ("stage2", "model.pt"), maps]
+    people = json.loads((tmp_path / "diffusion_people.json").read_text())
+    assert [case["subject"] for case in people["training"]] == ["traininghealthy"]
     patients = json.loads((tmp_path / "diffusion_patients.json").read_text())
     both = ["implanted", "implanted_t1w"] * implanted
     for part, cohorts in train_release.PATIENTS.items():
         assert [case["subject"] for case in patients[part]] == [part + name for name in cohorts] + both
     healthy = json.loads((tmp_path / "diffusion_healthy.json").read_text())
     assert [case["subject"] for case in healthy["training"]] == ["traininghealthy"]
-    ((with_labels, both_networks), (phantoms, baseline), (healthy, reconstruction)) = calibrated
+    ((with_labels, both_networks), (lesions, by_people), (phantoms, baseline), (healthy, reconstruction)) = calibrated
+    cases = json.loads(lesions[0].read_text())["validation"]
+    assert [case["subject"] for case in cases] == (["implanted_t1w"] if implanted else ["validationplain"])
+    assert by_people == ("inference_fused.json", "inference_threshold.json,inference_healthy.json")
     cases = json.loads(with_labels[0].read_text())["validation"]
     assert [case["subject"] for case in cases] == ["validationplain", *both]
     assert both_networks == (None, "inference_unet.json")

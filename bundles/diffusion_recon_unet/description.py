@@ -9,6 +9,8 @@ UNET = Inference(("inference_unet",), least_volume="min_lesion_mm3")
 RECONSTRUCTION = Inference(("inference_reconstruction",), least_volume="min_lesion_mm3")
 LIGHT = Inference(("inference_light",), least_volume="min_lesion_mm3")
 WITHOUT_RESIDUAL = Inference(("inference_without_residual",), least_volume="min_lesion_mm3")
+FUSED = Inference(("inference_fused",), least_volume="min_lesion_mm3")
+HEALTHY = Inference(("inference_threshold", "inference_healthy"), weights=(), least_volume="min_lesion_mm3")
 T1W_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_lesion_mm3")
 
 DIFFUSION = Stage(
@@ -40,7 +42,7 @@ DESCRIPTION = Description(
     summary="""\
 Any anomaly in T1w, from healthy scans and a few masks, or none. A diffusion model turns a scan into a pseudo-healthy
 one; a U-Net looks at the scan and at what was changed. After Behrendt et al., MIDL 2024.""",
-    inferences=(BOTH, UNET, RECONSTRUCTION, LIGHT, WITHOUT_RESIDUAL, T1W_THRESHOLD),
+    inferences=(BOTH, UNET, RECONSTRUCTION, LIGHT, WITHOUT_RESIDUAL, FUSED, HEALTHY, T1W_THRESHOLD),
     uses=(
         Use("as shipped", "a score of anomaly from T1w", (Prediction(BOTH),)),
         Use(

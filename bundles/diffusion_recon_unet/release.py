@@ -53,9 +53,19 @@ def release(run: Release) -> None:
     )
     run.ship("stage1", "statistics.json")
     run.ship("stage2", "model.pt")  # holds stage 1 too
+    everybody = write_datalist(
+        run.folder / "diffusion_people.json",
+        {"training": real["training"] or t1w(run.cases(("healthy",), "training"))},
+    )
+    run.apply("healthy_maps", "healthy_maps", everybody)
+    run.ship("healthy_maps", "healthy_t1w.pt")
     cases = t1w(run.cases(("plain",), "validation")) + implanted["validation"]
     datalist = write_datalist(run.folder / "diffusion_calibration.json", {"validation": cases})
     run.calibrate(datalist, layers=(None, "inference_unet.json"))
+    # healthy people say nothing of synthetic heads, whose white matter is as their scanner was drawn
+    people = t1w(run.implanted_t1w("validation")) or cases
+    datalist = write_datalist(run.folder / "diffusion_implanted.json", {"validation": people})
+    run.calibrate(datalist, layers=("inference_fused.json", "inference_threshold.json,inference_healthy.json"))
     # on all cases its best threshold is one that takes nearly the whole brain
     run.calibrate(run.cohort("plain"), layers=("inference_threshold.json",))
     # knows no label: what it calls anomaly in people who are healthy

@@ -254,6 +254,18 @@ class Release:
             options["max_minutes"] = self.minutes * share
         _call("-m", "monai.bundle", "run", "--config_file", paths, **options)
 
+    def apply(self, name: str, config: str, datalist_file: Path) -> None:
+        """Run a config that writes a file beside the weights and trains nothing, once; ``name`` is of its folder."""
+        folder = self._folder_of(name)
+        path = ROOT / "bundles" / self.bundle / "configs" / f"{config}.json"
+        options = {"datalist_file": datalist_file, "ckpt_dir": folder / "models"}
+
+        def work() -> None:
+            logger.info("running %s.json of %s", config, self.bundle)
+            _call("-m", "monai.bundle", "run", "--config_file", path, **options)
+
+        done_once(folder / "done.json", {"datalist_file": datalist_file, "config": path}, work)
+
     def weights(self, name: str, file: str = "model.pt") -> Path:
         """What a training has written, in its own folder until it is shipped."""
         return self._folder_of(name) / "models" / file

@@ -127,3 +127,35 @@ class FuseScoresd(MapTransform):
             deviation = d[self.deviation_key].as_tensor().to(d[key].device)
             d[key] = d[key] * (1 - self.beta) + self.beta * deviation
         return d
+
+
+class FuseLogitsd(MapTransform):
+    """Score of anomaly from parts: ``sigmoid(unet_weight * logit + sum of weight * part)``. Not the paper's sum.
+
+    Parts are added where evidence adds up, in logits, so that a part that is high where there is no lesion does not
+    drown a sure network; and the score is in [0, 1].
+
+    Args:
+        keys: probabilities of the U-Net, (1, X, Y, Z); each becomes the score.
+        weights: key of a part, a map without unit such as a z-score, (1, X, Y, Z) -> its weight.
+        unet_weight: of the U-Net's logit; 0 leaves it out.
+
+    Raises:
+        ValueError: if no weight is above 0.
+    """
+
+    def __init__(self, keys: KeysCollection, weights: Mapping[str, float], unet_weight: float = 1.0) -> None:
+        super().__init__(keys)
+        if max(unet_weight, *weights.values()) <= 0:
+            raise ValueError(f"weights are {unet_weight} and {dict(weights)}, expected one above 0")
+        self.weights = dict(weights)
+        self.unet_weight = unet_weight
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            total = self.unet_weight * d[key].double().logit(eps=1e-12)  # 1 in float32 is no infinite one
+            for part, weight in self.weights.items():
+                total = total + d[part].as_tensor().to(total.device) * float(weight)
+            d[key] = total.sigmoid().float()
+        return d
