@@ -20,6 +20,7 @@ from scipy.ndimage import gaussian_filter
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+# of the folder of a bundle, where it was used
 NOT_COPIED = shutil.ignore_patterns("eval", "runs", "data", "mlruns*", "__pycache__")
 SMALL = (30, 34, 24)
 

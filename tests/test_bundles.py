@@ -275,7 +275,7 @@ def test_the_package_runs_alone_from_an_unrelated_folder_with_the_same_result(bu
 def next_release(bundle, tmp_path) -> Path:
     """Repository with a later release of the bundle, under a name of its own, and of ``common/``."""
     root, name = tmp_path / "repository", f"{bundle.name}_next"
-    shutil.copytree(ROOT / "common", root / "common", ignore=NOT_COPIED)
+    shutil.copytree(ROOT / "common", root / "common", ignore=shutil.ignore_patterns("__pycache__"))
     with (root / "common" / "__init__.py").open("a") as file:
         file.write("\nRELEASE = 2\n")
     copy = root / "bundles" / name
