@@ -39,7 +39,11 @@ def tree(tmp_path_factory) -> Path:
     (root / "bundles").mkdir(parents=True)
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, root / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}))
+        copy(
+            ROOT / name,
+            root / name,
+            **({"ignore": shutil.ignore_patterns("__pycache__")} if copy is shutil.copytree else {}),
+        )
     run(root, "scripts/new_bundle.py", NAME)
     run(root, "scripts/render_evidence.py")
     return root
