@@ -21,7 +21,7 @@ from common.data import list_cases, write_datalist
 from common.files import write_json
 from common.metrics import dice, hd95_mm
 from common.scans import read_scan
-from make_atlas import main as make_atlas
+from labels.atlas import make_atlas, read_people
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
 from running.workflow import run_configs
@@ -198,12 +198,9 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     for name, recipe in settings["atlases"].items():
         items = [{"label": p["label"], "world_to_mni": _to_template(p["image"])} for p in people[: recipe["people"]]]
         write_json(folder / f"{name}_people.json", {"training": items})
-        make_atlas(
-            str(folder / f"{name}.nii.gz"),
-            datalist_file=str(folder / f"{name}_people.json"),
-            classes={text: [value] for value, text in STRUCTURES.items()},
-            sigma_mm=recipe["sigma_mm"],
-        )
+        listed = read_people(None, str(folder / f"{name}_people.json"), "training")
+        groups = {text: [value] for value, text in STRUCTURES.items()}
+        make_atlas(folder / f"{name}.nii.gz", listed, groups, recipe["sigma_mm"])
     return {}
 
 
