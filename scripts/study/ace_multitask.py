@@ -76,7 +76,7 @@ FULL = {
     "arms": list(ARMS),
     "subjects": {"healthy": (6, 2, 0), "ms": (6, 2, 6)},
     "fine_mm": 1.0,
-    "common": {"spacing": [2.0, 2.0, 2.0], "amp": True},
+    "common": {"spacing": [2.0, 2.0, 2.0], "amp": "auto"},
     "network": {"channels": [16, 32, 64], "dropout": 0.0},
     "training": {
         "patch_size": [32, 32, 32],
@@ -100,7 +100,7 @@ BUDGETS = {
         **FULL,
         "subjects": {"healthy": (2, 1, 0), "ms": (2, 1, 2)},
         "fine_mm": 2.0,
-        "common": {"spacing": [4.0, 4.0, 4.0], "amp": True},
+        "common": {"spacing": [4.0, 4.0, 4.0], "amp": "auto"},
         "training": {
             **FULL["training"],
             "patch_size": [16, 16, 16],

@@ -86,7 +86,7 @@ FULL = {
     "network": {"normalize": True, "passes": 2},  # the plain one hardly moves anything in as few steps
     # the authors'; half of it takes too long to learn small classes
     "width": {"network_def#channels": [16, 32, 64, 64]},
-    "training": {"correlation_window": 5, "smoothness_weight": 0.3, "amp": True},
+    "training": {"correlation_window": 5, "smoothness_weight": 0.3, "amp": "auto"},
     "registration": {"registration_steps": 80, "max_epochs": 4, "val_interval": 4},
     "further": {"registration_steps": 40, "max_epochs": 4, "val_interval": 4, "registration_rate": 7e-4},
     "segmentation": {"segmentation_steps": 75, "max_epochs": 4, "val_interval": 4, "segmentation_rate": 0.006},

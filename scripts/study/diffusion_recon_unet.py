@@ -196,7 +196,7 @@ class Study(SeedStudy):
         if name is not None:
             options["weights_name"] = f"{name}.pt"
         folder = self.folder / arm / "-".join(configs)
-        options |= {"slice_size": self.settings["slice_size"], "amp": True, **self.settings["grid"]}
+        options |= {"slice_size": self.settings["slice_size"], "amp": "auto", **self.settings["grid"]}
         run_configs(BUNDLE, configs, output_dir=folder, ckpt_dir=models, seed=self.seed, **options)
 
     def _predict(

@@ -178,7 +178,7 @@ class Study(SeedStudy):
         return {}
 
     def _run(self, configs: list[str], **overrides) -> None:
-        run_configs(BUNDLE, configs, spacing=self.settings["spacing"], amp=True, **overrides)
+        run_configs(BUNDLE, configs, spacing=self.settings["spacing"], amp="auto", **overrides)
 
     def _train_autoencoder(self) -> None:
         logger.info("seed %d: training the auto-encoder", self.seed)
