@@ -90,7 +90,7 @@ VOCABULARY: dict[str, Option] = {
     "median_mm": Option(t.Millimeters | None, "edge of the median filter of the map, mm"),
     "erosion_mm": Option(t.Millimeters, "rim of the brain that is left out, mm"),
     "bright_quantile": Option(t.ShareBelowOne, "the map is kept where the scan is above this quantile of its brain"),
-    "beta": Option(t.NotNegative | None, "weight of a term: of the reconstruction's score, or of the neighbors' energy"),
+    "beta": Option(t.NotNegative | None, "weight of the reconstruction's score, or of the neighbors' energy"),
     "unet_weight": Option(t.NotNegative, "weight of the U-Net's logit in the score"),
     "healthy_weight": Option(t.NotNegative, "weight in the score of how much darker than in healthy people a place is"),
     "residual": Option(t.Flag, "the U-Net sees the residual beside the image"),
