@@ -24,7 +24,7 @@ from common.data import list_cases, prefix_of, sequence_name
 from common.errors import InputError
 from common.geometry import rotation_matrix
 from phantom import Grid, make_subject
-from preparation import Settings, prepare_cases, read_record, restore
+from preparation import Settings, prepare_cases, read_record, restore, sections_to_prepare
 from preparation.bias import bias_field
 from preparation.brain import bright_outside, deepbet_brain, extract_brain
 from preparation.coregistration import Match, coregister
@@ -94,6 +94,22 @@ def prepared(without_mask, tmp_path_factory) -> Path:
     options = {"sequences": ("T1w", "FLAIR"), "brain_extraction": "template", "num_workers": 1}
     main(str(output), dataset_dir=str(without_mask), **options)
     return output
+
+
+def test_the_sections_of_a_datalist_stay_whether_its_folder_is_named_or_not(tmp_path):
+    for name in ("a", "b"):
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.float32), np.eye(4)), tmp_path / f"{name}_T1w.nii")
+    sections = {"training": [{"image": "a_T1w.nii"}], "test": [{"image": "b_T1w.nii"}]}
+    (tmp_path / "cases.json").write_text(json.dumps(sections))
+    for folder in (None, str(tmp_path)):
+        found = sections_to_prepare(folder, str(tmp_path / "cases.json"), Settings(sequences=("T1w",)))
+        assert {part: [case["name"] for case in cases] for part, cases in found.items()} == {
+            "training": ["a_T1w"],
+            "test": ["b_T1w"],
+        }
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match=r"cases\.json does not lie in dataset_dir .*other"):
+        sections_to_prepare(str(tmp_path / "other"), str(tmp_path / "cases.json"), Settings(sequences=("T1w",)))
 
 
 def test_the_axes_become_right_front_top_and_each_voxel_keeps_its_place():

@@ -54,6 +54,11 @@ class Datalist:
     def __str__(self) -> str:
         return str(self.path)
 
+    def check_inside(self, dataset_dir: str | Path) -> None:
+        """Refuse a folder that does not hold the JSON: one of the two was meant."""
+        if Path(dataset_dir).resolve() not in self.path.resolve().parents:
+            raise InputError(f"{self} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
+
     @property
     def sequences(self) -> tuple[str, ...] | None:
         """What it says that its images are; None where it says nothing."""

@@ -70,13 +70,12 @@ def list_cases(
             neither true nor false, nobody is left though the JSON says who is healthy, no label has a lesion though
             ``lesions`` are asked for, or the JSON has another form.
     """
-    sequences = checked_sequences(sequences, "sequences is")
     dataset_dir = None if dataset_dir is None else str(dataset_dir)  # a name such as 2025 comes as a number
     checks = {"require": require, "optional_sequences": optional_sequences, "one_grid": one_grid}
     if datalist_file is not None:
         datalist = Datalist(datalist_file, mask_key)
-        if dataset_dir is not None and Path(dataset_dir).resolve() not in datalist.path.resolve().parents:
-            raise InputError(f"{datalist} does not lie in dataset_dir {dataset_dir}, expected only one of the two")
+        if dataset_dir is not None:
+            datalist.check_inside(dataset_dir)
         filters = {"dataset_name": dataset_name, "healthy": healthy, "lesions": lesions}
         return datalist.cases(sequences, section, **checks, **filters)
     if dataset_dir is None:
@@ -85,6 +84,7 @@ def list_cases(
         raise InputError(
             f"dataset_name is {dataset_name!r} with a folder, whose scans are of no named data set, expected a datalist"
         )
+    sequences = checked_sequences(sequences, "sequences is")
     cases = cases_of_folder(Path(dataset_dir), sequences, optional_sequences)
     cases = check_cases(cases, dataset_dir, sequences, **checks)
     if lesions:

@@ -48,9 +48,11 @@ def sections_to_prepare(
             raise InputError("dicom_dir is given beside dataset_dir or datalist_file, expected one of them")
         datalist_file = str(convert_dicom(dicom_dir, Path(output_dir) / FOLDER, settings.sequences))
     checks = {"optional_sequences": tuple(map(sequence_name, optional_sequences)), "one_grid": False}
-    if datalist_file is None or dataset_dir is not None:
-        return {"cases": list_cases(dataset_dir, datalist_file, settings.sequences, mask_key=mask_key, **checks)}
+    if datalist_file is None:
+        return {"cases": list_cases(dataset_dir, sequences=settings.sequences, **checks)}
     datalist = Datalist(datalist_file, mask_key)
+    if dataset_dir is not None:
+        datalist.check_inside(dataset_dir)
     return {part or "cases": datalist.cases(settings.sequences, part, **checks) for part in datalist.names or (None,)}
 
 
