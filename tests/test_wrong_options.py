@@ -166,6 +166,13 @@ def test_a_training_that_another_one_is_in_the_way_of_is_refused_before_a_scan_i
     assert [path.name for path in tmp_path.iterdir()] == ["cases.json"]
 
 
+def test_null_takes_an_option_away_that_nothing_reads_and_no_other():
+    configs = ROOT / "bundles" / "diffusion_recon_unet" / "configs"
+    check([configs / "inference.json", configs / "inference_fused.json"])
+    with pytest.raises(InputError, match="beta is None, expected a number of 0 or more"):
+        check([configs / "inference.json"], beta=None)
+
+
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
 def test_weights_of_null_stop_every_inference_that_has_a_network(bundle):
     parser = check([bundle / "configs" / "inference.json"], weights=None, device="cpu")

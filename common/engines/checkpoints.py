@@ -61,7 +61,7 @@ class LoadWeights:
         kind = type(network).__name__
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file, expected the weights of {kind}")
-        weights = _read_tensors(self.path)
+        weights = read_tensors(self.path)
         if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
             found = words([*weights][:3]) if isinstance(weights, Mapping) else type(weights).__name__
             raise InputError(f"{self.path}: found {found}, expected a flat state dict with the tensors of {kind}")
@@ -203,7 +203,7 @@ class TrainingState:
 
     def _read(self, engine: Engine) -> dict[str, Any] | None:
         """What the file holds, if it is an unfinished training like this one; None if it is a finished one."""
-        saved = _read_tensors(self.path)
+        saved = read_tensors(self.path)
         if not isinstance(saved, dict) or not saved.keys() >= _STATE:
             raise InputError(f"{self.path}: found no training state, expected a file that TrainingState wrote")
         if saved["epoch"] < engine.state.max_epochs:
@@ -345,7 +345,12 @@ def save_tensors(data: Any, path: Path, read_back: bool = False) -> None:
     write_atomically(path, lambda part: part.write_bytes(packed.getbuffer()))
 
 
-def _read_tensors(path: Path) -> Any:
+def read_tensors(path: Path) -> Any:
+    """What :func:`save_tensors` wrote, on the CPU; nothing but tensors and plain Python objects is unpickled.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

@@ -56,7 +56,8 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     parser, workflow = _running()
     config = parser.get()
     run_ids = {workflow.init_id, workflow.run_id, workflow.final_id} if workflow else set()
-    known = {*references(config), *_OF_MONAI, *UNUSED, *run_ids}
+    read = {*references(config)}
+    known = {*read, *_OF_MONAI, *UNUSED, *run_ids}
     shipped = shipped_configs(Path(workflow.config_root_path)) if workflow else []
     parts = {name for content in shipped for name, value in content.items() if isinstance(value, dict)}
     replaced = [name for name, value in config.items() if name in parts - VOCABULARY.keys() and _is_plain(value)]
@@ -66,7 +67,8 @@ def check_options(limits: Mapping[str, Sequence[float]] | None = None) -> None:
     if replaced or idle:
         raise InputError(_unknown([*replaced, *idle][0], config.keys()))
     _refuse_requested_code(parser)
-    given = [name for name in VOCABULARY if name in config and not (name in UNUSED and name not in known)]
+    # null, where nothing reads it, takes away what a layer leaves without use
+    given = [name for name in VOCABULARY if name in config and (config[name] is not None or name in read)]
     for name in sorted(given, key=lambda name: _is_reference(config[name])):  # expressions last: they refer to others
         value = converted(name, _value(parser, name), VOCABULARY[name].kind)
         if name in (limits or {}):

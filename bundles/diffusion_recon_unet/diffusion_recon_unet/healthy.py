@@ -14,8 +14,8 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from common.atlas import align_scan, atlas_on_grid, icbm_atlas, template_grid
+from common.engines.checkpoints import read_tensors, save_tensors
 from common.errors import InputError
-from common.files import write_atomically
 from common.geometry import sample, voxel_grid
 
 WHITE_MATTER = 3  # class of the atlas
@@ -113,7 +113,7 @@ class GatherHealthyd(MapTransform):
         found = mean_and_sd(self.people, self.total, self.squares, self.sigma)
         mean, sd = (torch.from_numpy(values).half() for values in found)
         content = {"affine": torch.from_numpy(self.affine), "mean": mean, "sd": sd}
-        write_atomically(self.path, lambda part: torch.save(content, part))
+        save_tensors(content, self.path)
 
 
 class DarknessScored(MapTransform):
@@ -168,9 +168,7 @@ def read_healthy(path: str | Path) -> tuple[np.ndarray, torch.Tensor]:
     Raises:
         InputError: if there is no such file, or it holds something else.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        affine, mean, sd = (content[name] for name in NAMES)
-        return affine.numpy(), torch.stack([mean, sd]).float()
-    except Exception as e:  # what a broken file raises, PyTorch does not say
-        raise InputError(f"{path} holds no affine, mean and sd of healthy people ({e}), expected them") from e
+    content = read_tensors(Path(path))
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), torch.Tensor) for name in NAMES):
+        raise InputError(f"{path} holds no {', '.join(NAMES)} of healthy people, expected a file of healthy_maps.json")
+    return content["affine"].numpy(), torch.stack([content["mean"], content["sd"]]).float()
