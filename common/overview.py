@@ -13,6 +13,7 @@ from scipy.ndimage import binary_fill_holes
 from .data import subject_of
 from .evaluation import Scans, shown, versions
 from .files import write_text
+from .intervals import VolumeIntervals
 from .page import CaseView, Section, Table, Tile
 from .report import Report, number
 from .scans import as_mask, foreground, read_scan
@@ -49,6 +50,7 @@ class Overview(Report):
         classes: background included, where there may be more than have a name.
         probability: the map holds probabilities, whose sum is the expected volume.
         mask_key: item with the path of the brain mask.
+        intervals: of the volumes; they come with the scaling that makes the expected volume one.
         kwargs: further arguments of :class:`common.report.Report`.
     """
 
@@ -61,6 +63,7 @@ class Overview(Report):
         classes: int | None = None,
         probability: bool = True,
         mask_key: str = "brain_mask",
+        intervals: VolumeIntervals | None = None,
         **kwargs: Any,
     ) -> None:
         names = {int(value): name for value, name in label_names.items()}
@@ -70,6 +73,7 @@ class Overview(Report):
         super().__init__(cases, output_dir, label_names=names, **kwargs)
         self.probability = probability
         self.mask_key = mask_key
+        self.intervals = intervals
 
     def save(self) -> None:
         """Write ``volumes.tsv``; InputError if that cannot be done."""
@@ -101,10 +105,14 @@ class Overview(Report):
         scans = self.load(case)
         expected = {}
         if scans.scores is not None and self.probability:
-            expected[self.map_label] = float(scans.scores.sum(dtype=float) * np.prod(scans.spacing) / 1000)
+            scaling = self.intervals and self.intervals.scalings.get(self.label_names[self.map_label])
+            scores = scaling(scans.scores) if scaling else scans.scores
+            expected[self.map_label] = float(scores.sum(dtype=float) * np.prod(scans.spacing) / 1000)
         brain, known = self._brain(case, scans), (self.label_names, self.lesion_labels, self.connectivity)
         row = measure(scans.prediction, brain, scans.spacing, *known, expected)
-        return {"case": case["name"], "subject": subject_of(dict(case))} | row
+        for name in self.label_names.values() if self.intervals else ():
+            row[f"{name}_low_ml"], row[f"{name}_high_ml"] = self.intervals.of(name, row[f"{name}_ml"])
+        return {"case": case["name"], "subject": subject_of(dict(case))} | row | {"flags": row["flags"]}
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:
         path = case.get(self.mask_key)
@@ -135,7 +143,7 @@ class Overview(Report):
             cases_note="Most flags first. R and L are the patient's sides, A and P front and back.",
             reference=False,
             details=[(name, shown(value)) for name, value in (settings | self.settings | versions()).items()],
-            definitions=_DEFINITIONS,
+            definitions=_DEFINITIONS + ((("low, high, ml", self.intervals.note()),) if self.intervals else ()),
         )
 
     def _tile(self, name: str) -> Tile:

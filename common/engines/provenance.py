@@ -17,6 +17,7 @@ from monai.utils import ensure_tuple
 from ..errors import InputError
 from ..evaluation import shown, versions
 from ..files import difference, read_json, sha256_of, write_json
+from ..intervals import VolumeIntervals
 from ..options import VOCABULARY
 from ..options.check import references, shipped_configs
 from ..scans import is_scan_name, json_beside, open_scan, stem
@@ -47,6 +48,7 @@ class Provenance:
         cases: items with ``name``.
         inputs: keys of the cases whose files are read.
         overwrite: results of another origin are replaced.
+        intervals: of volumes, which hold for results of their own origin only.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Provenance:
         cases: Sequence[Mapping[str, Any]],
         inputs: Sequence[str] = ("image", "brain_mask"),
         overwrite: bool = False,
+        intervals: VolumeIntervals | None = None,
     ) -> None:
         self.bundle = bundle
         self.cases = {case_name(case): case for case in cases}
         self.inputs = list(inputs)
         self.overwrite = overwrite
+        self.intervals = intervals
         self._config = config_at_work() or ConfigParser()
         self._writers: list[Any] = []
         self._made_from: dict[str, Any] = {}
@@ -73,10 +77,13 @@ class Provenance:
             precision: in which it will.
 
         Raises:
-            InputError: naming the first such file, who made it, and what to do.
+            InputError: naming the first such file, who made it, and what to do; or if the intervals are of results of
+                another origin.
         """
         self._writers = [step for step in steps if hasattr(step, "output_dir") and hasattr(step, "postfix")]
         self._made_from = self._facts() | {"precision": precision, "device": _device_name(device)}
+        if self.intervals is not None:
+            self.intervals.check_origin(self._made_from)
         found = [sentence for part in gather([*self._refused()]) for sentence in part]
         if found:
             more = f" ({len(found) - 1} other files likewise)" if len(found) > 1 else ""

@@ -33,6 +33,7 @@ VOCABULARY: dict[str, Option] = {
     "atlas_files": Option(t.Files | None, "NIfTI files of the atlas, a class each or 4-D; null for ICBM 152"),
     "statistics_file": Option(t.File, "JSON of the training's intensities"),
     "healthy_file": Option(t.File, "mean and sd of healthy scans in the template's space"),
+    "intervals_file": Option(t.File | None, "intervals of volumes, from scripts/calibrate_volumes.py; null for none"),
     "output_dir": Option(t.Folder, "folder of the results"),
     "overwrite": Option(t.Flag, "replace results that were made in another way"),
     "ckpt_dir": Option(t.Folder, "folder that trained weights are written to"),
