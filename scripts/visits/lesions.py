@@ -49,9 +49,9 @@ class Lesion:
 
     @property
     def changed(self) -> bool:
-        """Whether it is other than stable, beyond its interval."""
+        """Whether it is other than stable; merged and split ones where their volume changed beyond its interval."""
         if self.fate in ("merged", "split"):
-            return self.low_ml is not None and not self.low_ml <= 0 <= self.high_ml
+            return _beyond(self.before_ml, self.after_ml, self.low_ml, self.high_ml)
         return self.fate != "stable"
 
 
@@ -63,6 +63,9 @@ def match_lesions(
     What touches, of either visit, is one line: a part at one visit only is new or gone; one part at each is grown or
     shrunk where its change is beyond the interval of test and retest, else stable; several at the one and fewer at the
     other are split or merged. Without an interval any change of volume counts as growth or shrinkage.
+
+    The interval is of a whole lesion. The map shows where a part of it came or went, also where its volume as a whole
+    stays within the interval: volumes before and after differ by what the map shows.
 
     Args:
         before, after: lesions at both visits, (X, Y, Z) bool, on one grid.
@@ -89,11 +92,9 @@ def match_lesions(
         one, other = own & before[box], own & after[box]
         differs = one ^ other
         change[box][own] = 1
-        if found.changed:
-            change[box][other & ~one] = 2 if fate == "new" else 3
-            change[box][one & ~other] = 4 if fate == "gone" else 5
-        else:
-            differs = own
+        change[box][other & ~one] = 2 if fate == "new" else 3
+        change[box][one & ~other] = 4 if fate == "gone" else 5
+        differs = differs if found.changed else own
         middle = np.argwhere(differs)
         at = middle[np.square(middle - middle.mean(0)).sum(1).argmin()] + [part.start for part in box]
         lesions.append((found, tuple(int(v) for v in at), float(z[box][differs].mean())))
@@ -109,8 +110,13 @@ def _fate(volumes: tuple[float, float], parts: tuple[int, int], low: float | Non
         return "gone" if volumes[0] else "new"
     if parts[0] != parts[1]:
         return "merged" if parts[0] > parts[1] else "split"
-    within = volumes[0] == volumes[1] if low is None else low <= 0 <= high
-    return "stable" if within else "grown" if volumes[1] > volumes[0] else "shrunk"
+    if not _beyond(*volumes, low, high):
+        return "stable"
+    return "grown" if volumes[1] > volumes[0] else "shrunk"
+
+
+def _beyond(before_ml: float, after_ml: float, low: float | None, high: float | None) -> bool:
+    return before_ml != after_ml if low is None else not low <= 0 <= high
 
 
 def _parts(mask: np.ndarray, numbered: np.ndarray, count: int) -> np.ndarray:
