@@ -53,7 +53,8 @@ class CaseView:
 class Section:
     """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name.
 
-    ``summary`` are tables that stand before the charts; ``reference`` says whether pictures of cases show one.
+    ``summary`` are tables that stand before the charts; ``reference`` says whether pictures of cases show one; ``keys``
+    are the names of both contours.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Section:
     cases: Sequence[CaseView] = ()
     cases_note: str = ""
     reference: bool = True
+    keys: tuple[str, str] = ("reference", "prediction")
     details: Sequence[tuple[str, str]] = field(default_factory=tuple)
     definitions: Sequence[tuple[str, str]] = field(default_factory=tuple)
 
@@ -303,9 +305,9 @@ TEMPLATE = """{% macro show(table) %}
 <h3>Cases</h3>
 <p class="key">
 {% if section.reference %}
-<span><i style="border-top:4px solid var(--reference)"></i>reference</span>
+<span><i style="border-top:4px solid var(--reference)"></i>{{ section.keys[0] }}</span>
 {% endif %}
-<span><i style="border-top:3px solid var(--prediction)"></i>prediction</span>
+<span><i style="border-top:3px solid var(--prediction)"></i>{{ section.keys[1] }}</span>
 <span>{{ section.cases_note }}</span></p>
 {% for case in section.cases %}
 <article class="case">

@@ -351,7 +351,7 @@ def _panel(
     for x, side in zip((0.02, 0.98), SIDES[view], strict=True):
         text = axes.text(x, 0.98, side, transform=axes.transAxes, color="white", fontsize=12, va="top")
         text.set(ha="left" if x < 0.5 else "right", path_effects=[withStroke(linewidth=2, foreground="black")])
-    return Picture(_png(figure), f"{view}, {what}", f"{view} slice, {what}")
+    return Picture(png(figure), f"{view}, {what}", f"{view} slice, {what}")
 
 
 def _fills(axes: Axes, labels: np.ndarray, extent: tuple[float, ...], label_names: Mapping[int, str]) -> None:
@@ -431,7 +431,7 @@ def _svg(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """A palette looks the same here and takes half the space."""
     figure.canvas.draw()
     out = io.BytesIO()

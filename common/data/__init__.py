@@ -5,7 +5,7 @@ from .datalist import NOTHING, Datalist, write_datalist
 from .datasets import BrainSlices, CachedScans, ScanDataset, collate_cases
 from .folder import paths_beside
 from .listing import list_cases
-from .names import prefix_of, sequence_name, subject_of
+from .names import prefix_of, sequence_name, subject_of, visit_of
 from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "sequence_name",
     "share_of_process",
     "subject_of",
+    "visit_of",
     "write_datalist",
 ]

@@ -66,6 +66,29 @@ def subject_of(case: Mapping[str, Any]) -> str:
     return without_visit(named[1] if named else stem(path))
 
 
+def visit_of(case: Mapping[str, Any]) -> str:
+    """What tells a visit of a person from the others: ``visit``, ``session`` or ``study`` of an item, else by its name.
+
+    ``p1_study2_FLAIR`` and ``p1/study2/FLAIR.nii.gz`` are ``study2``, ``sub-1/ses-02/...`` is ``ses-02``; empty where
+    nothing says it.
+    """
+    named = next((case[key] for key in ("visit", "session", "study") if case.get(key) not in (None, "")), None)
+    if named is not None:
+        return str(named)
+    path = Path(images_of(case)[0])
+    if bids := re.findall(r"(?:^|[/_])(ses-[a-zA-Z0-9]+)", path.as_posix()):
+        return bids[-1]
+    if sequence_name(stem(path)) in SEQUENCES:
+        return path.parent.name if without_visit(f"a_{path.parent.name}") == "a" else _visit_in(path.parent.name)
+    name = prefix_and_channel(path)[0]
+    ending = _SEQUENCE_ENDING.fullmatch(name)
+    return _visit_in(ending[1] if ending else name)
+
+
+def _visit_in(name: str) -> str:
+    return name[len(without_visit(name)) :].lstrip("_.-")
+
+
 def named_otherwise(path: str | Path, sequence: str) -> str | None:
     """The sequence in a file's name, if there is one and none is the expected one."""
     name = re.sub(SEQUENCES["FLAIR"], "FLAIR", stem(path), flags=re.IGNORECASE)  # t2_flair is no T2

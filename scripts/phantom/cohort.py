@@ -36,6 +36,7 @@ from . import (
 SECTIONS = ("training", "validation", "test")
 LABEL_FILES = {
     "lesion": "label-lesion_mask",
+    "change": "label-change_mask",
     "tissues": "label-tissues_dseg",
     "structures": "label-structures_dseg",
     "brain_mask": "desc-brain_mask",
@@ -251,7 +252,7 @@ def _implant_and_write(job: tuple, output_dir: Path, sequence: str, seed: int, p
     arrays = {key: np.round(image * 1000).clip(0, 32767).astype(np.int16) for key, image in images.items()}
     arrays |= {"lesion": lesion, "tissues": np.where(lesion, 4, voxels).astype(np.uint8)}
     arrays["brain_mask"] = (voxels > 0).astype(np.uint8)
-    files = _write_arrays(output_dir, name, arrays, grid)
+    files = write_arrays(output_dir, name, arrays, grid)
     volume = round(float(lesion.sum() * np.prod(grid.spacing) / 1000), 3)
     return {
         "image": files[sequence],
@@ -360,10 +361,10 @@ def write_subject(subject: Subject, output_dir: str | Path, name: str, displacem
         sequence: np.round(image * 1000).clip(0, 32767).astype(np.int16) for sequence, image in subject.images.items()
     }
     arrays |= {key: getattr(subject, key) for key in ("lesion", "tissues", "structures", "brain_mask")}
-    files = _write_arrays(output_dir, name, arrays, subject.grid)
+    files = write_arrays(output_dir, name, arrays, subject.grid)
     if displacement:
         file = f"{name}_to-template_displacement.nii.gz"
-        _write_nifti(
+        write_nifti(
             Path(output_dir) / name / "anat" / file,
             subject.displacement[:, :, :, None, :],
             subject.grid.affine,
@@ -373,19 +374,23 @@ def write_subject(subject: Subject, output_dir: str | Path, name: str, displacem
     return files
 
 
-def _write_arrays(output_dir: str | Path, name: str, arrays: dict[str, np.ndarray], grid: Grid) -> dict[str, str]:
-    """Write images and labels of one subject; key -> path relative to the folder."""
-    folder = Path(output_dir) / name / "anat"
+def write_arrays(
+    output_dir: str | Path, name: str, arrays: dict[str, np.ndarray], grid: Grid, session: int | None = None
+) -> dict[str, str]:
+    """Write images and labels of one subject, or of one of its sessions; key -> path relative to the folder."""
+    place = f"{name}/anat" if session is None else f"{name}/ses-{session}/anat"
+    folder = Path(output_dir) / place
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for key, array in arrays.items():
-        file = f"{name}_{LABEL_FILES.get(key, key)}.nii.gz"
-        _write_nifti(folder / file, array, grid.affine)
-        files[key] = f"{name}/anat/{file}"
+        visit = "" if session is None else f"_ses-{session}"
+        file = f"{name}{visit}_{LABEL_FILES.get(key, key)}.nii.gz"
+        write_nifti(folder / file, array, grid.affine)
+        files[key] = f"{place}/{file}"
     return files
 
 
-def _write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, vector: bool = False) -> None:
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, vector: bool = False) -> None:
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code=1)

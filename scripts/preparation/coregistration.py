@@ -99,9 +99,9 @@ def coregister(fixed: Volume, moving: Volume) -> Match:
     ]
     center, starts = _starts(copies, heads)
     quick, full = _Comparison(coarse, coarse_heads), _Comparison(copies, heads)
-    ends = [_refined(coarse, coarse_heads[0], start, center) for start in _promising(starts, quick, center)]
+    ends = [refined(coarse, coarse_heads[0], start, center) for start in _promising(starts, quick, center)]
     ends.sort(key=full.information, reverse=True)
-    best = _refined(copies, heads[0], ends[0], center, shrink=(2, 1), sigmas_mm=(3.0, 1.5))
+    best = refined(copies, heads[0], ends[0], center, shrink=(2, 1), sigmas_mm=(3.0, 1.5))
     best = max((np.eye(4), best, ends[0]), key=full.information)
 
     information = max(full.information(best), 1e-6)
@@ -198,7 +198,7 @@ def _distance(one: np.ndarray, other: np.ndarray, center: np.ndarray) -> float:
     return np.linalg.norm(nib.affines.apply_affine(one, rim) - nib.affines.apply_affine(other, rim), axis=1).max()
 
 
-def _refined(
+def refined(
     scans: Sequence[Volume],
     head: np.ndarray,
     start: np.ndarray,
