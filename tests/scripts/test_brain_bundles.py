@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +113,20 @@ def test_versions_of_the_command_and_of_the_collection_are_one():
         if line.startswith("## [") and "Unreleased" not in line
     )
     assert f'\nversion = "{released}"\n' in project
+
+
+def test_the_container_is_made_of_what_is_here_and_keeps_the_weights():
+    text = (ROOT / ".ci" / "Dockerfile").read_text(encoding="utf-8")
+    sources = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert [name for name in sources if not (ROOT / name).exists()] == []
+    assert 'ENTRYPOINT ["brain-bundles"]' in text
+    assert text.rindex("USER 1000") > text.rindex("RUN ")
+    version = re.search(r"^ARG TORCH=(.*)$", text, re.MULTILINE)[1]
+    assert f"torch=={version} " in (ROOT / "README.md").read_text(encoding="utf-8")
+    optional = re.search(r"'\^\((.*)\)'", text)[1].split("|")
+    wanted = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    assert [name for name in optional if not any(line.startswith(name) for line in wanted)] == []
+    ignored = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    kept = ["README.md", "LICENSE", *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("bundles/*/models/*"))]
+    assert len(kept) > len(BUNDLES)
+    assert [(name, pattern) for name in kept for pattern in ignored if fnmatch.fnmatch(name, f"{pattern}*")] == []
