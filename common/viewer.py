@@ -26,12 +26,16 @@ from .pictures import LABEL_COLORS, PREDICTION_COLOR, REFERENCE_COLOR, RasVolume
 MOST_VOXELS = 4_500_000  # of a layer; a brain at 1 mm has fewer
 MOST_CHARACTERS = 2_000_000  # of the scan, in base64; a noisy one gets fewer shades
 SCORE_STEPS = 31  # shades of a map
+# of several methods, far from the reference's; an eighth has the first again
+METHOD_COLORS = (PREDICTION_COLOR, "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#FFFFFF", "#B07CFF")
+
+Masks = np.ndarray | Mapping[str, np.ndarray]
 
 
 def write_view(
     path: str | Path,
     name: str,
-    volumes: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None],
+    volumes: tuple[np.ndarray, np.ndarray, Masks, np.ndarray | None, np.ndarray | None],
     label_names: Mapping[int, str],
     score_max: float = 1.0,
     facts: Sequence[tuple[str, str]] = (),
@@ -47,6 +51,7 @@ def write_view(
         path: HTML file.
         name: of the case.
         volumes: image, affine, prediction, reference and scores, as :func:`common.pictures.case_pictures` takes them.
+            The prediction may be several, by the names of the methods.
         label_names: value -> name.
         score_max: score at the bright end of the scale, which begins at 0.
         facts: names and values to say of the case.
@@ -55,19 +60,24 @@ def write_view(
     Raises:
         InputError: if the file cannot be written.
     """
-    image, affine, *_ = volumes
-    ras = to_ras(*volumes)
+    image, affine, predictions, reference, scores = volumes
+    predictions = predictions if isinstance(predictions, Mapping) else {"prediction": predictions}
+    ras = to_ras(image, affine, next(iter(predictions.values())), reference, scores)
+    masks = {name: nib.apply_orientation(mask, nib.io_orientation(affine)) for name, mask in predictions.items()}
     affine = affine @ nib.orientations.inv_ornt_aff(nib.io_orientation(affine), image.shape)
     factors = _factors([s.stop - s.start for s in ras.box], ras.spacing)
     corner = [s.start + (f - 1) / 2 for s, f in zip(ras.box, factors, strict=True)]  # middle of the first block
     affine = affine @ nib.affines.from_matvec(np.diag(factors).astype(float), corner)
-    either = (ras.prediction > 0) | (False if ras.reference is None else ras.reference > 0)
+    known = [] if ras.reference is None else [ras.reference > 0]
+    of_one = [*known, ras.prediction > 0]
+    # one of several that finds much too much does not choose the place
+    either = known[0] if len(masks) > 1 and known and known[0].any() else np.any(of_one, axis=0)
     middle = [fullest_slice(either, axis, ras.box) for axis in range(3)]
     content = {
         "spacing": np.round(ras.spacing * factors, 4).tolist(),
         "affine": np.round(affine[:3], 4).tolist(),
         "start": [int(m - s.start) // f for m, s, f in zip(middle, ras.box, factors, strict=True)],
-        "layers": _layers(ras, factors, label_names, score_max),
+        "layers": _layers(ras, masks, factors, label_names, score_max),
     }
     content["shape"] = [-(-int(s.stop - s.start) // f) for s, f in zip(ras.box, factors, strict=True)]
     write_text(path, _rendered(name, content, facts, links))
@@ -82,7 +92,11 @@ def _factors(shape: Sequence[int], spacing: np.ndarray) -> list[int]:
 
 
 def _layers(
-    ras: RasVolumes, factors: Sequence[int], label_names: Mapping[int, str], score_max: float
+    ras: RasVolumes,
+    predictions: Mapping[str, np.ndarray],
+    factors: Sequence[int],
+    label_names: Mapping[int, str],
+    score_max: float,
 ) -> list[dict[str, Any]]:
     low, top = ras.gray
     scan = _blocks(ras.image[ras.box], factors, np.mean)
@@ -96,16 +110,17 @@ def _layers(
         steps = _steps(_blocks(ras.scores[ras.box], factors, np.max), 0, score_max, SCORE_STEPS)
         colors = [to_hex(colormaps["inferno"](step / SCORE_STEPS)) for step in range(1, SCORE_STEPS + 1)]
         layers.append(_scale("map", steps, 0, score_max, SCORE_STEPS) | {"colors": colors, "opacity": 0})
+    shown = [] if ras.reference is None else [("reference", ras.reference, REFERENCE_COLOR, 0.0)]
+    for number, (name, mask) in enumerate(predictions.items()):
+        shown.append((name, mask, METHOD_COLORS[number % len(METHOD_COLORS)], 0.0 if number else 0.5))
     values = sorted(value for value in label_names if value != 0)
     table = np.zeros(max(values) + 1, dtype=np.uint8)
     table[values] = np.arange(1, len(values) + 1)
     several = [LABEL_COLORS[i % len(LABEL_COLORS)] for i in range(len(values))] if len(values) > 1 else None
-    masks = {"reference": (ras.reference, REFERENCE_COLOR, 0.0), "prediction": (ras.prediction, PREDICTION_COLOR, 0.5)}
-    for what, (mask, color, opacity) in masks.items():
-        if mask is not None:
-            layer = {"name": what, "kind": "labels", "data": _packed(_blocks(table[mask[ras.box]], factors, np.max))}
-            layer |= {"colors": several or [color], "names": [label_names[value] for value in values]}
-            layers.append(layer | {"opacity": opacity if several else 1.0})  # of several, areas; of one, the outline
+    for what, mask, color, opacity in shown:
+        layer = {"name": what, "kind": "labels", "data": _packed(_blocks(table[mask[ras.box]], factors, np.max))}
+        layer |= {"colors": several or [color], "names": [label_names[value] for value in values]}
+        layers.append(layer | {"opacity": opacity if several else 1.0})  # of several, areas; of one, the outline
     return layers
 
 
@@ -201,6 +216,7 @@ const strides = [1, view.shape[0], view.shape[0] * view.shape[1]];
 const planes = [[2, 0, 1, "RL"], [1, 0, 2, "RL"], [0, 1, 2, "AP"]]
   .map(([axis, column, row, sides]) => ({ axis, column, row, sides }));
 const scratch = document.createElement("canvas");
+const sliders = [...document.querySelectorAll("input[name=opacity]")];
 const [outlines, cross, here] = ["outlines", "cross", "here"].map((id) => document.getElementById(id));
 let active = 0, masks = true, asked = false;
 
@@ -325,12 +341,20 @@ function listen(plane, number) {
   on("pointermove", (event) => { if (event.buttons) point(plane, event); });
 }
 
+function flip(slider) {  // a layer off, or on as it was
+  const now = +slider.value;
+  slider.value = now ? 0 : slider.dataset.before || 100;
+  if (now) slider.dataset.before = now;
+  slider.dispatchEvent(new Event("input"));
+}
+
 function press(event) {
   if (event.target.type === "range" || event.ctrlKey || event.metaKey || event.altKey) return;
   const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
   const turn = { ArrowLeft: 2, ArrowRight: 1 }[event.key];
   if (steps) go(planes[active].axis, at[planes[active].axis] + steps);
   else if (turn) planes[(active + turn) % 3].canvas.focus();
+  else if (sliders[event.key - 1]) flip(sliders[event.key - 1]);
   else if (event.key === "m") masks = !masks;
   else if (event.key === "o") outlines.checked = !outlines.checked;
   else return;
@@ -399,7 +423,8 @@ TEMPLATE = """<!DOCTYPE html>
 <label>white <input type="range" name="white" data-layer="0" min="0" max="100" value="{{ layers[0].white }}"
  autocomplete="off"></label>
 {% for layer in layers[1:] %}
-<label>{{ layer.name }} <input type="range" name="opacity" data-layer="{{ loop.index }}" min="0" max="100"
+<label><kbd>{{ loop.index }}</kbd> {{ layer.name }}
+ <input type="range" name="opacity" data-layer="{{ loop.index }}" min="0" max="100"
  value="{{ (100 * layer.opacity) | int }}" autocomplete="off"></label>
 {% endfor %}
 <label><input type="checkbox" id="outlines"{% if outlines %} checked{% endif %} autocomplete="off"> outlines</label>
@@ -418,7 +443,8 @@ TEMPLATE = """<!DOCTYPE html>
 {% endif %}
 </p>
 <p class="keys">Wheel or <kbd>↑</kbd> <kbd>↓</kbd>: next slice, <kbd>Page ↑</kbd> <kbd>Page ↓</kbd>: ten;
-<kbd>←</kbd> <kbd>→</kbd>: next plane; click or drag: go there; <kbd>m</kbd>: masks on and off;
+<kbd>←</kbd> <kbd>→</kbd>: next plane; click or drag: go there; <kbd>1</kbd> to <kbd>9</kbd>: a layer
+on and off; <kbd>m</kbd>: all of them;
 <kbd>o</kbd>: outlines or areas. R and L are the patient's sides, A and P front and back.</p>
 <script type="application/json" id="data">{{ data }}</script>
 <script>{{ script }}</script>

@@ -21,8 +21,8 @@ from benchmarks.steps import step, step_peak
 from benchmarks.training import training
 from running.command_line import run_command
 
-COMMANDS = (inference, training, step, cohort, preparation)
-OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands above
+OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands beside them
+COMMANDS = {command.__name__: command for command in (inference, training, step, cohort, preparation, *OWN_PROCESSES)}
 
 if __name__ == "__main__":
-    run_command({command.__name__: command for command in (*COMMANDS, *OWN_PROCESSES)})
+    run_command(COMMANDS)

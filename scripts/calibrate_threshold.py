@@ -1,4 +1,4 @@
-"""Find a bundle's threshold on labeled or on healthy scans, and keep it in the bundle with where it came from.
+"""Find a bundle's threshold on labeled or on healthy scans: it is kept in the bundle with where it came from.
 
 Usage, from the root of the repository:
 

@@ -39,6 +39,7 @@ def main(
     options: t.File | None = None,
     device: t.Device | None = None,
     max_pictures: t.Whole = 20,
+    max_views: t.Whole = 5,
 ) -> None:
     """Compare methods and write OUTPUT_DIR/report.html, and tables beside it.
 
@@ -52,13 +53,14 @@ def main(
         options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
         device: cpu, cuda:0, ...; by default what the bundles say.
         max_pictures: cases with pictures, those with most doubt.
+        max_views: cases of these with a page to scroll through, 1 to 3 MB each.
     """
     show_progress("comparison")
     replaced = read_options(options)
     shared = (BUNDLES, methods, weights, seeds, replaced, device, Volumes())
     datalist = Datalist(datalist_file)
     comparisons = [Comparison(datalist, output_dir, kind, *shared) for kind in target]
-    compare(comparisons, "Comparison of methods", "", command_of(sys.argv[1:]), max_pictures)
+    compare(comparisons, "Comparison of methods", "", command_of(sys.argv[1:]), max_pictures, max_views)
 
 
 if __name__ == "__main__":

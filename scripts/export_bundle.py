@@ -1,4 +1,4 @@
-"""Export the network of a bundle as TorchScript and as ONNX, each compared with the network in PyTorch.
+"""Export the network of a bundle as TorchScript and ONNX: each is compared with the network in PyTorch.
 
 Usage, from the root of the repository:
 

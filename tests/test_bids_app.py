@@ -51,6 +51,8 @@ def test_masks_and_maps_have_the_names_of_derivatives(bids, tmp_path, monkeypatc
     for name in anat[:2]:
         image = nib.load(out / f"{name}.nii.gz")
         np.testing.assert_allclose(image.affine, source.affine, atol=1e-4)
+    # the names of the validator's own messages: with "views/" it finds a folder that is no part of BIDS
+    assert (out / ".bidsignore").read_text().split() == ["volumes.tsv", "report.html", "views"]
     record = read_json(out / f"{anat[0]}.json")
     assert record["Sources"] == [
         f"bids:raw:sub-01/ses-1/anat/sub-01_ses-1_{name}.nii.gz" for name in ("FLAIR", "desc-brain_mask")
@@ -99,3 +101,51 @@ def test_a_case_that_fails_leaves_the_derivatives_of_the_others(bids, tmp_path):
     masks = {path.name for path in (tmp_path / "out").rglob("*_mask.nii.gz")}
     assert masks == {f"{name}_space-orig_label-lesion_mask.nii.gz" for name in ("sub-01_ses-2", "sub-02")}
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".run")]
+
+
+TABLES = {
+    "participants.tsv": "participant_id\tage\tnote\nsub-01\t034\t=1+1\nsub-02\tn/a\tä\nsub-03\t50\t\n",
+    "participants.json": '{"age": {"Units": "year"}}',
+    "sessions.json": '{"delay": {"Units": "day"}}',
+    "sub-01/sub-01_sessions.tsv": "session_id\tdelay\nses-1\t0\nses-2\t90\nses-3\t180\n",
+    "sub-03/sub-03_sessions.tsv": "session_id\tdelay\nses-1\t0\n",
+}
+
+
+def test_what_is_known_of_participants_and_sessions_comes_along(bids, tmp_path):
+    for name, text in TABLES.items():
+        (bids / name).parent.mkdir(exist_ok=True)
+        (bids / name).write_text(text, encoding="utf-8")
+    out = tmp_path / "out"
+    write_derivatives(bids, out, UAD, ["01"], device="cpu")
+    table = out / "participants.tsv"
+    assert table.read_text() == "participant_id\tage\tnote\nsub-01\t034\t=1+1\n"
+    assert (out / "sub-01" / "sub-01_sessions.tsv").read_text() == "session_id\tdelay\nses-1\t0\nses-2\t90\n"
+    assert {name for name in written(out) if "participants" in name or "sessions" in name} == {*TABLES} - {
+        "sub-03/sub-03_sessions.tsv"
+    }
+    table.write_text(f"{table.read_text()}sub-99\t60\tof another data set\n")
+    write_derivatives(bids, out, UAD, ["02"], device="cpu")
+    names = [line.split("\t")[0] for line in table.read_text().splitlines()]
+    assert names == ["participant_id", "sub-01", "sub-02", "sub-99"]
+    table.write_text("participant_id\tgroup\nsub-01\ta\n")
+    write_derivatives(bids, out, UAD, ["02"], overwrite=True, device="cpu")
+    assert table.read_text() == "participant_id\tgroup\nsub-01\ta\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            b"age,participant_id\n",
+            "participants.tsv begins with 'age,participant_id', expected the column",
+        ),
+        (b"", "participants.tsv begins with '', expected the column participant_id"),
+        (b"participant_id\n\xff\xfe", "participants.tsv cannot be read, expected text in UTF-8"),
+    ],
+)
+def test_a_table_of_participants_that_is_none_is_refused_before_anything_runs(bids, tmp_path, content, sentence):
+    (bids / "participants.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        write_derivatives(bids, tmp_path / "out", UAD, device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -287,6 +287,22 @@ def test_page_holds_every_method_and_case_and_fetches_nothing(shipped):
 
 
 @pytest.mark.slow
+def test_cases_have_pages_to_scroll_through_with_the_masks_of_all_methods(shipped):
+    folder = shipped[0].output_dir
+    page = (folder / "report.html").read_text()
+    links = re.findall(r'<a class="look" href="(.*?)"', page)
+    assert len(links) == 3 + 3
+    assert {f"views/{path.relative_to(folder / 'views').as_posix()}" for path in folder.glob("views/*/*")} == {*links}
+    for comparison in shipped:
+        titles = [method.title for method in comparison.chosen]
+        view = (folder / next(link for link in links if f"/{comparison.target}/" in link)).read_text()
+        layers = json.loads(re.search(r'id="data">(.*?)</script>', view, re.DOTALL)[1])["layers"]
+        assert [layer["name"] for layer in layers] == ["scan", "reference", *titles]
+        assert '<a href="../../report.html">all cases</a>' in view
+        assert str(folder) not in view
+
+
+@pytest.mark.slow
 def test_tables_have_every_method_case_and_label(shipped):
     for comparison in shipped:
         folder, target = comparison.output_dir, comparison.target
@@ -309,9 +325,11 @@ def test_second_run_does_nothing_again(shipped, monkeypatch):
     again = Comparison(
         first.datalist, first.output_dir, first.target, first.bundles, QUICK, options=OPTIONS, device="cpu"
     )
-    again.run()
+    compare([again], "Again", "", "the command", max_views=1)
     rows, expected = ([r.rows for r in c.results] for c in (again, first))
     assert json.dumps(rows, default=str) == json.dumps(expected, default=str)
+    (view,) = first.output_dir.glob("views/lesion/*")  # the pages of the first run are gone
+    assert f'href="views/lesion/{view.name}"' in (first.output_dir / "report.html").read_text()
 
 
 def test_label_that_was_corrected_is_scored_again(random_bundles, tmp_path):

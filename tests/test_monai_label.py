@@ -189,6 +189,7 @@ def test_the_answer_has_the_volumes_of_the_mask_and_flags(bundle, server, tmp_pa
             assert said[f"{name}_ml"] == pytest.approx(volume, abs=1e-3)
     assert said["brain_ml"] > 0
     assert "brain volume improbable" in said["flags"]  # a ball of some centimeters
+    assert said["warnings"] == []
 
 
 @pytest.mark.parametrize("name", TRAINED)

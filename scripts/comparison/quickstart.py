@@ -91,7 +91,7 @@ def clear(output_dir: Path) -> None:
         raise InputError(f"{output_dir} holds files of something else, expected a new folder or one of an earlier run")
     write_text(marker, "made by scripts/quickstart.py\n")
     tables = [path.name for target in TARGETS for path in output_dir.glob(f"{target}_*")]
-    for path in (output_dir / name for name in ("cohort", "runs", "pictures", "report.html", *tables)):
+    for path in (output_dir / name for name in ("cohort", "runs", "pictures", "views", "report.html", *tables)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -6,11 +6,14 @@ import hashlib
 import itertools
 import logging
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +26,7 @@ from common.metrics import Summary, dice, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture, box_chart, mean_threshold_chart, method_pictures
 from common.tables import delimited
+from common.viewer import write_view
 
 from .comparison import Comparison, Result
 from .statistics import Difference, holm, paired_difference
@@ -174,7 +178,9 @@ class Digest:
         return [*columns, "training, min", "s per scan"]
 
 
-def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: str, max_pictures: int = 20) -> Path:
+def compare(
+    comparisons: Sequence[Comparison], title: str, lead: str, command: str, max_pictures: int = 20, max_views: int = 5
+) -> Path:
     """Run comparisons, write ``report.html``, one page for all, and the tables of each, and print the summaries.
 
     Args:
@@ -183,6 +189,7 @@ def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: s
         lead: below it.
         command: that made it.
         max_pictures: cases with pictures, those with most doubt.
+        max_views: cases of these with a page to scroll through, ``views/<target>/<case>.html``, some MB each.
 
     Returns:
         Path of the page.
@@ -199,6 +206,7 @@ def compare(comparisons: Sequence[Comparison], title: str, lead: str, command: s
         sections = [_section(digest, command, max_pictures) for digest in digests]
         for digest in digests:
             _write_tables(digest)
+        sections = [_with_views(*pair, max_views) for pair in zip(digests, sections, strict=True)]
         page = write_html_report(output_dir / "report.html", title, sections, lead)
     for digest in digests:
         print(f"\n{digest.comparison.target}\n{_summary_text(digest)}")
@@ -445,6 +453,25 @@ def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int) 
             facts += [(method, _number(values[method][case], 3)) for method in scans]
         views.append(CaseView(case, facts, pictures))
     return views
+
+
+def _with_views(digest: Digest, section: Section, max_views: int) -> Section:
+    """The section with the addresses of its first cases' pages to scroll through, which are written; no others stay."""
+    output_dir, target = digest.comparison.output_dir, digest.comparison.target
+    files: dict[str, str] = {}
+    for case in section.cases[:max_views]:
+        file = f"views/{target}/{re.sub(r'[^A-Za-z0-9._-]+', '_', case.name)}"
+        files[case.name] = f"{file}_{len(files)}.html" if f"{file}.html" in files.values() else f"{file}.html"
+    for old in (output_dir / "views" / target).glob("*.html"):
+        old.unlink()
+    for case in tqdm(section.cases[: len(files)], desc="writing views", unit="case", disable=None):
+        scans = {method: _scans(result, case.name) for method, result in _first_results(digest, case.name).items()}
+        first = next(iter(scans.values()))
+        masks = {method: scan.prediction for method, scan in scans.items()}
+        arrays = (first.image, first.affine, masks, first.reference, None)
+        links = [("all cases", "../../report.html")]
+        write_view(output_dir / files[case.name], case.name, arrays, digest.comparison.aim.labels, 1, case.facts, links)
+    return replace(section, cases=[replace(case, view=quote(files.get(case.name, ""))) for case in section.cases])
 
 
 def _definitions(comparison: Comparison) -> list[tuple[str, str]]:

@@ -19,11 +19,13 @@ from common.scans import stem
 from common.tables import delimited
 from running.workflow import open_configs
 
+from .participants import carry_on, read_tables
+
 logger = logging.getLogger(__name__)
 
 BIDS_VERSION = "1.10.0"
 _OF_ALL = ("volumes.tsv", "report.html", "views/**/*.html")  # of the last run
-_IGNORED = "volumes.tsv\nreport.html\nviews/\n"  # by the validator
+_IGNORED = "volumes.tsv\nreport.html\nviews\n"  # by the validator, which takes views/ for another folder
 
 
 def write_derivatives(
@@ -39,7 +41,8 @@ def write_derivatives(
 
     ``sub-01/anat/sub-01_space-orig_label-lesion_mask.nii.gz`` for one label, ``..._dseg.nii.gz`` for several, and
     ``..._label-lesion_probseg.nii.gz`` for the map, each with its JSON file; ``dataset_description.json`` and
-    ``dseg.tsv``; ``volumes.tsv`` and ``report.html`` of the run.
+    ``dseg.tsv``; ``volumes.tsv`` and ``report.html`` of the run. Of the data set's ``participants.tsv`` and
+    ``sub-*_sessions.tsv`` the lines come along that have derivatives.
 
     Args:
         bids_dir: data set, whose scans are skull-stripped or have brain masks.
@@ -54,12 +57,14 @@ def write_derivatives(
         The images, by case.
 
     Raises:
-        InputError: if there is no such participant or scan, or a derivative is there; at the end, if a case failed.
+        InputError: if there is no such participant or scan, a table of participants is none, or a derivative is there;
+            at the end, if a case failed.
     """
     bids_dir, output_dir, bundle = (Path(path).resolve() for path in (bids_dir, output_dir, bundle))
     config = read_json(bundle / "configs" / "inference.json")
     cases = list_cases(bids_dir, sequences=config["sequences"], optional_sequences=config.get("optional_sequences", ()))
     cases = _of_participants(cases, participants, bids_dir)
+    tables = read_tables(bids_dir)
     meta = read_json(bundle / "configs" / "metadata.json")
     labels = {int(v): name for v, name in meta["network_data_format"]["outputs"]["pred"]["channel_def"].items()}
     labels.pop(0, None)
@@ -85,6 +90,7 @@ def write_derivatives(
             _move_of_all(Path(folder) / "out", output_dir)
             if made:
                 _describe(output_dir, bids_dir, bundle.name, meta["version"], labels)
+                carry_on(tables, bids_dir, output_dir)
     logger.info("%d derivatives in %s", len(made), output_dir)
     return made
 

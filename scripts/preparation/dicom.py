@@ -17,6 +17,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
 from common.data import write_datalist
 from common.errors import InputError
@@ -63,19 +64,36 @@ def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequ
     output_dir.mkdir(parents=True, exist_ok=True)
     logger.info("converting the series in %s", dicom_dir)
     with tempfile.TemporaryDirectory(dir=output_dir) as folder:
-        command = [program, "-b", "y", "-ba", "n", "-z", "i", "-i", "y", "-d", "9", "-f", "%j", "-o", folder]
-        done = subprocess.run([*command, str(dicom_dir)], capture_output=True, text=True, check=False)
+        code, said = _run_dcm2niix(program, Path(dicom_dir), folder)
         series = [_series(path) for path in sorted(Path(folder).glob("*.nii.gz"))]
-        said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
         if not series:
-            raise InputError(f"{dicom_dir} has no series that dcm2niix converts ({said[0]}), expected DICOM files")
-        if done.returncode:
-            logger.warning("%s: dcm2niix did not convert all of it (%s)", dicom_dir, said[0])
+            raise InputError(f"{dicom_dir} has no series that dcm2niix converts ({said}), expected DICOM files")
+        if code:
+            logger.warning("%s: dcm2niix did not convert all of it (%s)", dicom_dir, said)
         items = [_case(name, found, sequences, output_dir) for name, found in _studies(series).items()]
     cases = [item for item in items if item is not None and item["image"][0] is not None]
     if not cases:
         raise InputError(f"{dicom_dir} has no series of {sequences[0]} in {len(items)} studies, see the log")
     return write_datalist(output_dir / "cases.json", {"cases": cases}, {"sequences": list(sequences)})
+
+
+def _run_dcm2niix(program: str, dicom_dir: Path, output_dir: str) -> tuple[int, str]:
+    """Convert one series after the other; the exit code and the last line of what failed, or of the last one.
+
+    Not all in one call: of two multi-frame files dcm2niix 1.0.20260724 gave the first the gray values of no memory in
+    particular, where its frames were out of order.
+    """
+
+    def run(*options: str) -> subprocess.CompletedProcess:
+        command = [program, *options, "-f", "%j", str(dicom_dir)]
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+
+    numbers = dict.fromkeys(re.findall(r"^\s*(\d+)\t", run("-n", "-1").stdout, re.MULTILINE))
+    options = ("-b", "y", "-ba", "n", "-z", "i", "-i", "y", "-d", "9", "-o", output_dir)
+    series = tqdm(numbers, desc="converting", unit="series", disable=None)
+    done = [run("-n", number, *options) for number in series] or [run(*options)]
+    told = next((one for one in done if one.returncode), done[-1])
+    return told.returncode, ((told.stderr or told.stdout).strip().splitlines()[-1:] or ["no message"])[0]
 
 
 def sequence_of_series(sidecar: Mapping[str, Any]) -> str | None:
@@ -232,7 +250,7 @@ def _without_person(sidecar: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _slices(folder: Path, uid: str) -> list[Any]:
-    """The files of a series, headers and voxels, in the order of their places."""
+    """The files of a series, headers and voxels, in the order of their places, or its one multi-frame file."""
     pydicom = _optional("pydicom")
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -244,22 +262,39 @@ def _slices(folder: Path, uid: str) -> list[Any]:
             found.append(pydicom.dcmread(path))
     if not found:
         raise InputError(f"{folder} has no file of the series {uid}, expected the DICOM files that were converted")
+    if len(found) == 1 and "PerFrameFunctionalGroupsSequence" in found[0]:
+        return found
     if any("ImagePositionPatient" not in one for one in found):
-        raise InputError(f"{folder}: the series {uid} is not of single slices, expected a file per slice")
+        raise InputError(
+            f"{folder}: the series {uid} is neither a file per slice nor one multi-frame file, expected one of both"
+        )
     normal = np.cross(*np.reshape(np.array(found[0].ImageOrientationPatient, float), (2, 3)))
     return sorted(found, key=lambda one: float(normal @ np.array(one.ImagePositionPatient, float)))
 
 
+def _places(slices: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Position (3,), orientation (2, 3) and spacing (2,), rows first, of each frame, in mm, as DICOM counts."""
+    if "PerFrameFunctionalGroupsSequence" not in slices[0]:
+        found = [(one.ImagePositionPatient, one.ImageOrientationPatient, one.PixelSpacing) for one in slices]
+    else:
+        shared, *frames = (*slices[0].SharedFunctionalGroupsSequence, *slices[0].PerFrameFunctionalGroupsSequence)
+        names = {
+            "PlanePositionSequence": "ImagePositionPatient",
+            "PlaneOrientationSequence": "ImageOrientationPatient",
+            "PixelMeasuresSequence": "PixelSpacing",
+        }
+        found = [[(f if g in f else shared)[g][0][name].value for g, name in names.items()] for f in frames]
+    return [(np.array(p, float), np.array(o, float).reshape(2, 3), np.array(mm, float)) for p, o, mm in found]
+
+
 def _frames(mask: np.ndarray, affine: np.ndarray, slices: Sequence[Any], file: str) -> np.ndarray:
-    """The mask as the slices have their pixels, (slices, rows, columns)."""
+    """The mask as the frames of the series have their pixels, (frames, rows, columns)."""
     rows, columns = int(slices[0].Rows), int(slices[0].Columns)
-    frames = np.zeros((len(slices), rows, columns), mask.dtype)
+    places = _places(slices)
+    frames = np.zeros((len(places), rows, columns), mask.dtype)
     to_voxels = np.linalg.inv(affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM counts to the left and to the back
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    for number, one in enumerate(slices):
-        across, down = np.reshape(np.array(one.ImageOrientationPatient, float), (2, 3))
-        row_mm, column_mm = (float(mm) for mm in one.PixelSpacing)
-        start = np.array(one.ImagePositionPatient, float)
+    for number, (start, (across, down), (row_mm, column_mm)) in enumerate(places):
         place = start + column[..., None] * column_mm * across + row[..., None] * row_mm * down
         voxels = nib.affines.apply_affine(to_voxels, place)
         near = np.rint(voxels).astype(int)

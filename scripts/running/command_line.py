@@ -108,7 +108,8 @@ def arguments(command: Callable, values: tuple[str, ...], options: Mapping[str, 
 def help_text(command: Callable, script: str) -> str:
     """What a function does, and for each option what it is, what it may be, and its default."""
     needed = [name for name, p in inspect.signature(command).parameters.items() if p.default is p.empty]
-    lines = [f"python scripts/{script} {' '.join(name.upper() for name in needed)} [--option value ...]", ""]
+    called = f"python scripts/{script}" if script.endswith(".py") else script  # brain-bundles advise
+    lines = [f"{called} {' '.join(name.upper() for name in needed)} [--option value ...]", ""]
     lines += [re.split(r"\n\s*\n", inspect.getdoc(command) or "")[0], ""]
     for name, meaning, kind, default in described(command):
         lines.append(f"  --{name}: {kind}; {default if default == 'needed' else f'default {default}'}")

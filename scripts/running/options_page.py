@@ -24,7 +24,7 @@ Made by `python scripts/render_options.py` from the configs and the scripts; a t
 - A list is `a,b` or `[a,b]`. One number for `spacing` counts for all three axes.
 - Numbers have a decimal point and are finite. `null` stands for nothing, where it is named below.
 - A layer, a JSON file after others in `--config_file`, may set the same options; it is checked alike.
-- `python scripts/<script>.py --help` prints the options of a script.
+- `python scripts/<script>.py --help` prints the options of a script, as `brain-bundles <script> --help` does.
 - Every script takes `--threads N`: what each of its processes computes with, one a core without it.
   `OMP_NUM_THREADS=N` before a command does that for `monai.bundle run`.
 """

@@ -107,6 +107,23 @@ def test_several_labels_have_a_color_and_a_name_each(page):
     assert "far &lt;&amp;&gt;" in page.read_text(encoding="utf-8")
 
 
+def test_masks_of_several_methods_are_layers_with_a_color_each(page):
+    image, affine, mask, reference, _ = volumes()
+    much = np.ones_like(mask)
+    write_view(page, "case", (image, affine, {"a <b>": much, "c": mask}, reference, None), ONE)
+    content = content_of(page)
+    assert [layer["name"] for layer in content["layers"]] == ["scan", "reference", "a <b>", "c"]
+    assert len({layer["colors"][0] for layer in content["layers"][1:]}) == 3
+    assert [layer["opacity"] for layer in content["layers"][1:]] == [1, 1, 1]
+    assert (values_of(content, 2).sum(), values_of(content, 3).sum()) == (much.sum(), mask.sum())
+    assert content["start"] == [32, 33, 20]  # the reference's, whatever a method finds
+    assert "a &lt;b&gt;: lesion" in page.read_text(encoding="utf-8")
+    tissues = {"a": mask + 1, "c": much}
+    write_view(page, "case", (image, affine, tissues, None, None), {1: "GM", 2: "WM"})
+    layers = content_of(page)["layers"]
+    assert [layer["opacity"] for layer in layers[1:]] == [0.5, 0]  # areas hide each other: one at a time
+
+
 def test_text_is_escaped_and_equal_input_gives_equal_bytes(page):
     options = {"facts": [("<u>", "</script>")], "links": [("<i>", 'a"b.html')]}
     write_view(page, "<script>x</script>", volumes(), {1: "</script><b>"}, **options)
@@ -160,6 +177,10 @@ def test_planes_are_drawn_and_keys_and_wheel_move_them(page, browser):
     browser.wait(f"{SLICES}[2] === {x - 1}")
     assert browser.run(f"return {SLICES}") == [z + 1, y + 1, x - 1]
 
+    browser.press("3")  # map, reference, prediction
+    browser.wait(f"{INK % (ORANGE, 2)} === 0")
+    browser.press("3")
+    browser.wait(f"{INK % (ORANGE, 2)} > 50")
     browser.press("m")
     browser.wait(f"{INK % (ORANGE, 2)} === 0")
     assert browser.errors() == []

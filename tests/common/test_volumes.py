@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 
+from common.transforms import BrainMaskd, LoadScand
 from common.volumes import MeasureForServerd
 
 AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])  # 0.01 ml a voxel
@@ -34,6 +38,7 @@ def test_a_result_has_volumes_and_flags_as_json(item):
         "lesion_median_ml": 10,
         "lesion_largest_ml": 10,
         "flags": [],
+        "warnings": [],
     }
 
 
@@ -50,6 +55,30 @@ def test_several_labels_are_not_counted_and_one_without_a_name_has_its_value(ite
     assert (found["kept"], found["GM_ml"], found["WM_ml"], found["label 7_ml"]) == (1, 10, 0, 10)
     assert found["flags"] == ["no WM"]
     assert "GM_count" not in found
+
+
+def test_what_was_said_of_the_files_on_the_way_is_told_without_their_folders(tmp_path):
+    scan = np.random.default_rng(0).uniform(80, 120, (40, 40, 40)).astype(np.float32)
+    scan[0] = 0  # the rest is brain: 39 of 40 slices, 62400 voxels of 0.064 ml
+    for name in ("other_FLAIR.nii.gz", "a_FLAIR.nii.gz"):
+        nib.save(nib.Nifti1Image(scan, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / name)
+    steps = [LoadScand("image"), BrainMaskd("image"), MeasureForServerd("pred", {"1": "lesion"})]
+
+    def served(name: str, *transforms) -> dict:
+        item = {"image": str(tmp_path / name), "image_path": str(tmp_path / name)}
+        item = Compose(transforms[:2])(item)
+        return Compose(transforms[2:])(item | {"pred": MetaTensor(torch.zeros(1, 40, 40, 40), item["image"].affine)})
+
+    served("other_FLAIR.nii.gz", *steps[:2])  # a request that failed later
+    with ThreadPoolExecutor() as pool:
+        pool.submit(served, "a_FLAIR.nii.gz", *steps[:2]).result()  # another request
+    first, again = (served("a_FLAIR.nii.gz", *steps)["result"] for _ in range(2))
+    assert first["warnings"] == again["warnings"]
+    assert first["warnings"] == [
+        "a_FLAIR.nii.gz: 98 % of the voxels are not 0, expected a skull-stripped image",
+        "a_FLAIR.nii.gz: 4.0 l are not 0, expected a brain of up to 2.4 l: strip the skull, or give a brain mask",
+    ]
+    json.dumps(first, allow_nan=False)
 
 
 def test_without_a_server_nothing_is_measured(item):

@@ -68,6 +68,61 @@ def write_series(folder: Path, volume: np.ndarray, affine: np.ndarray, number: i
     return uid
 
 
+def write_multi_frame(file: Path, volume: np.ndarray, affine: np.ndarray, order: np.ndarray, **fields) -> str:
+    """An enhanced MR object, all slices in one file, in any order of frames; returns the UID of the series."""
+    uid = write_series(file.parent / "slices", volume, affine, fields.pop("SeriesNumber", 1), **fields)
+    files = sorted((file.parent / "slices").glob("*.dcm"))
+    slices = [pydicom.dcmread(path) for path in files]
+    one = pydicom.dcmread(files[0])
+    for path in files:
+        path.unlink()
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
+    mm, thickness = [float(value) for value in one.PixelSpacing], float(one.SliceThickness)
+    measures, plane, timing, echo, modifier, frame, values = (pydicom.dataset.Dataset() for _ in range(7))
+    measures.PixelSpacing, measures.SliceThickness, measures.SpacingBetweenSlices = mm, thickness, thickness
+    plane.ImageOrientationPatient = one.ImageOrientationPatient
+    timing.RepetitionTime, timing.FlipAngle, timing.EchoTrainLength = one.RepetitionTime, one.FlipAngle, 1
+    echo.EffectiveEchoTime = float(one.EchoTime)
+    modifier.InversionRecovery = "YES" if "InversionTime" in one else "NO"
+    if "InversionTime" in one:
+        modifier.InversionTimes = float(one.InversionTime)
+    frame.FrameType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    shared = pydicom.dataset.Dataset()
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    shared.MRTimingAndRelatedParametersSequence, shared.MREchoSequence = [timing], [echo]
+    shared.MRModifierSequence, shared.MRImageFrameTypeSequence = [modifier], [frame]
+    values.RescaleIntercept, values.RescaleSlope, values.RescaleType = 0, 1, "US"
+    one.SharedFunctionalGroupsSequence = [shared]
+    one.PerFrameFunctionalGroupsSequence = []
+    for k in order:
+        content, place, group = (pydicom.dataset.Dataset() for _ in range(3))
+        content.StackID, content.InStackPositionNumber = "1", int(k) + 1
+        content.DimensionIndexValues = [1, int(k) + 1]
+        content.FrameAcquisitionDateTime = "20260101101010"
+        place.ImagePositionPatient = slices[k].ImagePositionPatient
+        group.FrameContentSequence, group.PlanePositionSequence = [content], [place]
+        group.PixelValueTransformationSequence = [values]
+        one.PerFrameFunctionalGroupsSequence.append(group)
+    organization = pydicom.uid.generate_uid(entropy_srcs=[uid, "dimensions"])
+    organized = pydicom.dataset.Dataset()
+    organized.DimensionOrganizationUID = organization
+    one.DimensionOrganizationSequence, one.DimensionIndexSequence = [organized], []
+    for name in ("StackID", "InStackPositionNumber"):
+        index = pydicom.dataset.Dataset()
+        index.DimensionOrganizationUID = organization
+        index.DimensionIndexPointer = pydicom.tag.Tag(name)
+        index.FunctionalGroupPointer = pydicom.tag.Tag("FrameContentSequence")
+        one.DimensionIndexSequence.append(index)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(one, name)
+    for name in ("SpacingBetweenSlices", "RepetitionTime", "EchoTime", "FlipAngle", "InversionTime"):
+        one.pop(name, None)
+    one.NumberOfFrames, one.InstanceNumber = len(slices), 1
+    one.PixelData = b"".join(slices[k].PixelData for k in order)
+    one.save_as(file, enforce_file_format=True)
+    return uid
+
+
 @pytest.fixture(scope="module")
 def head():
     return make_subject(3, scalp=True, grid=Grid(SHAPE, TILTED), sequences=("T1w", "FLAIR"), fine_mm=4.0)
@@ -178,6 +233,41 @@ def test_a_mask_becomes_segments_at_the_places_of_the_series(converted, series, 
         segment = segments[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
         back[:, :, k][pixels.T > 0] = value_of[segment]
     assert np.array_equal(back, head.tissues)
+
+
+def test_multi_frame_files_go_there_and_back_in_whatever_order_their_frames_are(head, tmp_path):
+    volumes = {name: np.rint(500 * head.images[name]).astype(np.uint16) for name in ("T1w", "FLAIR")}
+    times = {"RepetitionTime": "9000", "EchoTime": "120", "InversionTime": "2500"}
+    for number, (name, fields) in enumerate((("T1w", {}), ("FLAIR", times))):
+        order = np.random.default_rng(number).permutation(SHAPE[2])
+        file = tmp_path / "dicom" / name / "all.dcm"
+        write_multi_frame(file, volumes[name], TILTED, order, SeriesNumber=number + 1, **fields)
+    cases = convert_dicom(tmp_path / "dicom", tmp_path / "out", ("T1w", "FLAIR"))
+    (case,) = list_cases(datalist_file=cases, sequences=("T1w", "FLAIR"), one_grid=False)
+    for path, volume in zip(case["image"], volumes.values(), strict=True):
+        found = nib.as_closest_canonical(nib.load(path))
+        assert np.allclose(found.affine, TILTED, atol=1e-3)
+        assert np.array_equal(np.asarray(found.dataobj), volume)
+
+    nib.save(nib.Nifti1Image(head.tissues.astype(np.uint8), TILTED), tmp_path / "p-1_FLAIR_seg.nii.gz")
+    sidecar = tmp_path / "out" / "p-1_FLAIR.json"
+    path = write_segmentation(tmp_path / "p-1_FLAIR_seg.nii.gz", sidecar, tmp_path / "dicom", tmp_path / "seg.dcm")
+    segmentation = pydicom.dcmread(path)
+    back = np.zeros(SHAPE, np.uint8)
+    for frame, pixels in zip(segmentation.PerFrameFunctionalGroupsSequence, segmentation.pixel_array, strict=True):
+        place = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float) * [-1, -1, 1]
+        k = round(nib.affines.apply_affine(np.linalg.inv(TILTED), place)[2])
+        back[:, :, k][pixels.T > 0] = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    assert np.array_equal(back, head.tissues)
+    uid = json.loads(sidecar.read_text())["SeriesInstanceUID"]
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    write_multi_frame(tmp_path / "dicom" / "FLAIR" / "b" / "all.dcm", volumes["FLAIR"], TILTED, order, **times)
+    other = tmp_path / "dicom" / "FLAIR" / "b" / "all.dcm"
+    second = pydicom.dcmread(other)
+    second.SeriesInstanceUID = uid
+    second.save_as(other)
+    with pytest.raises(InputError, match="is neither a file per slice nor one multi-frame file"):
+        write_segmentation(tmp_path / "p-1_FLAIR_seg.nii.gz", sidecar, tmp_path / "dicom", tmp_path / "seg.dcm")
 
 
 @pytest.mark.parametrize(
