@@ -17,7 +17,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from annotation.corrections import final_labels, read_corrections, told, write_labels
+from annotation.corrections import final_labels, labeled_file, read_corrections, told, write_labels
 from common.data import Datalist
 from common.errors import InputError
 from common.options import types as t
@@ -29,7 +29,7 @@ def main(
     output_file: t.NewFile,
     annotator: t.Text,
     corrections: t.ExistingFolder | None = None,
-    drafts: t.ExistingFolder | None = None,
+    drafts: t.NamesOrNone = (),
     monai_label: t.ExistingFolder | None = None,
     labels_dir: t.Folder | None = None,
     as_drafted: t.NamesOrNone = (),
@@ -40,10 +40,11 @@ def main(
 
     Args:
         datalist_file: JSON of the scans.
-        output_file: datalist to write, with the labels; it may be the same file.
+        output_file: datalist to write, with the labels; it may be the same file. Beside it <name>_labeled.json has the
+            labeled cases alone, to train on.
         annotator: who drew, a name or a sign.
         corrections: folder of the masks, each called as its draft or its scan.
-        drafts: folder of the drafts that next_scans.py wrote; without it nothing is compared.
+        drafts: folders of the drafts that next_scans.py wrote; without them nothing is compared.
         monai_label: the studies folder of MONAI Label; its labels/final is taken in the place of corrections.
         labels_dir: folder for the labels; beside output_file, in labels, by default.
         as_drafted: names of scans whose draft is right as it is, or in which there is nothing to draw.
@@ -57,7 +58,7 @@ def main(
     datalist = Datalist(datalist_file)
     found = read_corrections(datalist, folder, annotator, drafts, monai_label, as_drafted, plane, overwrite)
     write_labels(found, datalist, output_file, labels_dir or Path(output_file).absolute().parent / "labels")
-    print(f"{told(found)}\nwrote {output_file}")
+    print(f"{told(found)}\nwrote {output_file}, and {labeled_file(output_file)} to train on")
 
 
 if __name__ == "__main__":

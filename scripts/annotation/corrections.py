@@ -59,7 +59,7 @@ def read_corrections(
     datalist: Datalist,
     folder: str | Path,
     annotator: str,
-    drafts: str | Path | None = None,
+    drafts: Sequence[str | Path] = (),
     studies: str | Path | None = None,
     as_drafted: Sequence[str] = (),
     plane: str = "auto",
@@ -74,7 +74,7 @@ def read_corrections(
         datalist: with the scans.
         folder: of the masks.
         annotator: who drew.
-        drafts: folder of ``drafts.json``, of :func:`annotation.drafts.write_drafts`; None where nothing was drafted.
+        drafts: folders with ``drafts.json``, of :func:`annotation.drafts.write_drafts`; none where nothing was drafted.
         studies: MONAI Label's, whose drafts serve where ``drafts`` has none.
         as_drafted: scans whose draft was looked at and is right, or which have nothing to draw.
         plane: see :func:`annotation.doubt.drawing_axis`.
@@ -85,7 +85,7 @@ def read_corrections(
             labels, is empty or as it was drafted without being named in ``as_drafted``, or whose case has a label.
     """
     folder = Path(folder)
-    labels, index = read_index(drafts) if drafts is not None else (label_names_of(datalist), {})
+    labels, index = _drafted(drafts) if drafts else (label_names_of(datalist), {})
     if not labels:
         raise InputError(
             f'{datalist} has no "labels" and no drafts are given, expected one of them: what may be drawn?'
@@ -99,12 +99,12 @@ def read_corrections(
     for file in tqdm(files, desc="reading masks", unit=" mask", disable=None):
         try:
             case, name = _case_of(file, folder, known)
-            draft = _draft_of(name, case, index, drafts, studies)
+            draft = _draft_of(name, case, index, studies)
             mask, values = _checked(file, case, draft, labels, name in as_drafted, overwrite, datalist)
         except InputError as e:
             failures.append(str(e))
             continue
-        entry = index.get(name)
+        entry = index[name][1] if name in index else None
         found.append(
             Correction(
                 case, name, file, mask, values, _facts(file, case, mask, values, labels, annotator, entry, plane)
@@ -127,7 +127,8 @@ def write_labels(
 ) -> list[Path]:
     """Write each mask as ``<name>_label.nii.gz`` with a JSON of where it is from, and the datalist with these labels.
 
-    The datalist comes last: it names no label that is not there.
+    The datalist comes last: it names no label that is not there. :func:`labeled_file` beside it has the labeled and the
+    healthy cases alone: a training that needs labels takes no case without.
 
     Args:
         corrections: of :func:`read_corrections`.
@@ -152,8 +153,21 @@ def write_labels(
         sections = {}
         for section, items in datalist.sections.items():
             sections[section] = [_labeled(item, written, corrections) for item in items]
+        drawn = {name: [item for item in items if _is_drawn(item)] for name, items in sections.items()}
+        write_datalist(
+            labeled_file(output_file), {name: items for name, items in drawn.items() if items}, datalist.header
+        )
         write_datalist(output_file, sections, datalist.header)
     return [*written.values()]
+
+
+def labeled_file(output_file: str | Path) -> Path:
+    """Beside the datalist of all scans, as ``cases_2.json``, that of those to train on, ``cases_2_labeled.json``."""
+    return Path(output_file).with_name(f"{Path(output_file).stem}_labeled.json")
+
+
+def _is_drawn(item: Case) -> bool:
+    return ("label" in item and "label_source" not in item) or item.get("healthy") is True
 
 
 def _labeled(item: Case, written: Mapping[str, Path], corrections: Sequence[Correction]) -> Case:
@@ -163,6 +177,19 @@ def _labeled(item: Case, written: Mapping[str, Path], corrections: Sequence[Corr
     annotator = next(c.facts["annotator"] for c in corrections if first_image(c.case) == first_image(item))
     kept = {key: value for key, value in item.items() if key not in ("label_source", "predicted_map")}
     return kept | {"label": str(path.absolute()), "annotator": annotator}
+
+
+def _drafted(folders: Sequence[str | Path]) -> tuple[dict[int, str], dict[str, tuple[Path, Draft]]]:
+    """Labels and, by the name of the scan, folder and entry of each draft; of a scan in two folders the later one's."""
+    labels: dict[int, str] = {}
+    index: dict[str, tuple[Path, Draft]] = {}
+    for folder in map(Path, folders):
+        own, drafts = read_index(folder)
+        if labels and own != labels:
+            raise InputError(f"{folder / INDEX} has the labels {own}, expected {labels} as in {folders[0]}")
+        labels = own
+        index |= {name: (folder, draft) for name, draft in drafts.items()}
+    return labels, index
 
 
 def _scans_of(datalist: Datalist) -> dict[str, list[Case]]:
@@ -197,11 +224,12 @@ def _case_of(file: Path, folder: Path, known: Mapping[str, Sequence[Case]]) -> t
 
 
 def _draft_of(
-    name: str, case: Case, index: Mapping[str, Draft], drafts: str | Path | None, studies: str | Path | None
+    name: str, case: Case, index: Mapping[str, tuple[Path, Draft]], studies: str | Path | None
 ) -> Path | None:
     if name in index:
-        path = Path(drafts) / index[name].file
-        if not path.is_file() or sha256_of(path) != index[name].sha256:
+        folder, entry = index[name]
+        path = folder / entry.file
+        if not path.is_file() or sha256_of(path) != entry.sha256:
             raise InputError(f"{path} is not the draft that {INDEX} tells of, expected it as it was: draw in a copy")
         return path
     original = Path(studies) / ORIGINAL / Path(first_image(case)).name if studies is not None else None
