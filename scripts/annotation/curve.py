@@ -127,7 +127,7 @@ def refuse_few(labels: np.ndarray, path: str) -> None:
     different = np.unique(labels)
     if len(different) < LEAST_NUMBERS:
         raise InputError(
-            f"{path} has scores at {' and '.join(f'{n:g}' for n in different)} labels, expected at {LEAST_NUMBERS} "
+            f"{path}: scores at {' and '.join(f'{n:g}' for n in different)} labels, expected at {LEAST_NUMBERS} "
             "or more different numbers, as 1, 2, 4 and 8: a curve through fewer says nothing"
         )
 

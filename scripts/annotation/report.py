@@ -154,9 +154,11 @@ def pictures_of(pick: Pick, labels: Mapping[int, str]) -> list[Picture]:
         return [replace(picture, caption=plane, alt=f"{plane} slice") for plane, picture in planes.items()]
     opinions = [opinion_of(result, labels, path) for result in pick.results]
     names = {0: "background", **labels} if len(labels) > 1 else None
-    return case_pictures(
+    pictures = case_pictures(
         image, scan.affine, opinions[0].mask, scores=wrong_map(opinions), score_max=0.5, label_names=names
     )
+    words = ("score, black 0 to white 0.5", "chance that the draft is wrong, black 0 to white 0.5")
+    return [replace(p, caption=p.caption.replace(*words), alt=p.alt.replace(*words)) for p in pictures]
 
 
 def _shown(name: str, value: float | None) -> str:

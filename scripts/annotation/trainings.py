@@ -22,6 +22,8 @@ from comparison.methods import choose
 from comparison.targets import TARGETS
 from datalists.splits import assign_folds, parts_by_fold
 
+from .curve import refuse_few
+
 logger = logging.getLogger(__name__)
 
 Case = dict[str, Any]
@@ -113,8 +115,9 @@ def run_all(
     """Train, predict and score, what is done not again, and write the table for :func:`annotation.curve.read_scores`.
 
     Raises:
-        InputError: if a training fails; those that are done stay.
+        InputError: before all, if there are fewer than three sizes; if a training fails, those that are done stay.
     """
+    refuse_few(np.array([training.labels for training in trainings]), "sizes")
     label = next(iter(TARGETS[target].labels.values()))
     rows: list[list[Any]] = [["labels", "score", "subject", "fold", "draw"]]
     for training in tqdm(trainings, desc="trainings", disable=None):

@@ -481,7 +481,9 @@ def test_a_curve_is_written_as_json_picture_and_page_and_shown_beside_the_next_s
     assert "Four more labels: +0.01" in page
 
 
-def test_trainings_of_a_curve_are_nested_and_nobody_is_in_two_parts(tmp_path):
+@pytest.fixture
+def nine(tmp_path):
+    """Datalist of nine people, all but the last labeled."""
     items = []
     for i in range(9):
         head = make_head(i, shape=(10, 12, 9))
@@ -490,7 +492,11 @@ def test_trainings_of_a_curve_are_nested_and_nobody_is_in_two_parts(tmp_path):
         items.append({"image": f"s{i}_FLAIR.nii.gz", "subject": f"s{i}", "label": f"s{i}_lesion.nii.gz"})
     del items[8]["label"]
     (tmp_path / "cases.json").write_text(json.dumps({"sequences": ["FLAIR"], "training": items}))
-    found = plan(Datalist(tmp_path / "cases.json"), "lesion", [1, 2], 3, 2, tmp_path / "curve")
+    return tmp_path / "cases.json"
+
+
+def test_trainings_of_a_curve_are_nested_and_nobody_is_in_two_parts(nine, tmp_path):
+    found = plan(Datalist(nine), "lesion", [1, 2], 3, 2, tmp_path / "curve")
     assert len(found) == 2 * 3 * 2
     labeled = {}
     for training in found:
@@ -503,7 +509,25 @@ def test_trainings_of_a_curve_are_nested_and_nobody_is_in_two_parts(tmp_path):
         assert labeled.setdefault((training.fold, training.draw), with_label) <= with_label
     assert "--weights train --methods unet --seeds 1" in command_of(found[2], "unet", "lesion")
     with pytest.raises(InputError, match="expected 9 or more, the largest of sizes"):
-        plan(Datalist(tmp_path / "cases.json"), "lesion", [9], 3, 1, tmp_path / "curve")
+        plan(Datalist(nine), "lesion", [9], 3, 1, tmp_path / "curve")
+
+
+@pytest.mark.slow
+def test_a_curve_of_trainings_is_run_scored_and_fitted(nine, tmp_path, capsys):
+    asked = {"train": "flair_threshold", "datalist_file": str(nine), "folds": 4, "device": "cpu"}
+    main = load_script("learning_curve").main
+    main(output_dir=str(tmp_path / "curve"), sizes=[1, 2], **asked)
+    assert capsys.readouterr().out.count("scripts/compare.py") == 2 * 4
+    with pytest.raises(InputError, match="scores at 1 and 2 labels, expected at 3 or more"):
+        main(output_dir=str(tmp_path / "curve"), sizes=[1, 2], run=True, **asked)
+    assert not (tmp_path / "curve" / "runs").exists()
+    main(output_dir=str(tmp_path / "curve"), sizes=[1, 2, 3], run=True, **asked)
+    rows = table(tmp_path / "curve" / "scores.tsv")
+    assert len(rows) == 3 * 8  # each of the eight people is scored once at each number of labels
+    # a threshold learns from nobody but those who validate: more labels change nothing
+    scores = {(row["labels"], row["subject"]): row["score"] for row in rows}
+    assert [s for s in {row["subject"] for row in rows} if scores["1", s] != scores["3", s]] == []
+    assert "four more labels: +0.00 (0.00 to 0.00)" in capsys.readouterr().out
 
 
 # the walk in the docs
@@ -537,6 +561,7 @@ def hospital(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_walk_of_the_docs_goes_round(hospital, capsys):
     text = (ROOT / "docs" / "annotation.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
