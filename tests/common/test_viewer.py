@@ -177,12 +177,12 @@ def test_planes_are_drawn_and_keys_and_wheel_move_them(page, browser):
     browser.wait(f"{SLICES}[2] === {x - 1}")
     assert browser.run(f"return {SLICES}") == [z + 1, y + 1, x - 1]
 
-    browser.press("3")  # map, reference, prediction
-    browser.wait(f"{INK % (ORANGE, 2)} === 0")
+    browser.press("3")  # map, reference, prediction; the lesion is in the axial slice still
+    browser.wait(f"{INK % (ORANGE, 0)} === 0")
     browser.press("3")
-    browser.wait(f"{INK % (ORANGE, 2)} > 50")
+    browser.wait(f"{INK % (ORANGE, 0)} > 50")
     browser.press("m")
-    browser.wait(f"{INK % (ORANGE, 2)} === 0")
+    browser.wait(f"{INK % (ORANGE, 0)} === 0")
     assert browser.errors() == []
     assert browser.requested() == {page.as_uri()}
 
