@@ -65,7 +65,7 @@ def compare_visits(
         write_tables(output_dir, found, retest)
         page = write_page(output_dir, found, retest, max_pictures)
         if measure is not None:
-            write_retest(found, measure)
+            write_retest(found, measure, settings.min_change_mm3)
     doubtful = [one.name for one in found if one.warnings]
     if doubtful:
         logger.warning(
@@ -75,7 +75,7 @@ def compare_visits(
     return found
 
 
-def write_retest(found: Sequence[Comparison], path: str | Path) -> Retest:
+def write_retest(found: Sequence[Comparison], path: str | Path, min_change_mm3: float) -> Retest:
     """Keep how far volumes moved in pairs without change, and say what the pairs were."""
     spacings = {" x ".join(f"{edge:g}" for edge in one.grid.spacing.round(2)) for one in found}
     makers = sorted({visit.source for one in found for visit in one.visits})
@@ -92,7 +92,7 @@ def write_retest(found: Sequence[Comparison], path: str | Path) -> Retest:
         if lesion.before_ml and lesion.after_ml
     ]
     false = [one.count("new") + one.count("gone") for one in found]
-    measured = measure_retest([one.volumes_ml for one in found], both, false, source)
+    measured = measure_retest([one.volumes_ml for one in found], both, false, source, least_ml=min_change_mm3 / 1000)
     measured.save(path)
     logger.info("wrote %s: half an interval is %.1f %% of the load", path, 100 * measured.share)
     return measured

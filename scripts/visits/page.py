@@ -24,7 +24,8 @@ Z_SHOWN = 8.0  # difference at the ends of the scale, in units of noise
 PIXELS = 330
 DEFINITIONS = (
     ("change", "Volume of lesions at the later visit less that at the earlier one, after the joint segmentation."),
-    ("interval", "What the change may be, by how far volumes of the same head move between two scans without change."),
+    ("interval", "By how far volumes move between scans without change. Without 0 in it, scanning again makes no such "
+     "change; how large a real change is, it does not say."),
     ("new, gone", "A lesion that one visit has and the other has not, and that touches none which both have."),
     ("grown, shrunk", "A lesion of both visits whose volume changed by more than its interval."),
     ("merged, split", "Several at the one visit, fewer at the other, which touch. Changed where the interval says so."),

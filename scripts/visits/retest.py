@@ -43,7 +43,7 @@ class Retest:
 
     def load_interval(self, before_ml: float, after_ml: float) -> tuple[float, float]:
         """Interval of the change of the load, ml."""
-        half = self.share * max((before_ml + after_ml) / 2, FLOOR_ML)
+        half = max(self.share * max((before_ml + after_ml) / 2, FLOOR_ML), self.lesions[0]["half_ml"])
         return after_ml - before_ml - half, after_ml - before_ml + half
 
     def lesion_interval(self, before_ml: float, after_ml: float) -> tuple[float, float]:
@@ -63,6 +63,7 @@ def measure_retest(
     false_changes: Sequence[int],
     source: str,
     level: float = LEVEL,
+    least_ml: float = 0.0,
 ) -> Retest:
     """The interval from pairs of visits without change.
 
@@ -75,6 +76,7 @@ def measure_retest(
         false_changes: new and gone lesions of each pair.
         source: what the pairs were, in words.
         level: above 0 and below 1.
+        least_ml: the smallest change that was looked for, the least half width of a lesion.
 
     Raises:
         InputError: if there are too few pairs for the level, or no lesions.
@@ -94,7 +96,7 @@ def measure_retest(
         level=level,
         pairs=len(loads),
         share=round(_quantile(shares, level), 4),
-        lesions=tuple(_classes(lesions, level)),
+        lesions=tuple(_classes(lesions, level, least_ml)),
         false_changes=round(float(np.mean(false_changes)), 3),
         source=source,
     )
@@ -123,12 +125,12 @@ def _quantile(values: Sequence[float], level: float) -> float:
     return float(ordered[min(math.ceil(level * (len(ordered) + 1) - 1e-9), len(ordered)) - 1])
 
 
-def _classes(lesions: Sequence[tuple[float, float]], level: float) -> list[dict[str, Any]]:
+def _classes(lesions: Sequence[tuple[float, float]], level: float, least_ml: float) -> list[dict[str, Any]]:
     """Half widths by the size of a lesion, which do not fall with it. Small classes join the next larger one."""
     means = np.array([(a + b) / 2 for a, b in lesions])
     changes = np.array([abs(b - a) for a, b in lesions])
     found: list[dict[str, Any]] = []
-    low, half = 0.0, 0.0
+    low, half = 0.0, least_ml
     for up_to in (*CLASSES_ML, None):
         inside = (means > low) & (means <= (np.inf if up_to is None else up_to))
         if inside.sum() >= MIN_LESIONS:

@@ -253,6 +253,8 @@ def test_the_interval_of_a_load_is_the_change_that_few_pairs_exceed():
         (None, 0.1, 0),
     ]
     assert found.load_interval(10, 12) == pytest.approx((2 - 11 * found.share, 2 + 11 * found.share))
+    floored = measure_retest(loads, [(0.05, 0.05)] * 12, [0], "a test", least_ml=0.02)
+    assert floored.lesion_interval(0.05, 0.06) == pytest.approx((-0.01, 0.03))
     assert found.false_changes == pytest.approx(10 / 19, abs=1e-3)
 
 
@@ -416,6 +418,7 @@ def phantom():
     return make_visits(5, grid=Grid.axial(2.0))
 
 
+@pytest.mark.slow
 def test_changes_of_phantoms_are_where_the_lesions_of_both_visits_differ(phantom):
     visits, told = phantom
     assert {change["fate"] for change in told} <= {"new", "gone", "grown", "shrunk"}
@@ -429,6 +432,7 @@ def test_changes_of_phantoms_are_where_the_lesions_of_both_visits_differ(phantom
     assert (earlier.image != later.image).any()
 
 
+@pytest.mark.slow
 def test_a_simulated_reader_finds_most_of_the_lesions_and_errs_anew(phantom):
     visit = phantom[0][0]
     masks = [read_lesions(visit, Grid.axial(2.0), np.random.default_rng(seed)) >= 0.5 for seed in (1, 2)]
