@@ -54,7 +54,7 @@ class Section:
     """One report on a page that may hold several. All text is plain text; ``failures`` are of cases by name.
 
     ``summary`` are tables that stand before the charts; ``reference`` says whether pictures of cases show one; ``keys``
-    are the names of both contours.
+    are the names of both contours, the second one empty where no picture has any.
     """
 
     title: str
@@ -307,7 +307,7 @@ TEMPLATE = """{% macro show(table) %}
 {% if section.reference %}
 <span><i style="border-top:4px solid var(--reference)"></i>{{ section.keys[0] }}</span>
 {% endif %}
-<span><i style="border-top:3px solid var(--prediction)"></i>{{ section.keys[1] }}</span>
+{% if section.keys[1] %}<span><i style="border-top:3px solid var(--prediction)"></i>{{ section.keys[1] }}</span>{% endif %}
 <span>{{ section.cases_note }}</span></p>
 {% for case in section.cases %}
 <article class="case">

@@ -109,8 +109,8 @@ def write_page(
         others: further sections, as the learning curve.
     """
     shown = [name for name in COLUMNS if any(pick.numbers.get(name) is not None for pick in picks)]
-    rows = [[p.name, p.reason, *(_shown(name, p.numbers.get(name)) for name in shown)] for p in picks]
-    tables = [Table("In this order", ["scan", "why", *(_TITLES[name] for name in shown)], rows)]
+    rows = [[p.name, *(_shown(name, p.numbers.get(name)) for name in shown)] for p in picks]
+    tables = [Table("In this order", ["scan", *(_TITLES[name] for name in shown)], rows)]
     if slices:
         heads = ["scan", "plane", "slice", "position, mm", "wrong, ml", "share of the scan's"]
         cells = [
@@ -131,8 +131,9 @@ def write_page(
         lead=f"{len(picks)} scans, the one first that is most worth drawing. One scan of each person.",
         summary=tables,
         cases=[_view(place, pick, labels) for place, pick in enumerate(bar, 1)],
-        cases_note="in the order of the table; the prediction is the draft" if labels else "in the order of the table",
+        cases_note="in the order of the table",
         reference=False,
+        keys=("", "draft" if labels else ""),
         definitions=DEFINITIONS,
         details=[(name, str(value)) for name, value in facts.items()],
     )
