@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .lesions import Lesion
 from .results import files_of
 from .retest import Retest
 
+logger = logging.getLogger(__name__)
 HALF_MM = 26.0  # of the part of a slice around a change
 Z_SHOWN = 8.0  # difference at the ends of the scale, in units of noise
 PIXELS = 330
@@ -56,6 +58,11 @@ def write_page(output_dir: Path, comparisons: Sequence[Comparison], retest: Rete
         else f"Intervals of {retest.level:.0%} are from {retest.source}. There, a pair had {retest.false_changes:g} "
         "new or gone lesions on average although nothing had changed."
     )
+    others = [] if retest is None else sorted({v.source for f in comparisons for v in f.visits})
+    others = [name for name in others if name not in retest.source]
+    if others:
+        source += f" They were not measured with {', '.join(others)}: docs/visits.md says how to measure your own."
+        logger.warning("intervals are from %s, not from %s", retest.source, ", ".join(others))
     sections = [_section(output_dir, found, retest, max_pictures) for found in comparisons]
     return write_html_report(output_dir / "visits.html", "What has changed", sections, source)
 

@@ -408,6 +408,9 @@ def test_scans_without_change_give_the_interval(datalist, tmp_path):
     assert measured.source.startswith("10 pairs of scans of 1 heads without change, 2 x 2 x 2 mm, masks of")
     run(datalist, tmp_path / "out", "retest_file", str(tmp_path / "retest.json"))
     assert float(table(tmp_path / "out" / "visits.tsv")[0]["low_ml"]) > 0
+    assert "They were not measured with" not in (tmp_path / "out" / "visits.html").read_text()
+    run(datalist, tmp_path / "shipped", "retest_file", str(SHIPPED))
+    assert "They were not measured with masks without a record" in (tmp_path / "shipped" / "visits.html").read_text()
 
 
 # phantoms
