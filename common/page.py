@@ -307,7 +307,9 @@ TEMPLATE = """{% macro show(table) %}
 {% if section.reference %}
 <span><i style="border-top:4px solid var(--reference)"></i>{{ section.keys[0] }}</span>
 {% endif %}
-{% if section.keys[1] %}<span><i style="border-top:3px solid var(--prediction)"></i>{{ section.keys[1] }}</span>{% endif %}
+{% if section.keys[1] %}
+<span><i style="border-top:3px solid var(--prediction)"></i>{{ section.keys[1] }}</span>
+{% endif %}
 <span>{{ section.cases_note }}</span></p>
 {% for case in section.cases %}
 <article class="case">
