@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import os
 import runpy
 import sys
@@ -73,16 +74,27 @@ def run_bundle(words: Sequence[str]) -> None:
     known = bundle_configs()
     if plain == 0 or bundle not in known:
         sys.exit(f"error: {bundle!r} is no bundle, expected one of {', '.join(known)}")
-    unknown = [config for config in configs if config.removesuffix(".json") not in known[bundle]]
-    if unknown:
-        sys.exit(f"error: {unknown[0]!r} is no config of {bundle}, expected some of {', '.join(known[bundle])}")
     folder = Path(os.path.relpath(ROOT / "bundles" / bundle))
-    files = [f"{folder / 'configs' / config.removesuffix('.json')}.json" for config in configs]
+    files = [_config_file(config, folder, known[bundle]) for config in configs]
     given = {word.split("=")[0] for word in options}
     root = [] if given & {"--bundle_root", "--bundle-root"} else ["--bundle_root", str(folder)]
     _find_first(ROOT)
     sys.argv = ["monai.bundle", RUN, "--config_file", files[0] if len(files) == 1 else str(files), *root, *options]
     runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+
+
+def _config_file(config: str, folder: Path, known: Sequence[str]) -> str:
+    """A config of the bundle by its name, or a layer of the user's own by its path."""
+    name = config.removesuffix(".json")
+    if name in known:
+        return f"{folder / 'configs' / name}.json"
+    if not Path(config).is_file():
+        sys.exit(f"error: {config!r} is no config of {folder.name} and no file, expected some of {', '.join(known)}")
+    try:
+        json.loads(Path(config).read_text(encoding="utf-8"))
+    except ValueError as e:
+        sys.exit(f"error: {config} is no JSON ({e}), expected a config")
+    return config
 
 
 def bundle_configs(folder: Path = ROOT / "bundles") -> Mapping[str, list[str]]:

@@ -75,13 +75,26 @@ def test_run_hands_the_configs_of_a_bundle_to_monai_from_any_folder(kept, tmp_pa
     assert two[4:] == ["--bundle_root=elsewhere"]
 
 
+def test_run_takes_a_layer_of_the_users_own_and_refuses_one_that_is_broken(kept, tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr("runpy.run_module", lambda name, **options: called.append([*sys.argv]))
+    layer = tmp_path / "mine.json"
+    layer.write_text('{"threshold": 0.4}')
+    brain_bundles.main(["run", "uad_autoencoder", "inference", str(layer)])
+    assert called[0][3].endswith(f"'{layer}']")
+    layer.write_text("{")
+    with pytest.raises(SystemExit, match=r"^error: .*mine\.json is no JSON"):
+        brain_bundles.main(["run", "uad_autoencoder", "inference", str(layer)])
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["advice"], "'advice' is no subcommand, expected one of run, advise, "),
         (["run", "uad"], "'uad' is no bundle, expected one of ace_multitask, "),
         (["run", "--device", "cpu"], "'--device' is no bundle"),
-        (["run", "uad_autoencoder", "metadata"], "'metadata' is no config of uad_autoencoder, expected some of "),
+        (["run", "uad_autoencoder", "metadata"], "'metadata' is no config of uad_autoencoder and no file, expected "),
+        (["run", "uad_autoencoder", "inference", "nowhere.json"], "'nowhere.json' is no config of uad_autoencoder"),
     ],
 )
 def test_what_there_is_not_is_answered_by_what_there_is(words, sentence):
