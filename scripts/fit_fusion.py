@@ -1,4 +1,4 @@
-"""Learn from validation scans how to join several methods with the same target, and whether it beats the best one.
+"""Learn from validation scans how to join several methods, and whether it beats the best one.
 
 Usage, from the root of the repository, after inference of each method into a folder of its own:
 

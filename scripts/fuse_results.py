@@ -1,4 +1,4 @@
-"""Join the results of several methods with the same target to one mask, as scripts/fit_fusion.py has learned.
+"""Join the results of several methods to one mask, as scripts/fit_fusion.py has learned.
 
 Usage, from the root of the repository:
 
