@@ -227,6 +227,7 @@ def needed(main) -> dict[str, str]:
         "a file that is there": "README.md",
         "a folder that is there": "docs",
         "a file or folder that is there": "docs",
+        "two or more folders that are there": "docs,tests",
     }
     values["participant"] = "participant"  # the one choice of a BIDS App
     return {
