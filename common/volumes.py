@@ -1,10 +1,6 @@
 """Volumes of labels, and what looks wrong in a result of which nothing is known but itself."""
 
-import logging
-import threading
-from collections import deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +10,8 @@ from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 from nibabel.affines import voxel_sizes
 
-from .files import without_folders
 from .metrics import lesion_sizes, volume_ml
+from .warned import HEARD, listen
 
 BRAIN_ML = (800.0, 2200.0)  # of an adult, with its fluid
 TINY_ML = 0.03
@@ -68,33 +64,6 @@ def _touches_border(mask: np.ndarray) -> bool:
     return any(mask.take(index, axis).any() for axis in range(mask.ndim) for index in (0, -1))
 
 
-class Heard(logging.Handler):
-    """The last warnings of a package, each with the thread that said it: the server has one for each request."""
-
-    def __init__(self, most: int = 200) -> None:
-        super().__init__(logging.WARNING)
-        self.kept: deque[tuple[int, str]] = deque(maxlen=most)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
-        self.kept.append((threading.get_ident(), record.getMessage()))
-
-    def take(self, files: Iterable[str]) -> list[str]:
-        """What this thread said of files, without their folders, each once; all that it said is forgotten."""
-        with self.lock:
-            said = [text for thread, text in self.kept if thread == threading.get_ident()]
-            others = [one for one in self.kept if one[0] != threading.get_ident()]
-            self.kept.clear()
-            self.kept.extend(others)
-        names = {Path(file).name for file in files}
-        return [*dict.fromkeys(without_folders(text) for text in said if any(name in text for name in names))]
-
-
-# of the package that carries this file, so that the bundle's own are among them
-_PACKAGE = logging.getLogger(__name__.partition(".")[0])
-_HEARD = Heard()
-
-
 class MeasureForServerd(MapTransform):
     """For MONAI Label: put :func:`measure` of a label map under ``result``, which the server answers as ``params``.
 
@@ -126,7 +95,7 @@ class MeasureForServerd(MapTransform):
         self.lesion_labels = only if lesion_labels is None else ensure_tuple(lesion_labels)
         self.mask_key = mask_key
         self.server_key = server_key
-        _PACKAGE.addHandler(_HEARD)  # once, however often it is asked
+        listen()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -140,7 +109,7 @@ class MeasureForServerd(MapTransform):
             names = self.label_names | {value: f"label {value}" for value in found}
             row = measure(mask, brain > 0, voxel_sizes(np.asarray(d[key].affine)), names, self.lesion_labels)
             d["result"] = d.get("result", {}) | {name: _for_json(value) for name, value in row.items()}
-        d.setdefault("result", {})["warnings"] = _HEARD.take(self._files(d))
+        d.setdefault("result", {})["warnings"] = HEARD.take(self._files(d))
         return d
 
     def _files(self, data: Mapping[Hashable, Any]) -> list[str]:

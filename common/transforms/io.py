@@ -31,6 +31,7 @@ from ..scans import (
     stem,
     unreadable,
 )
+from ..warned import listen
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ class LoadScand(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.may_be_empty = ensure_tuple(may_be_empty)
         self.max_memory_gib = max_memory_gib
+        listen()  # from the first step of a scan's way on
         with _without_word_of_dicom():
             self._loader = LoadImage(reader="NibabelReader", image_only=True)
 

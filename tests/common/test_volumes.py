@@ -14,6 +14,7 @@ from monai.transforms import Compose
 
 from common.transforms import BrainMaskd, LoadScand
 from common.volumes import MeasureForServerd
+from common.warned import HEARD
 
 AFFINE = np.diag([2.0, 2.0, 2.5, 1.0])  # 0.01 ml a voxel
 SHAPE = (1, 60, 70, 50)
@@ -22,6 +23,7 @@ SHAPE = (1, 60, 70, 50)
 @pytest.fixture
 def item():
     """One lesion of 10 ml in a brain of 1200 ml, as the server's transforms have it."""
+    HEARD.kept.clear()  # what other tests have said of files with this name
     mask, brain = torch.zeros(SHAPE), torch.zeros(SHAPE, dtype=torch.bool)
     brain[:, 5:55, 5:65, 5:45] = True
     mask[:, 10:20, 10:20, 10:20] = 1
