@@ -167,7 +167,7 @@ def _map_label(folder: Path, names: Sequence[str]) -> str:
     """Name of the label whose expected volume ``volumes.tsv`` has; empty where the map is no probability."""
     table = folder / "volumes.tsv"
     if not table.is_file():
-        raise InputError(f"{table} does not exist, expected the folder of an inference that ran to its end")
+        raise InputError(f"{table} does not exist, expected the folder of an inference without evaluate.json")
     with table.open(encoding="utf-8", newline="") as file:
         columns = next(csv.reader(file, delimiter="\t"), [])
     expected = [_plain(column.removesuffix("_expected_ml")) for column in columns if column.endswith("_expected_ml")]
