@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from .errors import InputError
 from .files import difference, read_json
@@ -56,14 +56,12 @@ class Scaling(NamedTuple):
 
     def __call__(self, probabilities: np.ndarray) -> np.ndarray:
         """Probabilities of any shape, scaled; 0 stays 0."""
-        return np.where(probabilities > 0, expit(self.slope * logit(probabilities) + self.intercept), 0.0)
+        return np.where(probabilities > 0, expit(self.slope * limited_logit(probabilities) + self.intercept), 0.0)
 
 
-def logit(probabilities: ArrayLike) -> np.ndarray:
+def limited_logit(probabilities: ArrayLike) -> np.ndarray:
     """``log(p / (1 - p))``, at most 20 from 0."""
-    p = np.asarray(probabilities, float)
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -LARGEST_LOGIT, LARGEST_LOGIT)
+    return np.clip(logit(np.asarray(probabilities, float)), -LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def origin_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import pytest
 from bundle_tools import BUNDLES, load_script, save_nifti
 
 from common.errors import InputError
-from common.intervals import VolumeIntervals
+from common.intervals import Scaling, VolumeIntervals
 from common.scans import json_beside
-from labels.volumes import fit_scaling, reliability
+from labels.volumes import fit_weights, reliability
 
 script = load_script("calibrate_volumes")
 
@@ -151,7 +151,9 @@ def test_probabilities_are_scaled_back_to_what_they_were():
     true = rng.uniform(0.02, 0.98, 200_000)
     reference = rng.uniform(size=true.size) < true
     bold = 1 / (1 + np.exp(-3 * np.log(true / (1 - true)) - 1))  # too sure, and too high
-    scaling = fit_scaling([bold[:70_000], bold[70_000:]], [reference[:70_000], reference[70_000:]])
+    scaling = Scaling(
+        *fit_weights([bold[None, :70_000], bold[None, 70_000:]], [reference[:70_000], reference[70_000:]])
+    )
     assert scaling == pytest.approx((1 / 3, -1 / 3), abs=0.01)
     np.testing.assert_allclose(scaling(bold), true, atol=0.01)
     before, after = (reliability([values], [reference]).error for values in (bold, scaling(bold)))

@@ -13,20 +13,12 @@ import numpy as np
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from common.data import Datalist, name_cases, write_datalist
+from common.data import Datalist, write_datalist
 from common.errors import InputError
 from common.files import Alone, sha256_of, write_atomically, write_json
 from common.metrics import dice
-from common.scans import (
-    grid_difference,
-    is_scan_name,
-    json_beside,
-    on_grid_of,
-    open_scan,
-    read_scan,
-    stem,
-    whole_numbers,
-)
+from common.scans import is_scan_name, json_beside, on_grid_of, open_scan, stem, whole_numbers
+from datalists.results import names_of_results, read_on_grid
 
 from .doubt import drawing_axis
 from .drafts import FINAL, INDEX, ORIGINAL, Draft, read_index
@@ -194,18 +186,11 @@ def _drafted(folders: Sequence[str | Path]) -> tuple[dict[int, str], dict[str, t
 
 def _scans_of(datalist: Datalist) -> dict[str, list[Case]]:
     """Name -> items that may be meant by it: of any image of an item, alone or with the folders that set it apart."""
-    items = datalist.items()
+    names = names_of_results(datalist)
     known: dict[str, list[Case]] = {}
-    for place in range(max(len(ensure_tuple(item["image"])) for item in items)):
-        cases = [
-            {"image": images[place], "item": item}
-            for item in items
-            for images in [ensure_tuple(item["image"])]
-            if len(images) > place and images[place]
-        ]
-        name_cases(cases)
-        for case in cases:
-            known.setdefault(case["name"], []).append(case["item"])
+    for item in datalist.items():
+        for name in {name for image in ensure_tuple(item["image"]) if image for name in names[image]}:
+            known.setdefault(name, []).append(item)
     return known
 
 
@@ -247,14 +232,14 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Voxels of the mask and of its draft."""
     image = first_image(case)
-    mask = _on_grid(file, image)
+    mask = _labels_in(file, image)
     odd = sorted({int(value) for value in np.unique(mask)} - {0, *labels})
     if odd:
         known = ", ".join(f"{value} {name}" for value, name in sorted(labels.items()))
         raise InputError(f"{file} has the value {odd[0]}, expected 0 and {known}")
     if "label" in case and "label_source" not in case and not overwrite:
         raise InputError(f"{file} is of a scan that has a label in {datalist}, expected --overwrite true to replace it")
-    values = None if draft is None else _on_grid(draft, image)
+    values = None if draft is None else _labels_in(draft, image)
     if not as_drafted and values is not None and np.array_equal(mask, values):
         raise InputError(f"{file} is as it was drafted, expected something drawn, or its name in --as_drafted")
     if not as_drafted and not mask.any():
@@ -262,13 +247,8 @@ def _checked(
     return mask, values
 
 
-def _on_grid(path: Path, image: str) -> np.ndarray:
-    values, scan = read_scan(path)
-    own = open_scan(image)
-    difference = grid_difference(values.shape, scan.affine, own.shape[:3], own.affine)
-    if difference:
-        raise InputError(f"{path} and {image} have {difference}, expected a mask on the grid of the scan")
-    return whole_numbers(values, path).astype(np.int64)
+def _labels_in(path: Path, image: str) -> np.ndarray:
+    return whole_numbers(read_on_grid(path, image), path).astype(np.int64)
 
 
 def _facts(

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from monai.utils import ensure_tuple
 
-from common.data import Datalist, name_cases, subject_of
+from common.data import Datalist, subject_of
 from common.errors import InputError
+from datalists.results import names_of_results
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +25,14 @@ class Pool(NamedTuple):
         labeled: cases with a label that somebody drew.
         sequences: what the images of a case are.
         label_names: value -> name, as the datalist has it under ``labels``, without background; empty if it does not.
-        file_names: image -> the names that an inference may have given to its results.
+        result_names: image -> the names that an inference may have given to its results.
     """
 
     unlabeled: list[Case]
     labeled: list[Case]
     sequences: tuple[str, ...]
     label_names: dict[int, str]
-    file_names: dict[str, list[str]]
+    result_names: dict[str, list[str]]
 
 
 def read_pool(
@@ -69,7 +70,7 @@ def read_pool(
         raise InputError(
             f"{datalist} has nobody left to draw among its {len(cases)} cases, expected a person without a label"
         )
-    return Pool(chosen, labeled, names, label_names_of(datalist), _file_names(datalist, section))
+    return Pool(chosen, labeled, names, label_names_of(datalist), names_of_results(datalist, section))
 
 
 def label_names_of(datalist: Datalist) -> dict[int, str]:
@@ -88,18 +89,3 @@ def label_names_of(datalist: Datalist) -> dict[int, str]:
 def first_image(case: Mapping[str, Any]) -> str:
     """The image whose grid the label lies on."""
     return next(path for path in ensure_tuple(case["image"]) if path is not None)
-
-
-def _file_names(datalist: Datalist, section: str | None) -> dict[str, list[str]]:
-    """Results are named by the first image that a bundle reads, in the section or in the whole datalist."""
-    names: dict[str, list[str]] = {}
-    for items in ([datalist.items(section)] if section else []) + [datalist.items()]:
-        width = max(len(ensure_tuple(item["image"])) for item in items)
-        for place in range(width):
-            images = [ensure_tuple(item["image"]) for item in items]
-            cases = [{"image": paths[place]} for paths in images if len(paths) > place and paths[place]]
-            name_cases(cases)
-            for case in cases:
-                known = names.setdefault(case["image"], [])
-                known += [case["name"]] if case["name"] not in known else []
-    return names

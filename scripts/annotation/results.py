@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from monai.utils import ensure_tuple
 
 from common.errors import InputError
 from common.files import read_json
-from common.scans import grid_difference, json_beside, open_scan, read_scan, whole_numbers
+from common.scans import json_beside, whole_numbers
+from datalists.results import read_on_grid, result_in
 
 from .pool import Case, Pool
 
@@ -108,7 +108,7 @@ def opinion_of(result: Result, labels: Mapping[int, str], image: str) -> Opinion
     Raises:
         InputError: if a file cannot be read or lies on another grid.
     """
-    raw = whole_numbers(_on_grid(result.mask, image), result.mask)
+    raw = whole_numbers(read_on_grid(result.mask, image), result.mask)
     value_of = {name: value for value, name in labels.items()}
     mask = np.zeros(raw.shape, np.uint8)
     for value, name in result.names.items():
@@ -116,10 +116,10 @@ def opinion_of(result: Result, labels: Mapping[int, str], image: str) -> Opinion
             mask[raw == value] = value_of[name]
     probability = wrong = None
     if result.probability is not None and list(labels.values()) == [result.map_label]:
-        probability = _on_grid(result.probability, image).clip(0, 1)
+        probability = read_on_grid(result.probability, image).clip(0, 1)
     classes = len(result.names) + 1
     if probability is None and result.entropy is not None:
-        wrong = wrong_of_entropy(_on_grid(result.entropy, image), classes)
+        wrong = wrong_of_entropy(read_on_grid(result.entropy, image), classes)
     return Opinion(mask, probability, wrong, classes)
 
 
@@ -135,17 +135,8 @@ def wrong_of_entropy(entropy: np.ndarray, classes: int) -> np.ndarray:
 
 
 def _result(folder: Path, case: Case, pool: Pool) -> Result:
-    names = [name for path in ensure_tuple(case["image"]) if path for name in pool.file_names[path]]
-    found = [name for name in names if (folder / f"{name}_seg.nii.gz").is_file()]
-    if not found:
-        raise InputError(
-            f"{folder / names[0]}_seg.nii.gz: no such file, expected the result of every scan that may be drawn"
-        )
-    if len(found) > 1:
-        raise InputError(
-            f"{folder} has {found[0]}_seg and {found[1]}_seg of one scan, expected a folder for each bundle"
-        )
-    mask = folder / f"{found[0]}_seg.nii.gz"
+    _, name = result_in(folder, case["image"], pool.result_names)
+    mask = folder / f"{name}_seg.nii.gz"
     beside = (
         read_json(json_beside(mask), "what the inference says of a mask", dict) if json_beside(mask).is_file() else {}
     )
@@ -156,11 +147,11 @@ def _result(folder: Path, case: Case, pool: Pool) -> Result:
             f'{mask} comes without {json_beside(mask).name}, expected that, or "labels" in the datalist, to say what '
             "its values are"
         )
-    maps = [folder / f"{found[0]}_{kind}.nii.gz" for kind in ("prob", "entropy")]
+    maps = [folder / f"{name}_{kind}.nii.gz" for kind in ("prob", "entropy")]
     probability, entropy = (path if path.is_file() else None for path in maps)
     map_label = _map_label(folder, tuple(label_names.values()))
     maker = f"{beside['bundle']} {beside['version']}" if {"bundle", "version"} <= beside.keys() else ""
-    return Result(found[0], mask, probability if map_label else None, entropy, map_label, label_names, maker)
+    return Result(name, mask, probability if map_label else None, entropy, map_label, label_names, maker)
 
 
 def _map_label(folder: Path, names: Sequence[str]) -> str:
@@ -176,12 +167,3 @@ def _map_label(folder: Path, names: Sequence[str]) -> str:
 
 def _plain(name: Any) -> str:
     return SAME.get(str(name).lower(), str(name).lower())
-
-
-def _on_grid(path: Path, image: str) -> np.ndarray:
-    values, scan = read_scan(path)
-    own = open_scan(image)
-    difference = grid_difference(values.shape, scan.affine, own.shape[:3], own.affine)
-    if difference:
-        raise InputError(f"{path} and {image} have {difference}, expected one grid")
-    return values

@@ -11,25 +11,22 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from scipy.optimize import minimize
 from scipy.special import expit
 from tqdm import tqdm
 
 from common.data import Datalist
-from common.data.names import paths_in
 from common.errors import InputError
 from common.files import difference, read_json, sha256_of, whole_folder, write_json
-from common.intervals import Scaling, logit, origin_of
+from common.intervals import Scaling, limited_logit, origin_of
 from common.metrics import best_dice, pooled_dice
 from common.options import types as t
-from common.scans import grid_difference, json_beside, on_grid_of, read_scan, stem
+from common.scans import json_beside, on_grid_of
+from datalists.results import names_of_results, read_on_grid, result_in
 
-from .volumes import fit_scaling
+from .volumes import fit_weights
 
 RESULTS = t.list_of(t.ExistingFolder, "two or more folders that are there", min_length=2)
 METHODS = ("weights", "mean", "staple")
-_FOREGROUND = 1e-3  # a map is looked at where one of them is above
-_VOXELS = 200_000  # of a case, for a fit
 
 
 class Case(NamedTuple):
@@ -45,25 +42,17 @@ class Case(NamedTuple):
         """Files of the maps."""
         return [path.with_name(path.name.replace("_seg.", "_prob.")) for path in self.results]
 
-    def read(self, paths: Sequence[Path]) -> np.ndarray:
-        """Voxels of files on the grid of the first, (files, X, Y, Z).
+    def read_masks(self) -> np.ndarray:
+        """Bool, (methods, X, Y, Z), on the grid of the image; InputError if one is on another."""
+        return np.stack([read_on_grid(path, self.image) > 0 for path in self.results])
 
-        Raises:
-            InputError: if one is on another grid.
-        """
-        volumes = []
-        for path in paths:
-            values, image = read_scan(path)
-            first = volumes[0] if volumes else (values, image.affine)
-            told = grid_difference(values.shape, image.affine, first[0].shape, first[1])
-            if told:
-                raise InputError(f"{path} and {paths[0]} lie on different grids ({told}), expected one grid")
-            volumes.append((values, image.affine))
-        return np.stack([values for values, _ in volumes])
+    def read_maps(self) -> np.ndarray:
+        """Likewise, float32."""
+        return np.stack([read_on_grid(path, self.image) for path in self.maps])
 
     def reference(self) -> np.ndarray:
-        """The label, on the grid of the results; bool (X, Y, Z)."""
-        return self.read([self.maps[0], self.label])[1] > 0
+        """The label, bool (X, Y, Z)."""
+        return read_on_grid(self.label, self.image) > 0
 
 
 @dataclass(frozen=True)
@@ -110,20 +99,18 @@ class Fusion:
             raise InputError(f"{path} holds no fusion, expected a file of scripts/fit_fusion.py")
         return found
 
-    def join(self, case: Case, way: str) -> np.ndarray:
-        """The map of a way, float32 (X, Y, Z)."""
+    def join(self, way: str, masks: np.ndarray, maps: np.ndarray) -> np.ndarray:
+        """The map of a way, float32 (X, Y, Z), from those of all methods, (methods, X, Y, Z)."""
         if way == "staple":
-            return staple(case.read(case.results) > 0)
-        maps = case.read(case.maps)
+            return staple(masks)
         if way == "mean":
-            return np.mean([s(m) for s, m in zip(self.scalings, maps, strict=True)], axis=0, dtype=np.float32)
-        joined = expit(np.tensordot(self.weights[:-1], logit(maps), 1) + self.weights[-1])
+            return self.scaled(maps).mean(axis=0, dtype=np.float32)
+        joined = expit(np.tensordot(self.weights[:-1], limited_logit(maps), 1) + self.weights[-1])
         return np.where((maps > 0).any(axis=0), joined, 0).astype(np.float32)
 
-    def doubt(self, case: Case) -> np.ndarray:
-        """Standard deviation of the scaled maps, float32 (X, Y, Z): where the methods disagree."""
-        maps = case.read(case.maps)
-        return np.std([s(m) for s, m in zip(self.scalings, maps, strict=True)], axis=0, dtype=np.float32)
+    def scaled(self, maps: np.ndarray) -> np.ndarray:
+        """The maps of all methods, each by its scaling; their standard deviation says where the methods disagree."""
+        return np.stack([scale(values) for scale, values in zip(self.scalings, maps, strict=True)])
 
 
 def staple(masks: np.ndarray) -> np.ndarray:
@@ -145,22 +132,16 @@ def cases_of(datalist: Datalist, section: str | None, folders: Sequence[str | Pa
     """The scans of a datalist with their results, whichever of its images a method wrote them for.
 
     Raises:
-        InputError: if a folder has no result of a scan, or with ``labels`` a scan has no label.
+        InputError: if a folder has no result of a scan, or two, or with ``labels`` a scan has no label.
     """
-    cases = []
+    cases, names = [], names_of_results(datalist, section)
     for item in datalist.items(section):
-        images = [Path(path) for path in paths_in(item.get("image"))]
-        found = []
-        for folder in map(Path, folders):
-            masks = [folder / f"{stem(image)}_seg.nii.gz" for image in images]
-            there = [mask for mask in masks if mask.is_file()]
-            if not there:
-                raise InputError(f"{folder} has no result of {images[0].name}, expected {masks[0].name}")
-            found.append(there[0])
+        found = [(folder, *result_in(folder, item["image"], names)) for folder in folders]
+        _, image, name = found[0]
         if labels and "label" not in item:
-            raise InputError(f"{images[0].name} in {datalist} has no label, expected one for each scan")
-        image = next(image for image in images if found[0].name == f"{stem(image)}_seg.nii.gz")
-        cases.append(Case(stem(image), image, tuple(found), Path(item["label"]) if "label" in item else None))
+            raise InputError(f"{image} in {datalist} has no label, expected one for each scan")
+        masks = tuple(Path(folder) / f"{own}_seg.nii.gz" for folder, _, own in found)
+        cases.append(Case(name, Path(image), masks, Path(item["label"]) if "label" in item else None))
     if not cases:
         raise InputError(f"{datalist} has no case in section {section}, expected one or more")
     return cases
@@ -192,48 +173,18 @@ def fit(cases: Sequence[Case], data: str) -> Fusion:
         cases: with labels, of people that nothing else was chosen on.
         data: what they are called.
     """
+    bar = tqdm(cases, desc="reading", unit="case", disable=None)
+    masks, maps, truths = zip(*((case.read_masks(), case.read_maps(), case.reference()) for case in bar), strict=True)
     names = _names(cases[0])
-    maps, truths = [], []
-    for case in tqdm(cases, desc="reading", unit="case", disable=None):
-        maps.append(case.read(case.maps))
-        truths.append(case.reference())
-    scalings = [fit_scaling([m[i] for m in maps], truths) for i in range(len(names))]
+    scalings = [Scaling(*fit_weights([values[i : i + 1] for values in maps], truths)) for i in range(len(names))]
     fusion = Fusion(origins_of(cases), scalings, fit_weights(maps, truths), {}, {}, data)
     for i, name in enumerate(names):
-        masks = [case.read(case.results)[i] > 0 for case in cases]
-        fusion.dice[name] = pooled_dice(masks, truths)
+        fusion.dice[name] = pooled_dice([one[i] for one in masks], truths)
     for way in METHODS:
-        joined = [fusion.join(case, way) for case in cases]
-        dice, threshold = (0.0, 0.5) if way == "staple" else best_dice(joined, truths)
-        fusion.thresholds[way] = float(threshold)
-        fusion.dice[way] = dice or pooled_dice([m >= threshold for m in joined], truths)
+        joined = [fusion.join(way, *arrays) for arrays in zip(masks, maps, strict=True)]
+        fusion.thresholds[way] = 0.5 if way == "staple" else float(best_dice(joined, truths)[1])
+        fusion.dice[way] = pooled_dice([values >= fusion.thresholds[way] for values in joined], truths)
     return fusion
-
-
-def fit_weights(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[float]:
-    """Weights of the logits, none below 0, and the intercept, of the largest likelihood.
-
-    Args:
-        maps: of each case, (methods, X, Y, Z).
-        truths: bool, (X, Y, Z).
-    """
-    rng = np.random.default_rng(0)
-    columns, kinds = [], []
-    for values, truth in zip(maps, truths, strict=True):
-        voxels = np.flatnonzero((values > _FOREGROUND).any(axis=0))
-        voxels = voxels if voxels.size <= _VOXELS else rng.choice(voxels, _VOXELS, replace=False)
-        columns.append(logit(values.reshape(len(values), -1)[:, voxels]))
-        kinds.append(truth.ravel()[voxels])
-    x, y = np.concatenate(columns, axis=1), np.concatenate(kinds).astype(float)
-    x = np.concatenate([x, np.ones((1, y.size))])
-
-    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
-        z = weights @ x
-        return np.mean(np.logaddexp(0, z) - y * z), x @ (expit(z) - y) / y.size
-
-    start = np.append(np.full(len(x) - 1, 1 / (len(x) - 1)), 0.0)
-    bounds = [(0, None)] * (len(x) - 1) + [(None, None)]
-    return [float(w) for w in minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x]
 
 
 def _names(case: Case) -> list[str]:
@@ -245,7 +196,7 @@ def _names(case: Case) -> list[str]:
 
 
 def apply(fusion: Fusion, cases: Sequence[Case], way: str, output_dir: str | Path) -> None:
-    """Write ``<name>_seg``, ``_prob`` and ``_doubt`` of each case, on the grid of its first results.
+    """Write ``<name>_seg``, ``_prob`` and ``_doubt`` of each case, on the grid of the image of its first results.
 
     Args:
         fusion: of the same methods, in the same order.
@@ -265,10 +216,11 @@ def apply(fusion: Fusion, cases: Sequence[Case], way: str, output_dir: str | Pat
             raise InputError(f"{name} holds results that were made in another way: {told}")
     with whole_folder(output_dir) as folder:
         for case in tqdm(cases, desc="joining", unit="case", disable=None):
-            joined = fusion.join(case, way)
+            maps = case.read_maps()
+            joined = fusion.join(way, case.read_masks(), maps)
             arrays = {"seg": (joined >= fusion.thresholds[way]).astype(np.uint8), "prob": joined}
-            for kind, array in (arrays | {"doubt": fusion.doubt(case)}).items():
-                nib.save(on_grid_of(case.results[0], array), folder / f"{case.name}_{kind}.nii.gz")
+            for kind, array in (arrays | {"doubt": fusion.scaled(maps).std(axis=0, dtype=np.float32)}).items():
+                nib.save(on_grid_of(case.image, array), folder / f"{case.name}_{kind}.nii.gz")
             mask = folder / f"{case.name}_seg.nii.gz"
             made = {"tool": "fuse_results", "way": way, "threshold": fusion.thresholds[way], "fusion": fusion.data}
             made["inputs"] = [{"name": p.name, "sha256": sha256_of(p)} for p in (*case.results, *case.maps)]

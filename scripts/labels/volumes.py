@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from monai.utils import ensure_tuple
 from scipy.optimize import minimize
 from scipy.special import expit
 
 from common.data import Datalist
-from common.data.names import paths_in
 from common.errors import InputError
 from common.files import difference, read_json, write_atomically
-from common.intervals import LARGEST_LOGIT, Scaling, VolumeIntervals, least_people, logit, origin_of, relative_errors
+from common.intervals import Scaling, VolumeIntervals, least_people, limited_logit, origin_of, relative_errors
 from common.metrics import volume_ml
-from common.scans import json_beside, read_scan, stem
+from common.scans import json_beside, read_scan
+from datalists.results import names_of_results, read_on_grid
 
-BINS = 2001  # of logits, for a fit to many voxels
 FOREGROUND = 0.01  # a map is looked at where it is above: nearly all of a brain is 0, and right
+VOXELS = 200_000  # of a case, for a fit
 
 
 class Results(NamedTuple):
@@ -74,9 +75,15 @@ def references_of(results: Results, datalist: Datalist, section: str | None = No
     """
     if len(results.labels) > 1:
         raise InputError(f"{results.folder} has the labels {', '.join(results.labels)}, expected one to scale a map by")
-    labels = {}
-    for item in datalist.items(section):
-        labels |= {stem(path): item["label"] for path in paths_in(item.get("image")) if "label" in item}
+    own = names_of_results(datalist, section)
+    labels = {
+        name: item["label"]
+        for item in datalist.items(section)
+        if "label" in item
+        for image in ensure_tuple(item["image"])
+        if image
+        for name in own[image]
+    }
     names = [row["name"] for row in results.rows]
     missing = [name for name in names if name not in labels]
     if missing:
@@ -113,40 +120,45 @@ def calibrate(results: Results, level: float, references: Mapping[str, Path]) ->
     scalings = {}
     if references:
         (label,) = results.labels
-        scalings[label] = fit_scaling(*_maps(results.folder, references))
+        maps, truths = _maps(results.folder, references)
+        scalings[label] = Scaling(*fit_weights([values[None] for values in maps], truths))
     scans = len({row["name"] for row in results.rows})
     data = f"{scans} scans of {len(people)} people, {results.folder.name}"
     return VolumeIntervals(level, results.origin, data, volumes, scalings)
 
 
-def fit_scaling(probabilities: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> Scaling:
-    """The scaling of the largest likelihood, over the voxels above 0 of all cases.
+def fit_weights(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> list[float]:
+    """Weights of the logits of maps, none below 0, and the intercept, of the largest likelihood.
+
+    ``sigmoid(weights . logits + intercept)`` is the probability of the reference: of one map its :class:`Scaling`.
+    Voxels count where a map is above :data:`FOREGROUND`, of a case :data:`VOXELS` by lot at most.
 
     Args:
-        probabilities: of each case, any shape.
-        references: bool, same shapes.
+        maps: of each case, (methods, X, Y, Z).
+        truths: bool, (X, Y, Z).
 
     Raises:
         InputError: if the voxels are all of one kind.
     """
-    edges = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, BINS + 1)
-    counts = np.zeros((2, BINS))
-    for values, reference in zip(probabilities, references, strict=True):
-        for kind in (0, 1):
-            chosen = values[(values > 0) & (reference == bool(kind))]
-            counts[kind] += np.histogram(logit(chosen), edges)[0]
-    if not counts.sum(axis=1).all():
-        raise InputError("the references are of one kind where the map is above 0, expected both to scale it by")
-    x = np.stack([(edges[1:] + edges[:-1]) / 2, np.ones(BINS)])
-    shares = counts / counts.sum()
+    rng = np.random.default_rng(0)
+    columns, kinds = [], []
+    for values, truth in zip(maps, truths, strict=True):
+        voxels = np.flatnonzero((values > FOREGROUND).any(axis=0))
+        voxels = voxels if voxels.size <= VOXELS else rng.choice(voxels, VOXELS, replace=False)
+        columns.append(limited_logit(values.reshape(len(values), -1)[:, voxels]))
+        kinds.append(truth.ravel()[voxels])
+    x, y = np.concatenate(columns, axis=1), np.concatenate(kinds).astype(float)
+    if y.size == 0 or y.min() == y.max():
+        raise InputError(f"the references are of one kind where a map is above {FOREGROUND:g}, expected both")
+    x = np.concatenate([x, np.ones((1, y.size))])
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """Cross entropy and its gradient."""
-        z = parameters @ x
-        value = (shares[0] * np.logaddexp(0, z) + shares[1] * np.logaddexp(0, -z)).sum()
-        return value, x @ (shares.sum(axis=0) * expit(z) - shares[1])
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = weights @ x
+        return np.mean(np.logaddexp(0, z) - y * z), x @ (expit(z) - y) / y.size
 
-    return Scaling(*map(float, minimize(loss, [1.0, 0.0], jac=True, method="BFGS", options={"gtol": 1e-8}).x))
+    start = np.append(np.full(len(x) - 1, 1 / (len(x) - 1)), 0.0)
+    bounds = [(0, None)] * (len(x) - 1) + [(None, None)]
+    return [float(w) for w in minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x]
 
 
 class Reliability(NamedTuple):
@@ -250,8 +262,8 @@ def reliabilities(
 
 
 def _maps(folder: Path, references: Mapping[str, Path]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    maps = [read_scan(folder / f"{name}_prob.nii.gz")[0] for name in references]
-    return maps, [read_scan(path)[0] > 0 for path in references.values()]
+    files = {folder / f"{name}_prob.nii.gz": label for name, label in references.items()}
+    return [read_scan(file)[0] for file in files], [read_on_grid(label, file) > 0 for file, label in files.items()]
 
 
 def write_picture(path: Path, before: Reliability, after: Reliability) -> None:

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.special import logit
 
 from common.errors import InputError
 from common.transforms.intensity import piecewise_linear
@@ -84,9 +85,7 @@ def log_odds(probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         probability: 0 to 1; of a mask its share of a voxel.
         threshold: above 0 and below 1.
     """
-    p = np.clip(probability, 1e-6, 1 - 1e-6)
-    shift = np.log(threshold / (1 - threshold))
-    return np.clip(np.log(p / (1 - p)) - shift, -LIMIT, LIMIT).astype(np.float32)
+    return np.clip(logit(np.clip(probability, 0, 1)) - logit(threshold), -LIMIT, LIMIT).astype(np.float32)
 
 
 def segment(
@@ -110,9 +109,9 @@ def segment(
     """
     likely = (evidence[0] > 0) | (evidence[1] > 0)
     away = ndimage.distance_transform_edt(~likely, sampling=spacing) if likely.any() else np.full(brain.shape, np.inf)
-    first, second, shading = match_gray_values(images, brain, brain & (away > NEAR_MM), spacing)
-    blurred = [ndimage.gaussian_filter(image, SMOOTH_MM / spacing) for image in (first, second)]
     tissue = brain & (away > NEAR_MM)
+    first, second, shading = match_gray_values(images, brain, tissue, spacing)
+    blurred = [ndimage.gaussian_filter(image, SMOOTH_MM / spacing) for image in (first, second)]
     difference = blurred[1] - blurred[0]
     noise = noise_of(difference, (blurred[0] + blurred[1]) / 2, tissue, spacing)
     z = np.where(brain, difference / noise, 0).astype(np.float32)
@@ -120,9 +119,9 @@ def segment(
     state = states(evidence, z, contrast / noise)
     state[~brain] = NONE
     state = without_small(state, evidence, min_change_mm3, spacing)
-    level = float(np.median(first[tissue]))
-    return Joint(state, z, (first, second), contrast / float(np.median(noise[tissue])), shading,
-                 float(np.median(noise[tissue])) / level)  # fmt: skip
+    usual = float(np.median(noise[tissue]))
+    share = usual / float(np.median(first[tissue]))
+    return Joint(state, z, (first, second), contrast / usual, shading, noise=share)
 
 
 def states(evidence: tuple[np.ndarray, np.ndarray], z: np.ndarray, contrast: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_json, write_json
+from common.intervals import conformal_quantile, least_people
 
 SHIPPED = Path(__file__).with_name("retest.json")
 LEVEL = 0.9
@@ -67,8 +67,8 @@ def measure_retest(
 ) -> Retest:
     """The interval from pairs of visits without change.
 
-    Half a width is the change that a share ``level`` of the pairs does not exceed, with the correction of split
-    conformal prediction for few of them: of ``n`` values the one with the rank ``level * (n + 1)``, rounded up.
+    Half a width is the change that a share ``level`` of the pairs does not exceed, by
+    :func:`common.intervals.conformal_quantile`.
 
     Args:
         loads: volume of all lesions at both visits, ml, a pair of numbers per pair.
@@ -84,7 +84,7 @@ def measure_retest(
     Reference:
         Lei et al., "Distribution-free predictive inference for regression", JASA 2018.
     """
-    needed = math.ceil(level / (1 - level) - 1e-9)
+    needed = least_people(level)
     if len(loads) < needed:
         raise InputError(
             f"there are {len(loads)} pairs of test and retest, expected {needed} or more for an interval of {level:.0%}"
@@ -95,7 +95,7 @@ def measure_retest(
     return Retest(
         level=level,
         pairs=len(loads),
-        share=round(_quantile(shares, level), 4),
+        share=round(conformal_quantile(shares, level), 4),
         lesions=tuple(_classes(lesions, level, least_ml)),
         false_changes=round(float(np.mean(false_changes)), 3),
         source=source,
@@ -120,11 +120,6 @@ def read_retest(path: str | Path) -> Retest:
     return found
 
 
-def _quantile(values: Sequence[float], level: float) -> float:
-    ordered = sorted(values)
-    return float(ordered[min(math.ceil(level * (len(ordered) + 1) - 1e-9), len(ordered)) - 1])
-
-
 def _classes(lesions: Sequence[tuple[float, float]], level: float, least_ml: float) -> list[dict[str, Any]]:
     """Half widths by the size of a lesion, which do not fall with it. Small classes join the next larger one."""
     means = np.array([(a + b) / 2 for a, b in lesions])
@@ -133,8 +128,8 @@ def _classes(lesions: Sequence[tuple[float, float]], level: float, least_ml: flo
     low, half = 0.0, least_ml
     for up_to in (*CLASSES_ML, None):
         inside = (means > low) & (means <= (np.inf if up_to is None else up_to))
-        if inside.sum() >= MIN_LESIONS:
-            half = max(half, _quantile(changes[inside], level))
+        if inside.sum() >= max(MIN_LESIONS, least_people(level)):
+            half = max(half, conformal_quantile(changes[inside], level))
             found.append({"up_to_ml": up_to, "half_ml": round(half, 4), "count": int(inside.sum())})
             low = np.inf if up_to is None else up_to
         elif up_to is None:

@@ -11,7 +11,8 @@ from bundle_tools import load_script, save_nifti
 
 from common.errors import InputError
 from common.scans import json_beside
-from labels.fusion import METHODS, Fusion, fit_weights, staple
+from labels.fusion import METHODS, Fusion, staple
+from labels.volumes import fit_weights
 
 learn, join = load_script("fit_fusion").main, load_script("fuse_results").main
 
@@ -106,10 +107,13 @@ def test_what_does_not_belong_together_is_one_sentence(study, tmp_path):
         join(**swapped, output_dir=out, section="test", fusion_file=str(file))
     path = tmp_path / "good" / "test2_FLAIR_prob.nii.gz"
     save_nifti(path, np.zeros((4, 4, 4), np.float32), AFFINE)
-    with pytest.raises(InputError, match=r"test2_FLAIR_prob\.nii\.gz and .* lie on different grids"):
+    with pytest.raises(
+        InputError,
+        match=r"test2_FLAIR_prob\.nii\.gz and .* have shape \(4, 4, 4\) against \(20, 20, 20\), expected one grid",
+    ):
         join(**study, output_dir=out, section="test", fusion_file=str(file))
     path.with_name("test2_FLAIR_seg.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"good has no result of test2_T1w\.nii\.gz"):
+    with pytest.raises(InputError, match=r"good/test2_T1w_seg\.nii\.gz: no such file"):
         join(**study, output_dir=out, section="test", fusion_file=str(file))
     assert not (tmp_path / "out").exists()
     file.write_text("{}")
