@@ -141,7 +141,7 @@ def test_what_is_known_of_participants_and_sessions_comes_along(bids, tmp_path):
             "participants.tsv begins with 'age,participant_id', expected the column",
         ),
         (b"", "participants.tsv begins with '', expected the column participant_id"),
-        (b"participant_id\n\xff\xfe", "participants.tsv cannot be read, expected text in UTF-8"),
+        (b"participant_id\n\xff\xfe", "participants.tsv is no text in UTF-8, expected"),
     ],
 )
 def test_a_table_of_participants_that_is_none_is_refused_before_anything_runs(bids, tmp_path, content, sentence):
