@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose, Identity, RandGaussianNoise, RandomizableTransform, Transform
 
 from common.data import (
     BrainSlices,
@@ -687,6 +687,26 @@ def test_no_thread_of_a_cache_outlives_its_failure():
 
 def test_a_cache_has_the_cases_in_their_order():
     assert list(CachedScans([3, 1, 2], Slow(), num_workers=2)) == [30, 10, 20]
+
+
+class Drawn(Slow, RandomizableTransform):
+    """As slow, and random."""
+
+
+def test_steps_that_are_shared_are_cached_as_the_others_are():
+    """MONAI caches nothing of a Compose within another."""
+    shared = Compose([Slow(), Slow()])
+    cached = CachedScans([1], Compose([shared, Slow(), Drawn(), Slow()]))
+    assert cached._cache == [1000]
+    assert cached[0] == 100_000
+
+
+def test_steps_that_are_shared_change_nothing_of_what_is_drawn():
+    alone, shared = (
+        CachedScans([torch.zeros(1, 4, 4)], Compose([first, RandGaussianNoise(1)])).transform.set_random_state(0)
+        for first in (Identity(), Compose([Identity()]))
+    )
+    assert torch.equal(alone(torch.zeros(1, 4, 4)), shared(torch.zeros(1, 4, 4)))
 
 
 def test_slices_with_little_brain_are_left_out():
