@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
+from monai.data import CacheDataset, Dataset, MetaTensor
 from monai.transforms import Compose
 from tqdm import tqdm
 
@@ -124,14 +124,3 @@ class BrainSlices(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         item = {"image": self.slices[index].float()}
         return self.transform(item) if self.transform is not None else item
-
-
-def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:
-    """MONAI's collate, which also takes a failure of :class:`ScanDataset` if it is alone in its batch.
-
-    Raises:
-        ValueError: if a batch holds a failure and something else; use ``batch_size`` 1 with ``keep_going``.
-    """
-    if len(batch) > 1 and any("failure" in item for item in batch):
-        raise ValueError(f"a batch of {len(batch)} holds a case that failed, expected batch_size 1 with keep_going")
-    return list_data_collate(batch)

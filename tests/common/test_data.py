@@ -18,7 +18,6 @@ from common.data import (
     Datalist,
     ScanDataset,
     check_splits,
-    collate_cases,
     list_cases,
     paths_beside,
     subject_of,
@@ -544,7 +543,7 @@ def good_and_bad(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_with_keep_going_a_failure_takes_the_place_of_its_case(good_and_bad, num_workers):
     dataset = ScanDataset(good_and_bad, Compose([LoadScand("image")]), keep_going=True)
-    first, second = DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate_cases)
+    first, second = DataLoader(dataset, batch_size=1, num_workers=num_workers)
     assert first == {
         "failure": [f"{good_and_bad[0]['image']} is zero everywhere, expected a voxel of another value"],
         "name": ["zero"],
@@ -566,11 +565,6 @@ def test_keep_going_does_not_hide_an_error_of_the_program(good_and_bad):
     with pytest.raises(RuntimeError) as caught:
         dataset[0]
     assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_a_failure_does_not_fit_in_a_batch_with_others():
-    with pytest.raises(ValueError, match="expected batch_size 1 with keep_going"):
-        collate_cases([{"failure": "a is b", "name": "a"}, {"image": torch.zeros(1, 2, 2, 2), "name": "b"}])
 
 
 def test_a_file_called_by_its_sequence_alone_is_of_the_subject_that_its_folder_names():
