@@ -2,7 +2,7 @@
 
 from .cases import check_cases, name_cases
 from .datalist import NOTHING, Datalist, write_datalist
-from .datasets import BrainSlices, CachedScans, ScanDataset, collate_cases
+from .datasets import BrainSlices, CachedScans, ScanDataset
 from .folder import paths_beside
 from .listing import list_cases
 from .names import prefix_of, sequence_name, subject_of, visit_of
@@ -17,7 +17,6 @@ __all__ = [
     "check_cases",
     "check_lesions",
     "check_splits",
-    "collate_cases",
     "list_cases",
     "name_cases",
     "paths_beside",

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-from monai.data import CacheDataset, Dataset, MetaTensor, list_data_collate
+from monai.data import CacheDataset, Dataset, MetaTensor
+from monai.transforms import Compose
 from tqdm import tqdm
 
 from ..errors import InputError, find_input_error, is_out_of_memory
@@ -50,10 +51,26 @@ class ScanDataset(Dataset):
 
 
 class CachedScans(CacheDataset):
-    """MONAI's CacheDataset whose threads have ended when it fails.
+    """MONAI's CacheDataset for steps that are shared, and whose threads have ended when it fails.
 
-    MONAI's own go on in the background, and if the program ends while one of them aligns an atlas, it ends by a crash.
+    A Compose among the steps, as those that training and validation begin with, counts as the steps in it. MONAI takes
+    it for random, and caches nothing from there on.
+
+    MONAI's threads go on in the background, and if the program ends while one of them aligns an atlas, it ends by a
+    crash.
+
+    Args:
+        data: cases.
+        transform: of a case; all before its first random step is cached.
+        num_workers: threads that fill the cache.
+        kwargs: further arguments of CacheDataset.
     """
+
+    def __init__(
+        self, data: Sequence[dict[str, Any]], transform: Callable, num_workers: int = 2, **kwargs: Any
+    ) -> None:
+        steps = transform.flatten() if type(transform) is Compose else transform
+        super().__init__(data, steps, num_workers=num_workers, **kwargs)
 
     def _fill_cache(self, indices: Sequence[int] | None = None) -> list[Any]:
         indices = range(self.cache_num) if indices is None else indices
@@ -107,14 +124,3 @@ class BrainSlices(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         item = {"image": self.slices[index].float()}
         return self.transform(item) if self.transform is not None else item
-
-
-def collate_cases(batch: Sequence[dict[str, Any]]) -> Any:
-    """MONAI's collate, which also takes a failure of :class:`ScanDataset` if it is alone in its batch.
-
-    Raises:
-        ValueError: if a batch holds a failure and something else; use ``batch_size`` 1 with ``keep_going``.
-    """
-    if len(batch) > 1 and any("failure" in item for item in batch):
-        raise ValueError(f"a batch of {len(batch)} holds a case that failed, expected batch_size 1 with keep_going")
-    return list_data_collate(batch)

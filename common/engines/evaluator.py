@@ -57,18 +57,20 @@ class ScanEvaluator(SupervisedEvaluator):
         network: the network; one tensor in, one tensor out.
         inferer: how the network runs over an image; the plain call by default.
         keep_going: finish the other cases when one fails by an InputError or by its size. Not with metrics: they would
-            describe other cases than the ones that were asked for.
+            describe other cases than the ones that were asked for. Nor with several cases in a batch: one that failed
+            has nothing to be put beside the others.
         defer_failures: leave the error at the end of the run to :meth:`raise_failures`, unless every case failed.
         progress: draw a bar with the time left (terminals only) and log each case. False inside a training.
         amp: run the network, and nothing else, under autocast, on any device; ``auto`` where :func:`has_bfloat16`.
         amp_kwargs: ``{"dtype": ...}``; the default of the device without it, bfloat16 on CPU, float16 on CUDA.
-        provenance: keeps where the results come from; None keeps nothing, and overwrites what is there.
+        provenance: keeps where the results come from, of a loader of a MONAI dataset; None keeps nothing, and
+            overwrites what is there.
         kwargs: all else that SupervisedEvaluator takes.
 
     Raises:
-        InputError: if ``keep_going`` meets metrics; when run, if another process writes to its folders, if
-            ``provenance`` refuses the run, or at the first case that fails, with ``keep_going`` at the end, naming all
-            that failed.
+        InputError: if ``keep_going`` meets metrics or batches of several; when run, if another process writes to its
+            folders, if ``provenance`` refuses the run, or at the first case that fails, with ``keep_going`` at the end,
+            naming all that failed.
     """
 
     def __init__(
@@ -88,6 +90,9 @@ class ScanEvaluator(SupervisedEvaluator):
     ) -> None:
         if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
             raise InputError("keep_going is True for an evaluator with metrics, expected False: they need every case")
+        batch_size = getattr(val_data_loader, "batch_size", None) or 1
+        if keep_going and batch_size > 1:
+            raise InputError(f"keep_going is True with batch_size {batch_size}, expected batch_size 1")
         keep_freed_memory()
         inferer = SimpleInferer() if inferer is None else inferer
         amp = has_bfloat16(torch.device(device)) if amp == "auto" else amp
@@ -120,7 +125,7 @@ class ScanEvaluator(SupervisedEvaluator):
             for folder in self._output_dirs if idist.get_rank() == 0 else ():
                 stack.enter_context(Alone(folder))
             if self.provenance is not None:
-                self.provenance.check(self._steps, self.state.device, self._precision)
+                self.provenance.check(self.data_loader.dataset.data, self._steps, self.state.device, self._precision)
             self._bar = stack.enter_context(
                 progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options)
             )

@@ -45,7 +45,6 @@ class Provenance:
 
     Args:
         bundle: its name.
-        cases: items with ``name``.
         inputs: keys of the cases whose files are read.
         overwrite: results of another origin are replaced.
         intervals: of volumes, which hold for results of their own origin only.
@@ -54,24 +53,26 @@ class Provenance:
     def __init__(
         self,
         bundle: str,
-        cases: Sequence[Mapping[str, Any]],
         inputs: Sequence[str] = ("image", "brain_mask"),
         overwrite: bool = False,
         intervals: VolumeIntervals | None = None,
     ) -> None:
         self.bundle = bundle
-        self.cases = {case_name(case): case for case in cases}
         self.inputs = list(inputs)
         self.overwrite = overwrite
         self.intervals = intervals
         self._config = config_at_work() or ConfigParser()
+        self._cases: dict[str, Mapping[str, Any]] = {}
         self._writers: list[Any] = []
         self._made_from: dict[str, Any] = {}
 
-    def check(self, steps: Sequence[Any], device: torch.device, precision: str) -> None:
+    def check(
+        self, cases: Sequence[Mapping[str, Any]], steps: Sequence[Any], device: torch.device, precision: str
+    ) -> None:
         """Refuse the run if a file that it would replace is of another origin. All processes have to call it.
 
         Args:
+            cases: all that the run is about.
             steps: of the postprocessing; those with ``output_dir`` and ``postfix`` write files.
             device: where the network will run.
             precision: in which it will.
@@ -80,6 +81,7 @@ class Provenance:
             InputError: naming the first such file, who made it, and what to do; or if the intervals are of results of
                 another origin.
         """
+        self._cases = {case_name(case): case for case in cases}
         self._writers = [step for step in steps if hasattr(step, "output_dir") and hasattr(step, "postfix")]
         self._made_from = self._facts() | {"precision": precision, "device": _device_name(device)}
         if self.intervals is not None:
@@ -97,8 +99,8 @@ class Provenance:
             name: of the case, or the file of its image.
             start: of the work on it, of ``time.monotonic``.
         """
-        name = name if name in self.cases else stem(name)
-        files, content = self._files(name), self._made_from | self._inputs_of(self.cases[name])
+        name = name if name in self._cases else stem(name)
+        files, content = self._files(name), self._made_from | self._inputs_of(self._cases[name])
         for file in files:
             if file.exists() and self._difference(file, content):
                 file.unlink()  # else a run that is killed now leaves it under a wrong name
@@ -114,7 +116,7 @@ class Provenance:
                     json_beside(file).unlink(missing_ok=True)
 
     def _refused(self) -> Iterator[str]:
-        for name, case in self.cases.items() if not self.overwrite else ():
+        for name, case in self._cases.items() if not self.overwrite else ():
             for file in filter(Path.exists, self._files(name)):
                 reason = self._difference(file, self._made_from | self._inputs_of(case))
                 if reason:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
-from monai.transforms import Compose, Transform
+from monai.transforms import Compose, Identity, RandGaussianNoise, RandomizableTransform, Transform
 
 from common.data import (
     BrainSlices,
@@ -18,7 +18,6 @@ from common.data import (
     Datalist,
     ScanDataset,
     check_splits,
-    collate_cases,
     list_cases,
     paths_beside,
     subject_of,
@@ -544,7 +543,7 @@ def good_and_bad(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_with_keep_going_a_failure_takes_the_place_of_its_case(good_and_bad, num_workers):
     dataset = ScanDataset(good_and_bad, Compose([LoadScand("image")]), keep_going=True)
-    first, second = DataLoader(dataset, batch_size=1, num_workers=num_workers, collate_fn=collate_cases)
+    first, second = DataLoader(dataset, batch_size=1, num_workers=num_workers)
     assert first == {
         "failure": [f"{good_and_bad[0]['image']} is zero everywhere, expected a voxel of another value"],
         "name": ["zero"],
@@ -566,11 +565,6 @@ def test_keep_going_does_not_hide_an_error_of_the_program(good_and_bad):
     with pytest.raises(RuntimeError) as caught:
         dataset[0]
     assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_a_failure_does_not_fit_in_a_batch_with_others():
-    with pytest.raises(ValueError, match="expected batch_size 1 with keep_going"):
-        collate_cases([{"failure": "a is b", "name": "a"}, {"image": torch.zeros(1, 2, 2, 2), "name": "b"}])
 
 
 def test_a_file_called_by_its_sequence_alone_is_of_the_subject_that_its_folder_names():
@@ -687,6 +681,26 @@ def test_no_thread_of_a_cache_outlives_its_failure():
 
 def test_a_cache_has_the_cases_in_their_order():
     assert list(CachedScans([3, 1, 2], Slow(), num_workers=2)) == [30, 10, 20]
+
+
+class Drawn(Slow, RandomizableTransform):
+    """As slow, and random."""
+
+
+def test_steps_that_are_shared_are_cached_as_the_others_are():
+    """MONAI caches nothing of a Compose within another."""
+    shared = Compose([Slow(), Slow()])
+    cached = CachedScans([1], Compose([shared, Slow(), Drawn(), Slow()]))
+    assert cached._cache == [1000]
+    assert cached[0] == 100_000
+
+
+def test_steps_that_are_shared_change_nothing_of_what_is_drawn():
+    alone, shared = (
+        CachedScans([torch.zeros(1, 4, 4)], Compose([first, RandGaussianNoise(1)])).transform.set_random_state(0)
+        for first in (Identity(), Compose([Identity()]))
+    )
+    assert torch.equal(alone(torch.zeros(1, 4, 4)), shared(torch.zeros(1, 4, 4)))
 
 
 def test_slices_with_little_brain_are_left_out():

@@ -688,6 +688,12 @@ def test_keep_going_finishes_the_other_cases_and_then_names_those_that_failed(ca
     assert "case 2 of 4 failed: b.nii.gz: found no voxels" in caplog.text
 
 
+def test_keep_going_refuses_batches_of_several_cases():
+    loader = DataLoader([one_case()] * 2, batch_size=2)
+    with pytest.raises(InputError, match="keep_going is True with batch_size 2, expected batch_size 1"):
+        ScanEvaluator("cpu", loader, Doubling(), keep_going=True)
+
+
 def test_failures_can_wait_until_the_other_cases_were_used():
     cases = [one_case("a.nii.gz", 1), {"name": ["b"], "failure": ["found no voxels"]}]
     evaluator = ScanEvaluator("cpu", cases, Doubling(), keep_going=True, defer_failures=True)

@@ -12,6 +12,7 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.data import MetaTensor
+from monai.handlers import from_engine
 from monai.transforms import MapTransform
 
 from common.errors import InputError
@@ -20,6 +21,8 @@ from common.metrics import dice
 from .label_sets import LabelSets
 
 logger = logging.getLogger(__name__)
+
+_ITEMS = from_engine(["pred", "label"])
 
 
 def scored_groups(label_sets: LabelSets, dataset: str) -> dict[str, tuple[int, ...]]:
@@ -161,7 +164,7 @@ class LabelSetDice(Metric):
     def __init__(
         self,
         label_sets: LabelSets,
-        output_transform: Callable = lambda output: output,
+        output_transform: Callable = _ITEMS,
         device: str | torch.device = "cpu",
     ) -> None:
         self.label_sets = label_sets

@@ -66,7 +66,7 @@ class RingDataset(PairDataset):
         if len(data) < 2:
             raise InputError(f"there is {len(data)} validation case, expected two or more to make pairs of")
         pairs = [(i, (i + 1) % len(data)) for i in range(len(data))]
-        super().__init__(CachedScans(data, transform, cache_rate=cache_rate, num_workers=2), pairs)
+        super().__init__(CachedScans(data, transform, cache_rate=cache_rate), pairs)
 
 
 class PairSampler(Sampler[tuple[int, int]]):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.engines.utils import default_prepare_batch
+from monai.handlers import from_engine
 from monai.transforms import MapTransform
 from torch.nn.functional import one_hot
 
@@ -18,6 +19,8 @@ from common.geometry import fold_share, sample_labels, voxel_grid, warp
 from common.metrics import CaseScores
 
 from .joint import JointLoss
+
+_ITEMS = from_engine(["pred", "truth"])
 
 
 def prepare_pairs(
@@ -68,7 +71,15 @@ class SplitPaird(MapTransform):
 
 
 class PairScores(CaseScores):
-    """Base of means over pairs; the two items of a pair are the output of the joint network, and ``truth``."""
+    """Base of means over pairs.
+
+    Args:
+        output_transform: engine output -> two items per pair: what the joint network gave, and ``truth``.
+        device: as for :class:`common.metrics.CaseScores`.
+    """
+
+    def __init__(self, output_transform: Callable = _ITEMS, device: str | torch.device = "cpu") -> None:
+        super().__init__(output_transform, device)
 
     def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
         """Of one pair: (3 + C, X, Y, Z), (4, X, Y, Z)."""
@@ -96,7 +107,7 @@ class PairDice(PairScores):
     Args:
         classes: background included.
         of: ``segmentation``, ``registration`` or ``both``.
-        kwargs: of :class:`common.metrics.CaseScores`.
+        kwargs: of :class:`PairScores`.
 
     Raises:
         InputError: if ``of`` is something else.
@@ -125,7 +136,7 @@ class PairObjective(PairScores):
 
     Args:
         loss: of the training.
-        kwargs: of :class:`common.metrics.CaseScores`.
+        kwargs: of :class:`PairScores`.
     """
 
     def __init__(self, loss: JointLoss, **kwargs: Any) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from math import isfinite
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.handlers import from_engine
 from monai.transforms import MapTransform
 
 from common.errors import InputError
 from common.metrics import CaseScores
 
 from .loss import EvidenceLowerBound
+
+_ITEMS = from_engine(["pred", "image"])
 
 
 class SplitOutputd(MapTransform):
@@ -41,12 +44,15 @@ class MeanEvidence(CaseScores):
 
     Args:
         loss: of the training; its s^2 is used as it stands.
-        kwargs: of :class:`common.metrics.CaseScores`; its two items are the auto-encoder's output and its input.
+        output_transform: engine output -> two items per scan: the auto-encoder's output and its input.
+        device: as for :class:`common.metrics.CaseScores`.
     """
 
-    def __init__(self, loss: EvidenceLowerBound, **kwargs: Any) -> None:
+    def __init__(
+        self, loss: EvidenceLowerBound, output_transform: Callable = _ITEMS, device: str | torch.device = "cpu"
+    ) -> None:
         self.loss = loss
-        super().__init__(**kwargs)
+        super().__init__(output_transform, device)
 
     def score(self, prediction: torch.Tensor, reference: torch.Tensor) -> float:
         """Nats per voxel of one scan.
