@@ -65,10 +65,36 @@ def test_each_result_says_where_it_comes_from_and_the_same_run_replaces_it(bundl
         assert not any(str(place) in path.read_text() for place in (tmp_path, ROOT, Path.home()))
 
     before = content(tmp_path / "out")
-    done = run(num_workers=1, keep_going=True)  # nothing of which changes a voxel
+    done = run(num_workers=1, keep_going=True, overwrite="true")  # nothing of which changes a voxel
     assert done.code == 0, done.output[-3000:]
     after = content(tmp_path / "out")
     assert {n: b for n, b in after.items() if n.endswith("gz")} == {n: b for n, b in before.items() if n.endswith("gz")}
+
+
+def test_a_cohort_goes_on_with_the_cases_that_are_not_done(bundle, infer, tmp_path):
+    cases = [save_case(bundle, tmp_path / f"head{n}.nii.gz", seed=n, shape=SMALL) for n in range(2)]
+    out, datalist = tmp_path / "out", save_datalist(tmp_path, cases)
+    assert infer(out, datalist_file=datalist).code == 0
+    whole = content(out)
+    (out / "head0_seg.nii.gz").unlink()
+    half = out / "head1_seg.json"
+    half.write_text(json.dumps({key: value for key, value in read_json(half).items() if key != "sha256"}))
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("head*.nii.gz")}
+    done = infer(out, datalist_file=datalist)
+    assert (done.code, "are done" in done.output) == (0, False), done.output[-3000:]
+    assert all((out / name).stat().st_mtime_ns > before for name, before in times.items())
+
+    (out / "head0_seg.nii.gz").unlink()
+    times = {path.name: path.stat().st_mtime_ns for path in out.glob("head1*")}
+    done = infer(out, datalist_file=datalist)
+    assert (done.code, "1 of 2 cases are done" in done.output) == (0, True), done.output[-3000:]
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("head1*")} == times
+    done = infer(out, datalist_file=datalist)
+    assert (done.code, "2 of 2 cases are done" in done.output) == (0, True), done.output[-3000:]
+    after = content(out)
+    assert {n: b for n, b in after.items() if n.endswith(("gz", "tsv"))} == {
+        n: b for n, b in whole.items() if n.endswith(("gz", "tsv"))
+    }
 
 
 def test_a_result_that_was_made_in_another_way_is_kept_unless_the_user_says_so(bundle, run, tmp_path):

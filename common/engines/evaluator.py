@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +116,7 @@ class ScanEvaluator(SupervisedEvaluator):
         self.add_event_handler(Events.ITERATION_COMPLETED, self._case_completed)
 
     def run(self, global_epoch: int = 1) -> None:
-        """Run over all cases; raises InputError if one failed, with ``defer_failures`` only if all did."""
+        """Run over the cases that are not done; raises InputError if one failed, with ``defer_failures`` if all did."""
         self.failures = {}
         self._case_start = time.monotonic()
         # closed on errors too, so that the message stands below the bar
@@ -126,15 +126,32 @@ class ScanEvaluator(SupervisedEvaluator):
                 stack.enter_context(Alone(folder))
             if self.provenance is not None:
                 self.provenance.check(self.data_loader.dataset.data, self._steps, self.state.device, self._precision)
+                stack.enter_context(self._without_done())
             self._bar = stack.enter_context(
                 progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options)
             )
-            super().run(global_epoch)
+            if self.state.epoch_length:
+                super().run(global_epoch)
         if self.keep_going:
             self.failures = {name: text for part in gather(self.failures) for name, text in part.items()}
         self._cases = sum(gather(self.state.iteration))  # waits for the other processes
         if not self.defer_failures or len(self.failures) == self._cases:
             self.raise_failures()
+
+    @contextmanager
+    def _without_done(self) -> Iterator[None]:
+        """Leave out the cases that have their results, as long as this lasts."""
+        dataset = self.data_loader.dataset
+        everybody = dataset.data
+        dataset.data = self.provenance.left_to_do(everybody)
+        self.state.epoch_length, self.state.iteration = len(self.data_loader), 0
+        done = len(everybody) - len(dataset.data)
+        if done:
+            logger.info("%d of %d cases are done; --overwrite true makes them again", done, len(everybody))
+        try:
+            yield
+        finally:
+            dataset.data = everybody
 
     def raise_failures(self) -> None:
         """Raise InputError naming the cases of the last run that failed; nothing if none did.

@@ -47,6 +47,8 @@ class Provenance:
         bundle: its name.
         inputs: keys of the cases whose files are read.
         overwrite: results of another origin are replaced.
+        resume: results that are there, and were made in the same way, are not made again; False where something is
+            computed beside them.
         intervals: of volumes, which hold for results of their own origin only.
     """
 
@@ -55,11 +57,13 @@ class Provenance:
         bundle: str,
         inputs: Sequence[str] = ("image", "brain_mask"),
         overwrite: bool = False,
+        resume: bool = True,
         intervals: VolumeIntervals | None = None,
     ) -> None:
         self.bundle = bundle
         self.inputs = list(inputs)
         self.overwrite = overwrite
+        self.resume = resume and not overwrite
         self.intervals = intervals
         self._config = config_at_work() or ConfigParser()
         self._cases: dict[str, Mapping[str, Any]] = {}
@@ -90,6 +94,17 @@ class Provenance:
         if found:
             more = f" ({len(found) - 1} other files likewise)" if len(found) > 1 else ""
             raise InputError(f"{found[0]}{more}, expected --overwrite true to replace it, or another --output_dir")
+
+    def left_to_do(self, cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Those of the checked cases that lack a result; one that a killed run may have left half made is none."""
+        return [case for case in cases if not (self.resume and self._is_done(case))]
+
+    def _is_done(self, case: Mapping[str, Any]) -> bool:
+        files = self._files(case_name(case))
+        if not files or not all(map(Path.exists, files)):
+            return False
+        content = self._made_from | self._inputs_of(case)
+        return not any("sha256" not in _record_of(file) or self._difference(file, content) for file in files)
 
     @contextmanager
     def of_case(self, name: str, start: float) -> Iterator[None]:
@@ -128,9 +143,7 @@ class Provenance:
 
     def _difference(self, file: Path, content: Mapping[str, Any]) -> str:
         """Who made a file and how, in words; empty if it was made as it would be now."""
-        known: Any = {}
-        with suppress(InputError):
-            known = read_json(json_beside(file), kind=dict)
+        known = _record_of(file)
         if "bundle" not in known:
             return f"is there without {json_beside(file).name}, which would say who made it"
         maker, now = (f"{facts['bundle']} {facts.get('version')}" for facts in (known, content))
@@ -190,6 +203,13 @@ class Provenance:
 def case_name(case: Mapping[str, Any]) -> str:
     """What the results of a case are called."""
     return case.get("name") or stem(next(path for path in ensure_tuple(case["image"]) if path is not None))
+
+
+def _record_of(file: Path) -> dict[str, Any]:
+    """What stands beside a result; nothing if it cannot be read."""
+    with suppress(InputError):
+        return read_json(json_beside(file), kind=dict)
+    return {}
 
 
 def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
