@@ -66,6 +66,24 @@ def read_json(path: str | Path, expected: str = "a JSON file", kind: type = obje
     return content
 
 
+def read_text(path: str | Path, expected: str = "text in UTF-8") -> str:
+    """What a text file holds, in UTF-8, without its byte order mark.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the message.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise InputError(f"{path} cannot be read ({_reason(e)}), expected {expected}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is no text in UTF-8, expected {expected}") from e
+
+
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):

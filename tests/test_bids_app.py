@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +30,18 @@ def bids(tmp_path) -> Path:
             save_nifti(Path(f"{prefix}_{sequence}.nii.gz"), head.image, head.affine)
         save_nifti(Path(f"{prefix}_desc-brain_mask.nii.gz"), head.brain, head.affine)
     return tmp_path / "bids"
+
+
+def errors_of_validator(folder: Path) -> list[str]:
+    """What the validator of BIDS calls an error, the program of its own wheel, which asks nobody on the network."""
+    program = Path(sys.executable).with_name("bids-validator-deno")
+    command = [program, "--json", "--ignoreWarnings", folder]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [
+        f"{issue['code']} {issue.get('subCode')} {issue.get('location')}"
+        for issue in json.loads(found.stdout)["issues"]["issues"]
+        if issue["severity"] == "error"
+    ]
 
 
 def written(folder: Path) -> set[str]:
@@ -64,6 +77,7 @@ def test_masks_and_maps_have_the_names_of_derivatives(bids, tmp_path, monkeypatc
     assert description["DatasetLinks"] == {"raw": "../bids"}
     assert [maker["Name"] for maker in description["GeneratedBy"]] == [UAD.name]
     assert not any(str(tmp_path) in path.read_text() for path in out.rglob("*.json"))
+    assert errors_of_validator(out) == []
 
 
 def test_several_labels_are_one_segmentation_with_a_table_of_their_names(bids, tmp_path):
@@ -72,6 +86,9 @@ def test_several_labels_are_one_segmentation_with_a_table_of_their_names(bids, t
     assert names == [f"sub-02/anat/sub-02_space-orig_{name}.nii.gz" for name in ("dseg", "label-lesion_probseg")]
     table = (tmp_path / "out" / "dseg.tsv").read_text()
     assert table == "index\tname\n1\tCSF\n2\tGM\n3\tWM\n4\tlesion\n"
+    assert errors_of_validator(tmp_path / "out") == []
+    made[0].rename(made[0].with_name("sub-02_segmentation.nii.gz"))
+    assert errors_of_validator(tmp_path / "out") != []
 
 
 def test_what_is_there_is_kept_and_other_bundles_stay_named(bids, tmp_path):
@@ -121,6 +138,7 @@ def test_what_is_known_of_participants_and_sessions_comes_along(bids, tmp_path):
     table = out / "participants.tsv"
     assert table.read_text() == "participant_id\tage\tnote\nsub-01\t034\t=1+1\n"
     assert (out / "sub-01" / "sub-01_sessions.tsv").read_text() == "session_id\tdelay\nses-1\t0\nses-2\t90\n"
+    assert errors_of_validator(out) == []
     assert {name for name in written(out) if "participants" in name or "sessions" in name} == {*TABLES} - {
         "sub-03/sub-03_sessions.tsv"
     }
@@ -141,7 +159,7 @@ def test_what_is_known_of_participants_and_sessions_comes_along(bids, tmp_path):
             "participants.tsv begins with 'age,participant_id', expected the column",
         ),
         (b"", "participants.tsv begins with '', expected the column participant_id"),
-        (b"participant_id\n\xff\xfe", "participants.tsv cannot be read, expected text in UTF-8"),
+        (b"participant_id\n\xff\xfe", "participants.tsv is no text in UTF-8, expected"),
     ],
 )
 def test_a_table_of_participants_that_is_none_is_refused_before_anything_runs(bids, tmp_path, content, sentence):

@@ -39,9 +39,8 @@ def list_cases(
 
     From a JSON file: a list of items, or MONAI's dict of such lists; paths are absolute or relative to the JSON. Where
     the dict says what the images of its cases are, as ``"sequences": ["T1w", "FLAIR"]``, those that are asked for are
-    taken, and cases that lack one are left out: one datalist for bundles of different sequences. Likewise for trainings
-    of different people: a case may say ``"healthy": true``, and is then left out where a label is required and it has
-    none, since there is nothing to draw in it.
+    taken, and cases that lack one are left out. A case that says ``"healthy": true`` is left out where a label is
+    required and it has none, since there is nothing to draw in it.
 
     Args:
         dataset_dir: folder of scans.
@@ -50,11 +49,9 @@ def list_cases(
         section: list to take from a JSON dict, as ``training``; without it all are joined.
         require: keys that every case must have.
         mask_key: key of the brain mask in the JSON.
-        optional_sequences: those that a case may lack, or of which a JSON may say null instead of a path; a case
-            needs one path at least.
+        optional_sequences: those that a case may lack; in a JSON, null stands for the path. One path is needed.
         dataset_name: keep only the cases whose ``dataset`` in the JSON is this.
-        healthy: True keeps only the cases that the JSON says are healthy, False leaves these out; all are kept if none
-            of its sections says anything about health, and of a folder.
+        healthy: True keeps the cases that the JSON says are healthy, False the others; all if it says it of nobody.
         one_grid: all files of a case have to lie on one grid; False for raw scans.
         lesions: one label at least has to be other than empty; for this alone voxels are read.
 
@@ -65,10 +62,8 @@ def list_cases(
         are, its NIfTI paths made absolute.
 
     Raises:
-        InputError: if there is no case, a file is missing or no single 3-D NIfTI volume, the files of a case lie on
-            different grids, the number of images is not that of ``sequences``, a sequence is missing, ``healthy`` is
-            neither true nor false, nobody is left though the JSON says who is healthy, no label has a lesion though
-            ``lesions`` are asked for, or the JSON has another form.
+        InputError: if there is no case, one cannot be used as asked for (files, grids, sequences, labels), or the JSON
+            has another form.
     """
     dataset_dir = None if dataset_dir is None else str(dataset_dir)  # a name such as 2025 comes as a number
     checks = {"require": require, "optional_sequences": optional_sequences, "one_grid": one_grid}
@@ -81,9 +76,7 @@ def list_cases(
     if dataset_dir is None:
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset_name is not None:
-        raise InputError(
-            f"dataset_name is {dataset_name!r} with a folder, whose scans are of no named data set, expected a datalist"
-        )
+        raise InputError(f"dataset_name is {dataset_name!r} with a folder, expected it with a datalist alone")
     sequences = checked_sequences(sequences, "sequences is")
     cases = cases_of_folder(Path(dataset_dir), sequences, optional_sequences)
     cases = check_cases(cases, dataset_dir, sequences, **checks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from common.files import write_atomically, write_json
 from common.page import Section, Table, Tile, write_html_report
 from common.pictures import CHART, GRID, MUTED, PREDICTION_COLOR, Picture
 from common.report import number
+from datalists.sources import read_table, refuse_without
 
 EXPONENTS = np.geomspace(0.05, 4.0, 400)
 CEILING = 1.0  # no Dice is above
@@ -94,29 +94,23 @@ class Curve(NamedTuple):
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Scores of a table with the columns ``labels`` and ``score``, by commas or tabs.
+    """Scores of a table with the columns ``labels`` and ``score``, see :func:`datalists.sources.read_table`.
 
     Further columns say which scores go together: ``subject``, the person that was scored, or else ``fold``, ``draw``
     and ``seed`` of the training. Without any, each row stands alone.
 
     Raises:
-        InputError: if a column is missing, a value is none, or there are fewer than three numbers of labels.
+        InputError: as there, or if a value is none, or there are fewer than three numbers of labels.
     """
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        text = file.read()
-    first = text.partition("\n")[0]
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if "\t" in first else ","))
-    missing = [name for name in ("labels", "score") if not rows or name not in rows[0]]
-    if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]} or no row, expected labels and score, a row for each score"
-        )
+    lines = read_table(path)
+    refuse_without(("labels", "score"), lines, path)
+    rows = [row for _, row in lines]
     labels, scores = [], []
-    for line, row in enumerate(rows, 2):
+    for line, row in lines:
         labels.append(_number(row["labels"], f"labels in line {line} of {path}", 1, np.inf, whole=True))
         scores.append(_number(row["score"], f"score in line {line} of {path}", 0, CEILING))
     named = ["subject"] if "subject" in rows[0] else [name for name in UNITS if name in rows[0]]
-    units = ["/".join(str(row[name]) for name in named) or str(i) for i, row in enumerate(rows)]
+    units = ["/".join(row[name] for name in named) or str(i) for i, row in enumerate(rows)]
     found = Scores(np.array(labels), np.array(scores), np.array(units), " and ".join(named) or "row")
     refuse_few(found.labels, str(path))
     return found
@@ -292,14 +286,14 @@ def section_of(content: dict[str, Any]) -> Section:
     )
 
 
-def _number(text: str | None, where: str, low: float, high: float, whole: bool = False) -> float:
+def _number(text: str, where: str, low: float, high: float, whole: bool = False) -> float:
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = float("nan")
     if not low <= value <= high or (whole and value != round(value)):
         kind = f"a whole number of {low:g} or more" if whole else f"a number from {low:g} to {high:g}"
-        raise InputError(f"{where} is {str(text)[:40]!r}, expected {kind}")
+        raise InputError(f"{where} is {text[:40]!r}, expected {kind}")
     return value
 
 

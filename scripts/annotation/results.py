@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from common.errors import InputError
 from common.files import read_json
 from common.scans import json_beside, whole_numbers
 from datalists.results import read_on_grid, result_in
+from datalists.sources import read_table
 
 from .pool import Case, Pool
 
@@ -159,8 +159,7 @@ def _map_label(folder: Path, names: Sequence[str]) -> str:
     table = folder / "volumes.tsv"
     if not table.is_file():
         raise InputError(f"{table} does not exist, expected the folder of an inference without evaluate.json")
-    with table.open(encoding="utf-8", newline="") as file:
-        columns = next(csv.reader(file, delimiter="\t"), [])
+    columns = read_table(table)[0][1]
     expected = [_plain(column.removesuffix("_expected_ml")) for column in columns if column.endswith("_expected_ml")]
     return next((name for name in expected if name in names), "")
 

@@ -38,6 +38,7 @@ SPACING_MM = 4.0
 STRATEGIES = ("random", "load", "typical", "coverage", "doubt")
 COHORT_SEED = 29
 POOL = 24  # people that a seed draws from, of all
+ENOUGH = 0.95  # of the Dice of all labels
 SIZES = (2, 4, 6, 8)  # labels, drawn two at a time
 LOTS = 3  # random orders of a seed, whose mean counts
 BRIGHT = 1.35  # times the brain's median: the plain threshold whose volume is the predicted load
@@ -281,6 +282,8 @@ Made by `python scripts/simulate_annotation.py --seeds {given}`.
 {table}
 
 {verdict_of(found)}
+
+{enough_of(found)}
 """
 
 
@@ -295,6 +298,29 @@ def verdict_of(found: dict[str, Any]) -> str:
         text += f" better at {', '.join(better)} labels" if better else " better at no number of labels"
         sentences.append(f"- {text}" + (f", worse at {', '.join(worse)}." if worse else "."))
     return "What differs from random by more than its interval:\n\n" + "\n".join(sentences)
+
+
+def labels_for(wanted: float, rows: Sequence[dict[str, Any]], strategy: str) -> list[float]:
+    """The least number of labels whose Dice is as wanted, in every seed; infinite where none of :data:`SIZES` is."""
+    curves = np.stack([_by_seed(rows, strategy, size, "dice") for size in SIZES], 1)
+    return [
+        next((float(n) for n, score in zip(SIZES, curve, strict=True) if score >= wanted), np.inf) for curve in curves
+    ]
+
+
+def enough_of(found: dict[str, Any]) -> str:
+    """How many labels are nearly as good as all of them, by every strategy, in Markdown."""
+    every = found["all_labels"]
+    wanted = ENOUGH * every["dice"]
+    lines = ["| strategy | labels, by seed | median |", "| --- | --- | --- |"]
+    for strategy in STRATEGIES:
+        numbers = labels_for(wanted, found["rows"], strategy)
+        shown = ["more" if np.isinf(n) else f"{n:g}" for n in (*numbers, np.median(numbers))]
+        lines.append(f"| {strategy} | {', '.join(shown[:-1])} | {shown[-1]} |")
+    return (
+        f"Labels for {ENOUGH:.0%} of the Dice of all {every['labels']} labels, so for {wanted:.3f}; more than "
+        f"{SIZES[-1]} were not tried:\n\n" + "\n".join(lines)
+    )
 
 
 def _is_better(line: dict[str, Any]) -> bool:

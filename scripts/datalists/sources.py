@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from common.data import NOTHING, check_cases, list_cases
 from common.errors import InputError
+from common.files import read_text
 
 FIELDS = ("subject", "sequence", "session")  # what a pattern may name
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
@@ -68,8 +69,51 @@ def _is_pattern(text: str) -> bool:
     return plain and "subject" in [field for field, _, _ in fields]
 
 
+def read_table(path: str | Path) -> list[tuple[int, dict[str, str]]]:
+    """Lines of a table with a heading, separated by commas, semicolons or tabs, whichever its heading has most of.
+
+    Args:
+        path: ``.csv``, or ``.tsv``.
+
+    Returns:
+        Number of each line that is not empty, and its cells by their column, without spaces around them.
+
+    Raises:
+        InputError: if the table cannot be read, has no line, names a column twice, or a line is longer or shorter than
+            the heading.
+    """
+    path = Path(path)
+    text = read_text(path, "a table as .csv or .tsv")
+    delimiter = max("\t,;" if path.suffix == ".tsv" else ",;\t", key=text.partition("\n")[0].count)
+    try:
+        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
+    except csv.Error as e:
+        raise InputError(f"{path} cannot be read ({e}), expected a table as .csv or .tsv") from e
+    rows = [[cell.strip() for cell in row] for row in rows]
+    lines = [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
+    if len(lines) < 2:
+        raise InputError(f"{path} has {len(lines)} lines, expected a heading and a line per case")
+    (_, heading), *lines = lines
+    twice = [name for name, n in Counter(heading).items() if n > 1]
+    if twice:
+        raise InputError(f"the heading of {path} names {', '.join(twice)} twice, expected every column once")
+    for number, row in lines:
+        if len(row) != len(heading):
+            raise InputError(f"line {number} of {path} has {len(row)} cells, expected {len(heading)} as the heading")
+    return [(number, dict(zip(heading, row, strict=True))) for number, row in lines]
+
+
+def refuse_without(columns: Sequence[str], lines: Sequence[tuple[int, dict[str, str]]], path: str | Path) -> None:
+    """Raise InputError if what :func:`read_table` has read lacks a column."""
+    missing = [name for name in columns if name not in lines[0][1]]
+    if missing:
+        raise InputError(
+            f"the heading of {path} lacks {', '.join(missing)}, expected one column for each of {', '.join(columns)}"
+        )
+
+
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
-    """Cases of a table with a heading, separated by commas, semicolons or tabs, whichever its heading has most of.
+    """Cases of a table, see :func:`read_table`.
 
     Columns: one per sequence, called like it (or ``image`` where there is one sequence); ``label``, ``brain_mask``,
     ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute or relative to
@@ -83,32 +127,16 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
         Items as in a datalist, with absolute paths.
 
     Raises:
-        InputError: if the table cannot be read, a column is missing or named twice, or a cell makes no sense.
+        InputError: as there, or if a cell makes no sense.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max("\t,;" if path.suffix == ".tsv" else ",;\t", key=text.partition("\n")[0].count)
-        rows = list(csv.reader(text.splitlines(keepends=True), delimiter=delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{path} cannot be read ({e}), expected a table as .csv or .tsv") from e
-    rows = [row for row in rows if any(cell.strip() for cell in row)]
-    if len(rows) < 2:
-        raise InputError(f"{path} has {len(rows)} lines, expected a heading and a line per case")
-    heading = [name.strip() for name in rows[0]]
-    wanted = ["image"] if len(sequences) == 1 and "image" in heading else list(sequences)
-    twice = [name for name, n in Counter(heading).items() if n > 1]
-    missing = [name for name in wanted if name not in heading]
-    if twice or missing:
-        problem = f"names {', '.join(twice)} twice" if twice else f"lacks {', '.join(missing)}"
-        raise InputError(f"the heading of {path} {problem}, expected one column for each of {', '.join(wanted)}")
-    return [_item_of_row(row, heading, wanted, path, number) for number, row in enumerate(rows[1:], start=2)]
+    lines = read_table(path)
+    wanted = ["image"] if len(sequences) == 1 and "image" in lines[0][1] else list(sequences)
+    refuse_without(wanted, lines, path)
+    return [_item_of_line(cells, wanted, Path(path), number) for number, cells in lines]
 
 
-def _item_of_row(row: list[str], heading: list[str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
-    if len(row) != len(heading):
-        raise InputError(f"line {number} of {path} has {len(row)} cells, expected {len(heading)} as the heading")
-    cells = {name: cell.strip() for name, cell in zip(heading, row, strict=True) if cell.strip().lower() not in NOTHING}
+def _item_of_line(line: dict[str, str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
+    cells = {name: cell for name, cell in line.items() if cell.lower() not in NOTHING}
     images = [str((path.parent / cells[name]).absolute()) if name in cells else None for name in wanted]
     if not any(images):
         raise InputError(f"line {number} of {path} names no image, expected one under {' or '.join(wanted)}")

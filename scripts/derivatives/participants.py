@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
-from common.files import write_text
+from common.files import read_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -63,18 +63,11 @@ def carry_on(tables: Sequence[Table], bids_dir: Path, output_dir: Path) -> None:
             [target.with_suffix(".tsv")] if file.name != "sessions.json" else output_dir.glob("*/*_sessions.tsv")
         )
         if any(path.is_file() for path in described):
-            write_text(target, _text(file))
+            write_text(target, read_text(file))
 
 
 def _read(file: Path, name: Path, column: str) -> Table:
-    heading, *lines = _text(file).splitlines() or [""]
+    heading, *lines = read_text(file).splitlines() or [""]
     if heading.split("\t")[0] != column:
         raise InputError(f"{file} begins with {heading[:40]!r}, expected the column {column} and tabs between columns")
     return Table(name, heading, {line.split("\t")[0]: line for line in lines if line.strip()})
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"{file} cannot be read, expected text in UTF-8: {e}") from e

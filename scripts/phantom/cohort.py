@@ -75,9 +75,8 @@ def make_cohort(
         label: what ``label`` in the datalist points to: ``lesion``, ``tissues`` or ``structures``.
         scalp: leave skull and scalp on the images.
         displacement: also write the displacement to the template (mm, RAS, vector intent).
-        affine: heads of a size, a place and a tilt of their own; False leaves them where the template is.
         grid: where all scans lie; None for the axial grid of ``spacing``.
-        fine_mm: see :func:`phantom.make_subject`; 2 is quicker and coarser.
+        affine, fine_mm: see :func:`phantom.make_subject`; ``fine_mm`` 2 is quicker and coarser.
         extra_data: JSON with label maps of real people to take the place of the template and of invented lesions:
             ``{"tissues": {"training": [item, ...], ...}, "lesions": {...}}``, an item being ``{"label": path,
             "world_to_mni": 4 x 4}`` with the path relative to the JSON and the matrix left out where the map lies in
@@ -92,8 +91,7 @@ def make_cohort(
     Raises:
         InputError: if the folder holds something or is being made, or a name or number is not understood.
     """
-    output_dir = Path(output_dir)
-    refuse_filled(output_dir)
+    refuse_filled(output_dir := Path(output_dir))
     _refuse_unknown(groups, scanner, label, prefix)
     jobs = _jobs(groups, read_extra_data(extra_data))
     settings = {
@@ -110,16 +108,23 @@ def make_cohort(
     with whole_folder(output_dir) as partial:
         work = functools.partial(_make_and_write, output_dir=partial, settings=settings)
         made = _map(work, jobs, num_workers)
-        written = list(tqdm(made, total=len(jobs), desc="phantom subjects", unit="subject", disable=None))
-        sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
-        for job, case in zip(jobs, written, strict=True):
-            images = [case[sequence] for sequence in sequences]
-            image = images[0] if len(images) == 1 else images
-            sections[job.section].append({"image": image, "label": case[label], **case})
+        cases = list(tqdm(made, total=len(jobs), desc="phantom subjects", unit="subject", disable=None))
+        sections = _sections(jobs, cases, sequences, label)
         name = f"Phantom cohort, scanner {scanner}, seed {seed}"
         write_json(partial / "dataset_description.json", {"Name": name, "BIDSVersion": "1.10.0"})
         write_json(partial / "datalist.json", _header(name, label, sequences, extra_data, sections) | sections)
     return output_dir / "datalist.json"
+
+
+def _sections(
+    jobs: Sequence[_Job], cases: Sequence[dict], sequences: Sequence[str], label: str
+) -> dict[str, list[dict]]:
+    sections: dict[str, list[dict]] = {name: [] for name in SECTIONS}
+    for job, case in zip(jobs, cases, strict=True):
+        images = [case[sequence] for sequence in sequences]
+        image = images[0] if len(images) == 1 else images
+        sections[job.section].append({"image": image, "label": case[label], **case})
+    return sections
 
 
 def _refuse_unknown(groups: Iterable[str], scanner: str, label: str, prefix: str) -> None:

@@ -85,10 +85,7 @@ def implant_lesions(
     Raises:
         ValueError: if the map has less than 100 ml of white matter.
     """
-    white = (tissues >= 3) & ~ndimage.binary_dilation(tissues == 1)
-    volume_ml = white.sum() * np.prod(grid.spacing) / 1000
-    if volume_ml < 100:
-        raise ValueError(f"the tissue map has {volume_ml:.0f} ml of white matter; expected 100 or more")
+    white = _white_matter(tissues, grid)
     box = ndimage.find_objects((tissues > 0).astype(np.uint8))[0]
     start, stop = ([getattr(part, end) for part in box] for end in ("start", "stop"))
     brain_grid = grid.cropped(np.array(start), np.array(stop))
@@ -121,6 +118,15 @@ def implant_lesions(
     lesion = np.zeros(grid.shape, dtype=np.uint8)
     lesion[box] = (share >= 0.5) & (tissues[box] > 0)
     return found, lesion
+
+
+def _white_matter(tissues: np.ndarray, grid: Grid) -> np.ndarray:
+    """Where a tissue map has white matter that touches no fluid."""
+    white = (tissues >= 3) & ~ndimage.binary_dilation(tissues == 1)
+    volume_ml = white.sum() * np.prod(grid.spacing) / 1000
+    if volume_ml < 100:
+        raise ValueError(f"the tissue map has {volume_ml:.0f} ml of white matter; expected 100 or more")
+    return white
 
 
 def _draw_lesions(

@@ -89,7 +89,6 @@ def make_subject(
     anatomy = anatomy or load_anatomy()
     # one stream each: a lesion more does not change the head, another contrast not the lesions
     shape_rng, tissue_rng, lesion_rng, scan_rng = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(4))
-
     deformation = Deformation.draw(anatomy, shape_rng, affine=affine)
     box = brain_box(anatomy, deformation, grid, margin_mm=14.0 if scalp else 4.0)
     factors = tuple(int(k) for k in np.maximum(1, np.round(grid.spacing / fine_mm)))
@@ -99,7 +98,6 @@ def make_subject(
     # the field is smooth: its values between the voxels of the scan are interpolated
     shift = deformation.displacement_mm(voxel_grid(coarse.shape, coarse.affine))
     points = world + F.interpolate(shift[None], size=fine.shape, mode="trilinear", align_corners=False)[0]
-
     classes, brain, distance, accents = decide_tissue(anatomy, points, fine, tissue_rng)
     drawn = None if lesion_map is None else _mirrored_or_not(lesion_map, anatomy, points, lesion_rng)
     lesions = Lesions.draw(pathology, classes, distance, world, fine, lesion_rng, drawn)
@@ -110,36 +108,40 @@ def make_subject(
     head = scalp_of(brain, fine) if scalp else None
     bright = bright_structures(classes, accents, distance, fine, tissue_rng)
     images = render(classes, brain, bright, lesions, head, scanner, sequences, fine, coarse, to_scan, scan_rng)
-    mask = to_scan(brain.float()) >= 0.5
-    lesion = (to_scan(lesions.membership) >= 0.5) & mask
-    nearest = tuple(slice(k // 2, None, k) for k in factors)
-    scan_classes = torch.where(mask, classes[nearest], 0).long()
-    # voxels whose center lies just outside although half of them is brain
-    scan_classes[(scan_classes == 0) & mask] = CSF
-    tissues = TISSUE_OF_CLASS[scan_classes]
-    tissues[lesion] = 4
+    nearest = classes[tuple(slice(k // 2, None, k) for k in factors)]
+    labels = _label_maps(nearest, to_scan(brain.float()), to_scan(lesions.membership))
 
-    def whole(array: torch.Tensor | np.ndarray, dtype: type) -> np.ndarray:
-        out = np.zeros(grid.shape + tuple(array.shape[3:]), dtype=dtype)
-        out[tuple(slice(a, b) for a, b in zip(*box, strict=True))] = np.asarray(array)
-        return out
-
-    displacement = deformation.displacement_mm(voxel_grid(grid.shape, grid.affine)).movedim(0, -1).numpy()
     return Subject(
-        images={name: whole(image, np.float32) for name, image in images.items()},
-        tissues=whole(tissues, np.uint8),
-        structures=whole(STRUCTURE_OF_CLASS[scan_classes], np.uint8),
-        lesion=whole(lesion, np.uint8),
-        brain_mask=whole(mask, np.uint8),
-        displacement=displacement,
+        images={name: _whole(image, box, grid, np.float32) for name, image in images.items()},
+        **{name: _whole(labels[name], box, grid, np.uint8) for name in labels},
+        displacement=deformation.displacement_mm(voxel_grid(grid.shape, grid.affine)).movedim(0, -1).numpy(),
         grid=grid,
         info={
             "pathology": pathology,
-            "lesion_ml": round(float(lesion.sum() * np.prod(grid.spacing) / 1000), 3),
+            "lesion_ml": round(float(labels["lesion"].sum() * np.prod(grid.spacing) / 1000), 3),
             "lesion_count": len(lesions.centers_mm),
             "lesion_centers_mm": lesions.centers_mm,
         },
     )
+
+
+def _whole(array: torch.Tensor, box: tuple[np.ndarray, np.ndarray], grid: Grid, dtype: type) -> np.ndarray:
+    """An array of the box on the whole grid, 0 outside."""
+    out = np.zeros(grid.shape, dtype=dtype)
+    out[tuple(slice(a, b) for a, b in zip(*box, strict=True))] = np.asarray(array)
+    return out
+
+
+def _label_maps(classes: torch.Tensor, brain: torch.Tensor, lesion: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Label maps of the scan, from the classes at the centers of its voxels and the shares of brain and lesion."""
+    mask = brain >= 0.5
+    found = (lesion >= 0.5) & mask
+    classes = torch.where(mask, classes, 0).long()
+    # voxels whose center lies just outside although half of them is brain
+    classes[(classes == 0) & mask] = CSF
+    tissues = TISSUE_OF_CLASS[classes]
+    tissues[found] = 4
+    return {"tissues": tissues, "structures": STRUCTURE_OF_CLASS[classes], "lesion": found, "brain_mask": mask}
 
 
 def _refuse_unknown(pathology: str, scanner: str | Scanner, sequences: tuple[str, ...]) -> None:

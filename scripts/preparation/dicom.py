@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 import shutil
@@ -179,7 +178,7 @@ def _optional(name: str, *needs: str) -> ModuleType:
 
 def _series(path: Path) -> dict[str, Any]:
     sidecar = json_beside(path)
-    content = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    content = read_json(sidecar, "the sidecar of a series", dict) if sidecar.is_file() else {}
     image = nib.load(path)
     is_diffusion = sidecar.with_suffix(".bval").is_file() or len(image.shape) > 3
     sequence = None if is_diffusion else sequence_of_series(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from contextlib import contextmanager
 def process_pool(
     workers: int | None = None, prepare: Callable[[], None] | None = None, method: str | None = "spawn"
 ) -> Iterator[ProcessPoolExecutor]:
-    """Processes to hand work to; Ctrl-C, or any exception in the block, drops what waits and prints no traceback.
+    """Processes to hand work to, which end with the main one, however that ends.
+
+    Ctrl-C, or any exception in the block, drops what waits and prints no traceback.
 
     Args:
         workers: so many; all cores by default.
@@ -38,5 +41,12 @@ def process_pool(
 
 def _start(prepare: Callable[[], None] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends a process at once, without a word
+    threading.Thread(target=_end_with_main, daemon=True).start()
     if prepare is not None:
         prepare()
+
+
+def _end_with_main() -> None:
+    """Wait for the main process, and end this one: of one that was killed, workers would wait for work forever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

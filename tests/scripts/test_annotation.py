@@ -183,7 +183,7 @@ def round_(tmp_path, monkeypatch):
         items.append({"image": f"{name}.nii.gz", "subject": person})
     items[0]["label"] = "truth/scan0_FLAIR.nii.gz"
     items[4]["healthy"] = True
-    columns = "case\tsubject\tlesion_ml\tlesion_expected_ml\n"
+    columns = "case\tsubject\tlesion_ml\tlesion_expected_ml\nscan0\ta\t1\t1\n"
     (tmp_path / "results" / "volumes.tsv").write_text(columns)
     content = {"sequences": ["FLAIR"], "labels": {"0": "background", "1": "lesion"}, "training": items[:5]}
     (tmp_path / "cases.json").write_text(json.dumps(content | {"test": items[5:]}))
@@ -451,8 +451,10 @@ def test_the_sentence_has_the_gain_and_its_interval():
     ("text", "sentence"),
     [
         ("labels,score\n1,0.5\n2,0.6\n2,0.7\n", "scores at 1 and 2 labels, expected at 3 or more"),
-        ("labels,dice\n1,0.5\n", "no column score"),
-        ("labels,score\n", "or no row"),
+        ("labels,dice\n1,0.5\n", "lacks score, expected one column for each of labels, score"),
+        ("labels,score\n", "has 1 lines"),
+        ("labels;score\n1;0.5\n2;0.6;0.7\n", "line 3 of .* has 3 cells, expected 2"),
+        ("labels,score\n1,\xff\n", "is no text in UTF-8, expected a table"),
         ("labels,score\n1,0.5\n2,x\n4,0.6\n", "score in line 3"),
         ("labels,score\n1,0.5\n2,1.5\n4,0.6\n", "'1.5', expected a number from 0 to 1"),
         ("labels,score\n1.5,0.5\n2,0.5\n4,0.6\n", "labels in line 2"),
@@ -460,7 +462,7 @@ def test_the_sentence_has_the_gain_and_its_interval():
     ],
 )
 def test_a_table_through_which_no_curve_goes_is_refused(tmp_path, text, sentence):
-    (tmp_path / "scores.csv").write_text(text)
+    (tmp_path / "scores.csv").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=sentence):
         fit_curve(read_scores(tmp_path / "scores.csv"))
 
@@ -553,8 +555,9 @@ def hospital(tmp_path, monkeypatch):
             save_nifti(tmp_path / "round" / folder / f"{person}_FLAIR_seg.nii.gz", mask, head.affine)
             beside = {"bundle": "uad_autoencoder", "version": "1", "labels": {"0": "background", "1": "lesion"}}
             (tmp_path / "round" / folder / f"{person}_FLAIR_seg.json").write_text(json.dumps(beside))
-            columns = "case\tsubject\tlesion_ml" + ("" if folder == "threshold" else "\tlesion_expected_ml")
-            (tmp_path / "round" / folder / "volumes.tsv").write_text(columns + "\n")
+            columns = ["case", "subject", "lesion_ml", "lesion_expected_ml"][: 3 if folder == "threshold" else 4]
+            lines = ["\t".join(columns), "\t".join("1" for _ in columns)]
+            (tmp_path / "round" / folder / "volumes.tsv").write_text("\n".join(lines))
     rows = [f"{n}\t{0.6 - 0.3 / n}\t{p}" for p in range(5) for n in (1, 2, 4)]
     (tmp_path / "round" / "scores.tsv").write_text("\n".join(["labels\tscore\tsubject", *rows]) + "\n")
     monkeypatch.chdir(tmp_path)
