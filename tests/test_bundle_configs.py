@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pydoc
 import re
 
@@ -21,6 +22,7 @@ READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment
 READ_FROM_OUTSIDE |= {"initialize", "is_not_rank0", "run", "run_name", "save_execute_config", "tracking_uri"}
 # differ between training and inference by nature: more keys, one interpolation per key, cropping instead of padding
 MAY_DIFFER = {"keys", "mode", "padding_mode", "allow_missing_keys", "_desc_"}
+LINE = 160  # columns
 
 
 def test_no_config_repeats_a_key(bundle):
@@ -48,6 +50,22 @@ def test_no_config_holds(bundle, what):
         if not key.endswith("_desc_") and FORBIDDEN_TEXT[what].search(text)
     ]
     assert found == []
+
+
+def test_a_component_that_fits_on_a_line_stands_on_one(bundle):
+    """But for one that holds a list of several, which are read one below the other."""
+    for path in config_files(bundle):
+        text = path.read_text(encoding="utf-8")
+        for key, value in nodes(read_json(path)):
+            if ConfigComponent.is_instantiable(value) and not any(is_of_several(node) for _, node in nodes(value)):
+                *above, name = key.split("::")
+                line = json.dumps(value, ensure_ascii=False)
+                before = " " * 4 * (len(above) + 1) + ("" if name.isdigit() else f'"{name}": ')
+                assert line in text or len(f"{before}{line},") > LINE, f"{path.name}: {key}"
+
+
+def is_of_several(node: object) -> bool:
+    return isinstance(node, list) and sum(isinstance(item, dict) for item in node) > 1
 
 
 def test_a_layer_names_no_position_in_a_list(bundle):

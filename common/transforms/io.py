@@ -180,7 +180,7 @@ class SaveScand(SaveImaged):
     Args:
         keys: maps to write, MetaTensors (1, X, Y, Z) already brought back to the file's grid.
         output_dir: folder, made if need be.
-        postfix: one per key, as ``seg`` or ``prob``.
+        postfix: one per key, as ``seg``; the keys themselves by default.
         dtype: type on disk; an integer type takes whole numbers only, nothing is rounded.
         image_key: item whose file gives the grid; the first one if it was read from several.
         allow_missing_keys: do not raise if a key is missing.
@@ -196,11 +196,12 @@ class SaveScand(SaveImaged):
         self,
         keys: str | Sequence[str],
         output_dir: str | Path,
-        postfix: str | Sequence[str],
+        postfix: str | Sequence[str] | None = None,
         dtype: DTypeLike = np.float32,
         image_key: str = "image",
         allow_missing_keys: bool = False,
     ) -> None:
+        postfix = keys if postfix is None else postfix
         super().__init__(
             keys,
             output_dir=output_dir,

@@ -679,12 +679,15 @@ def test_the_name_is_that_of_the_item_or_of_the_first_image(tmp_path, scan):
     assert sorted(p.name for p in (tmp_path / "out").rglob("*.*")) == ["FLAIR_prob.nii.gz", "scan_prob.nii.gz"]
 
 
-def test_several_maps_have_several_names(tmp_path, scan):
+def test_several_maps_have_several_names_by_default_those_of_their_keys(tmp_path, scan):
     item = LoadScand("image")({"image": scan})
     item |= {"seg": (item["image"] > 1000).float(), "prob": item["image"]}
     saved = SaveScand(["seg", "prob"], tmp_path, ["a", "b"])(item)
     assert nib.load(saved["a_path"]).get_fdata().max() == 1
     assert nib.load(saved["b_path"]).get_fdata().max() > 1
+    by_key = SaveScand(["seg", "prob"], tmp_path)(item)
+    assert by_key["seg_path"] == str(tmp_path / "scan_seg.nii.gz")
+    assert by_key["prob_path"] == str(tmp_path / "scan_prob.nii.gz")
     with pytest.raises(ValueError, match="expected another one for each key"):
         SaveScand(["seg", "prob"], tmp_path, "a")
 
