@@ -35,7 +35,7 @@ def main(
         healthy: subjects without.
         spacing: voxel size of the scans, mm.
         device: cpu, cuda:0, ...; by default what the bundles say.
-        num_workers: processes that make the subjects; all cores by default.
+        num_workers: processes that make the subjects, and then run the bundles; all cores by default.
     """
     show_progress("comparison")
     groups = {"ms": (0, 0, ms), "healthy": (0, 0, healthy)}

@@ -21,9 +21,11 @@ from pathlib import Path
 for name in (
     *("monai.bundle", "monai.engines", "monai.handlers", "nibabel", "scipy.ndimage", "scipy.spatial", "fire"),
     *("sqlite3", "torch._dynamo", "nilearn.datasets", "matplotlib.backends.backend_agg"),
-    "matplotlib.backends.backend_svg",
+    *("matplotlib.backends.backend_svg", "matplotlib.patheffects", "contourpy", "PIL.JpegImagePlugin", "jinja2"),
+    "skimage.metrics",
 ):
     importlib.import_module(name)
+os.fsync = lambda descriptor: None  # as in conftest.py
 inspect.stack()  # fire does the same in every command; here it fills the caches of inspect once
 gc.collect()
 gc.freeze()  # or each fork looks at, and so copies, all that was imported: more work than a small command has

@@ -30,6 +30,7 @@ from bundle_tools import (
 )
 
 sys.path += [str(path) for path in BUNDLES]
+os.fsync = lambda descriptor: None  # no test lasts to the next power cut, and each file would wait for the disk
 
 
 @pytest.hookimpl(trylast=True)

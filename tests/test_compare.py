@@ -6,11 +6,16 @@ import csv
 import json
 import re
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from bundle_tools import BUNDLES, ROOT, make_head, save_nifti
 from scipy.stats import wilcoxon
 
@@ -21,9 +26,11 @@ from common.metrics import lesion_sizes
 from comparison import TARGETS, Comparison, compare, find_methods, holm, paired_difference
 from comparison.command import read_options, shown
 from comparison.comparison import read_splits, uncertain_ml
+from comparison.outputs import Outputs, SharedInferer, network_settings
 from comparison.report import Digest, disagreement, to_latex, to_markdown
 from comparison.trial import Split, Trial, Unfit
 from phantom.cohort import make_cohort
+from running.workflow import open_configs
 
 METHODS = find_methods()
 QUICK = ["flair_threshold", "unet", "em", "atlas"]
@@ -381,6 +388,81 @@ def test_prediction_that_two_targets_share_is_made_once(random_bundles, cohort, 
         ).run()
     (folder,) = (tmp_path / "out" / "runs" / "shipped" / "masks").iterdir()
     assert {path.name for path in folder.glob("scores_*.json")} == {"scores_lesion.json", "scores_tissue.json"}
+
+
+DIFFUSION = BUNDLES[0].parent / "diffusion_recon_unet"
+
+
+def settings_of(*layers: str, **overrides: object) -> str:
+    return network_settings(open_configs(DIFFUSION, ["inference", *layers], **overrides).parser)
+
+
+def test_only_configs_that_read_the_same_output_share_it():
+    assert settings_of("inference_reconstruction") == settings_of() == settings_of("inference_unet", threshold=0.1)
+    others = [settings_of("inference_light"), settings_of(seed=1), settings_of(spacing=[6.0, 6.0, 6.0])]
+    others += [settings_of(weights="other.pt"), settings_of(datalist_file="other.json"), settings_of(amp=True)]
+    assert len({settings_of(), *others}) == 1 + len(others)
+
+
+def test_an_output_is_taken_for_the_same_image_and_counts_what_it_took():
+    outputs, calls = Outputs(max_bytes=2 * 8 * 4), []
+
+    def double(image, network):
+        calls.append(image.clone())
+        return 2 * image
+
+    images = [torch.full((1, 1, 2, 4), float(i)) for i in range(3)]
+    first, second = (SharedInferer(double, outputs) for _ in range(2))
+    for image in images:
+        first(image, None).zero_()  # what follows may change its own copy
+    outputs._kept = {name: (output, 7.0) for name, (output, _) in outputs._kept.items()}
+    found = [second(image, None) for image in images]
+    assert all(torch.equal(output, 2 * image) for output, image in zip(found, images, strict=True))
+    assert [float(image.max()) for image in calls] == [0, 1, 2, 2]  # there was no room for the third
+    assert (first.saved_seconds, second.saved_seconds) == (0, 14)
+
+
+@pytest.mark.slow
+def test_two_methods_that_read_one_network_run_it_once_and_find_what_each_finds_alone(
+    random_bundles, cohort, tmp_path, monkeypatch
+):
+    from diffusion_recon_unet.inferer import VolumeInferer
+
+    calls, infer = [], VolumeInferer.__call__
+
+    def counted(self, inputs, network):
+        calls.append(inputs)
+        return infer(self, inputs, network)
+
+    monkeypatch.setattr(VolumeInferer, "__call__", counted)
+
+    def masks(folder: str, *methods: str) -> dict[str, bytes]:
+        datalist, options = Datalist(cohort), {"options": OPTIONS, "device": "cpu"}
+        Comparison(datalist, tmp_path / folder, "lesion", random_bundles, [*methods], **options).run()
+        found = tmp_path.glob(f"{folder}/runs/shipped/masks/*/*.nii.gz")
+        return {f"{path.parent.name}/{path.name}": nib.load(path).get_fdata().tobytes() for path in found}
+
+    together = masks("both", "diffusion_reconstruction", "diffusion")
+    assert len(calls) == 3  # cases
+    assert len(together) == 2 * 2 * 3
+    assert together == masks("one", "diffusion_reconstruction") | masks("other", "diffusion")
+
+
+def test_what_a_stopped_process_leaves_undone_is_done_afterwards(random_bundles, tmp_path, monkeypatch):
+    datalist = save_datalist(tmp_path, {"test": [{"subject": "0"}]})
+    options = {"uad_autoencoder/inference": {"spacing": [2.0, 2.0, 2.0]}}
+    arguments = ("lesion", random_bundles, ["flair_threshold"])
+    comparison = Comparison(Datalist(datalist), tmp_path / "out", *arguments, options=options, device="cpu")
+
+    class Stopped:
+        def submit(self, work, *arguments):
+            future = Future()
+            future.set_exception(BrokenProcessPool("stopped"))
+            return future
+
+    monkeypatch.setattr("comparison.side_by_side.process_pool", lambda *arguments: nullcontext(Stopped()))
+    compare([comparison], "A page", "", "the command", num_workers=2)
+    assert [result.method.name for result in comparison.results] == ["flair_threshold"]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ if "MONAI_LABEL_PYTHON" not in os.environ:
     reason = "MONAI_LABEL_PYTHON is not set, expected the Python of an environment with requirements-label.txt"
     pytest.skip(reason, allow_module_level=True)
 
-pytestmark = pytest.mark.label
+pytestmark = [pytest.mark.label, pytest.mark.slow]
 OPENER = build_opener(ProxyHandler({}))
 TRAINED = [name for name, description in descriptions().items() if description.trains_in_label]
 

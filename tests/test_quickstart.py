@@ -16,11 +16,11 @@ from comparison import find_methods, quickstart
 
 @pytest.fixture(scope="module")
 def finished(random_bundles, tmp_path_factory) -> list:
-    """Comparisons of a run on one patient and one healthy subject."""
+    """Comparisons of a run on one patient and one healthy subject, bundles side by side."""
     folder = tmp_path_factory.mktemp("run") / "quickstart"
     groups = {"ms": (0, 0, 1), "healthy": (0, 0, 1)}
     options = {f"{bundle.name}/inference": {"spacing": [6.0, 6.0, 6.0]} for bundle in BUNDLES}
-    return quickstart.run(folder, random_bundles, groups, 6.0, options, "cpu", num_workers=1)
+    return quickstart.run(folder, random_bundles, groups, 6.0, options, "cpu", num_workers=2)
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ class Comparison:
         results: by method, fold and seed, after :meth:`run`.
         failures: what did not work, and why.
         unfit: title of a method -> what the cases lack for it.
+        seconds: that it has run.
 
     Raises:
         InputError: if the datalist or an argument makes no sense.
@@ -158,7 +159,7 @@ class Comparison:
                     raise
                 logger.error("%s: %s", what, error)
                 self.failures[what] = str(error)
-        self.seconds = time.monotonic() - start
+        self.seconds += time.monotonic() - start
         if not self.results:
             raise InputError(f"no method could be used on {self.datalist}: {self._reasons()}")
 

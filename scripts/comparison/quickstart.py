@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ def run(
         spacing: voxel size in mm.
         options: entries of configs to replace, see :class:`comparison.Comparison`.
         device: cpu, cuda:0, ...; None for what the bundles say.
-        num_workers: processes that make the subjects.
+        num_workers: processes that make the subjects, and then run the bundles; all cores by default.
         announce: called with the datalist of the cohort before anything is compared.
 
     Raises:
@@ -72,6 +73,7 @@ def run(
             "Quickstart",
             "Synthetic brains made from an average anatomy: they show that it works, and say little of patients.",
             "python scripts/quickstart.py",
+            num_workers=num_workers or os.cpu_count() or 1,
         )
         write_pictures(comparisons, output_dir / "pictures")
         print(f"\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")

@@ -29,6 +29,7 @@ from common.tables import delimited
 from common.viewer import write_view
 
 from .comparison import Comparison, Result
+from .side_by_side import run_side_by_side
 from .statistics import Difference, holm, paired_difference
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,13 @@ class Digest:
 
 
 def compare(
-    comparisons: Sequence[Comparison], title: str, lead: str, command: str, max_pictures: int = 20, max_views: int = 5
+    comparisons: Sequence[Comparison],
+    title: str,
+    lead: str,
+    command: str,
+    max_pictures: int = 20,
+    max_views: int = 5,
+    num_workers: int = 1,
 ) -> Path:
     """Run comparisons, write ``report.html``, one page for all, and the tables of each, and print the summaries.
 
@@ -190,6 +197,7 @@ def compare(
         command: that made it.
         max_pictures: cases with pictures, those with most doubt.
         max_views: cases of these with a page to scroll through, ``views/<target>/<case>.html``, some MB each.
+        num_workers: processes for the bundles, with shipped weights only; 1 runs one method after the other.
 
     Returns:
         Path of the page.
@@ -200,6 +208,8 @@ def compare(
     """
     output_dir = comparisons[0].output_dir
     with Alone(output_dir):
+        if num_workers > 1:
+            run_side_by_side(comparisons, num_workers)
         for comparison in comparisons:
             comparison.run()
         digests = [Digest(comparison) for comparison in comparisons]

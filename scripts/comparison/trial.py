@@ -21,6 +21,7 @@ from datalists.survey import read_facts
 from labels.calibration import calibrate, check_cases
 from running.workflow import Entry, open_configs, without_page
 
+from .outputs import Outputs
 from .targets import TARGETS, Target
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Trial:
         self.options = options
         self.device = {} if device is None else {"device": device}
         self.seconds: dict[str, float] = {}  # of what the method at work has asked for, by folder
+        self.outputs = Outputs()
 
     # the cases of a training
 
@@ -302,10 +304,12 @@ class Trial:
             logger.info("%s: %s", bundle, ", ".join(configs))
             start = time.monotonic()
             workflow = open_configs(self.bundles / bundle, list(configs), logging_file=False, **entries)
+            shared = None if configs[0].startswith("train") else self.outputs.share(workflow)
             workflow.run()
             workflow.finalize()
             keep(workflow)
-            return {"seconds": round(time.monotonic() - start, 1)}
+            saved = shared.saved_seconds if shared else 0.0
+            return {"seconds": round(time.monotonic() - start + saved, 1)}
 
         made_from = self._made_from(bundle, configs, options | self.device | given)
         done = done_once(folder / "done.json", made_from, run, lambda: shutil.rmtree(folder))

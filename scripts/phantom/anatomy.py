@@ -174,8 +174,12 @@ def _with_regions(csf, gm, wm, brain, t1, affine) -> Anatomy:
     x, y, z = np.abs(x + affine[0, 3]), y + affine[1, 3], z + affine[2, 3]  # the brain is taken as symmetric
 
     def ellipsoid(center: tuple, radii: tuple) -> np.ndarray:
-        c, r = center, radii
-        return ((x - c[0]) / r[0]) ** 2 + ((y - c[1]) / r[1]) ** 2 + ((z - c[2]) / r[2]) ** 2 < 1
+        parts = [((axis - c) / r) ** 2 for axis, c, r in zip((x, y, z), center, radii, strict=True)]
+        near = [np.flatnonzero(part.ravel() < 1) for part in parts]
+        box = tuple(slice(indices[0], indices[-1] + 1) for indices in near)
+        inside = np.zeros(brain.shape, dtype=bool)
+        inside[box] = parts[0][box[0]] + parts[1][:, box[1]] + parts[2][:, :, box[2]] < 1
+        return inside
 
     lateral = ellipsoid((12, 8, 16), (17, 36, 17)) | ellipsoid((22, -42, 10), (17, 36, 19))
     third = (x < 5) & (y > -26) & (y < 8) & (z > -14) & (z < 14)

@@ -10,10 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
+# where there is a fork server: PyTorch and MONAI are imported once, by it, and the processes are its forks
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+PRELOADED = ["monai.bundle"]  # nothing of the repository: up to Python 3.12 the server has another import path
+
 
 @contextmanager
 def process_pool(
-    workers: int | None = None, prepare: Callable[[], None] | None = None, method: str | None = "spawn"
+    workers: int | None = None, prepare: Callable[[], None] | None = None, method: str | None = METHOD
 ) -> Iterator[ProcessPoolExecutor]:
     """Processes to hand work to, which end with the main one, however that ends.
 
@@ -22,10 +26,12 @@ def process_pool(
     Args:
         workers: so many; all cores by default.
         prepare: called in each of them first.
-        method: how they are started. A forked process, the default of Linux, is there at once, but may inherit a thread
-            pool that no longer runs: not for work that PyTorch does.
+        method: how they are started. A process that this one forks, the default of Linux, is there at once, but may
+            inherit a thread pool that no longer runs: not for work that PyTorch does.
     """
     context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(PRELOADED)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(prepare,)) as pool:
         if threading.current_thread() is threading.main_thread():
             # a process inherits that Ctrl-C is ignored, and does not die of it, with a traceback, while it imports
