@@ -11,6 +11,10 @@ LIGHT = Inference(("inference_light",), least_volume="min_lesion_mm3")
 WITHOUT_RESIDUAL = Inference(("inference_without_residual",), least_volume="min_lesion_mm3")
 FUSED = Inference(("inference_fused",), least_volume="min_lesion_mm3")
 HEALTHY = Inference(("inference_threshold", "inference_healthy"), weights=(), least_volume="min_lesion_mm3")
+FLAIR = Inference(("inference_flair",), least_volume="min_lesion_mm3")
+FLAIR_THRESHOLD = Inference(
+    ("inference_threshold", "inference_threshold_flair"), weights=(), least_volume="min_lesion_mm3"
+)
 T1W_THRESHOLD = Inference(("inference_threshold",), weights=(), least_volume="min_lesion_mm3")
 
 DIFFUSION = Stage(
@@ -42,7 +46,18 @@ DESCRIPTION = Description(
     summary="""\
 Any anomaly in T1w, from healthy scans and a few masks, or none. A diffusion model turns a scan into a pseudo-healthy
 one; a U-Net looks at the scan and at what was changed. After Behrendt et al., MIDL 2024.""",
-    inferences=(BOTH, UNET, RECONSTRUCTION, LIGHT, WITHOUT_RESIDUAL, FUSED, HEALTHY, T1W_THRESHOLD),
+    inferences=(
+        BOTH,
+        UNET,
+        RECONSTRUCTION,
+        LIGHT,
+        WITHOUT_RESIDUAL,
+        FUSED,
+        HEALTHY,
+        FLAIR,
+        T1W_THRESHOLD,
+        FLAIR_THRESHOLD,
+    ),
     uses=(
         Use("as shipped", "a score of anomaly from T1w", (Prediction(BOTH),)),
         Use(
@@ -67,6 +82,8 @@ one; a U-Net looks at the scan and at what was changed. After Behrendt et al., M
         Row("U-Net alone", UNET),
         Row("reconstruction alone", RECONSTRUCTION),
         Row("plain T1w threshold", T1W_THRESHOLD, is_baseline=True),
+        Row("from FLAIR", FLAIR),
+        Row("plain FLAIR threshold at 2 mm", FLAIR_THRESHOLD, is_baseline=True),
     ),
     needs=(frozenset({"T1w", "lesion"}),),
     exporter="trace",  # the attention of MONAI cannot be scripted

@@ -3,25 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from common.data import write_datalist
-from release.training import PATIENTS, SECTIONS, Release
+from release.training import PATIENTS, SECTIONS, VARIED, Release
 
+LAST_STAGE_ALONE = True  # the weights for FLAIR
 ONE_OF = 5  # of the copies of four to a person: each person with another one
 
 
 def release(run: Release) -> None:
+    """The weights for T1w, and from their stage 1 those for FLAIR."""
+    if run.from_shipped:
+        start = run.shipped()
+    else:
+        _t1w(run)
+        start = run.weights("stage1", "diffusion.pt")
+    _flair(run, start)
+
+
+def _labeled(sequence: str, cases: Sequence[dict]) -> list[dict]:
+    """Cases that have the sequence, with it as image and the lesions as label."""
+    keys = ("brain_mask", "subject")
+    return [
+        {"image": case[sequence], "label": case["lesion"]} | {key: case[key] for key in keys}
+        for case in cases
+        if sequence in case
+    ]
+
+
+def _flair(run: Release, start: Path) -> None:
+    """Stage 1, from that of T1w, sees healthy phantoms, and scans whose lesions are filled; stage 2 as for T1w."""
+    flair = partial(_labeled, "FLAIR")
+    healthy = write_datalist(
+        run.folder / "diffusion_flair_healthy.json",
+        {part: flair(run.cases(("healthy", "varied_healthy"), part) + run.filled(part)) for part in SECTIONS},
+    )
+    patients = {
+        part: flair(run.cases(VARIED, part) + run.implanted(part, varied=True) + run.scans("lesion_scans", part))
+        for part in SECTIONS
+    }
+    run.train(
+        "flair_stage1",
+        ("train_diffusion", "train_diffusion_flair"),
+        0.1,
+        datalist_file=healthy,
+        initial_weights=start,
+        max_epochs=9,
+        val_interval=3,
+        slice_step=4,
+        learning_rate=8e-4,
+    )
+    run.train(
+        "flair_stage2",
+        ("train", "train_flair"),
+        0.2,
+        datalist_file=write_datalist(run.folder / "diffusion_flair_patients.json", patients),
+        healthy_datalist_file=healthy,
+        diffusion_weights=run.weights("flair_stage1", "diffusion_flair.pt"),
+        max_epochs=30,
+        after=["flair_stage1"],
+        learning_rate=2e-3,
+    )
+    run.ship("flair_stage1", "statistics_flair.json")
+    run.ship("flair_stage2", "model_flair.pt")
+    cases = flair([*run.calibration(), *run.scans("lesion_scans", "validation")])
+    run.calibrate(
+        write_datalist(run.folder / "diffusion_flair_calibration.json", {"validation": cases}),
+        layers=("inference_flair.json", "inference_threshold.json,inference_threshold_flair.json"),
+    )
+
+
+def _t1w(run: Release) -> None:
     """Stage 1 from healthy phantoms, and from real T1 scans if there are any; stage 2 from lesions, and painted."""
     real = {part: [{"image": item["T1w"]} for item in run.scans("tissue_scans", part)] for part in SECTIONS}
-
-    def t1w(cases: Sequence[dict]) -> list[dict]:
-        keys = ("brain_mask", "subject")
-        return [
-            {"image": case["T1w"], "label": case["lesion"]} | {key: case[key] for key in keys}
-            for case in cases
-            if "T1w" in case
-        ]
-
+    t1w = partial(_labeled, "T1w")
     healthy = write_datalist(
         run.folder / "diffusion_healthy.json",
         {part: real[part] + t1w(run.cases(("healthy",), part)) for part in SECTIONS},

@@ -38,6 +38,7 @@ VOCABULARY: dict[str, Option] = {
     "overwrite": Option(t.Flag, "replace results that were made in another way"),
     "ckpt_dir": Option(t.Folder, "folder that trained weights are written to"),
     "weights_name": Option(t.Text, "file name of the trained weights in ckpt_dir"),
+    "statistics_name": Option(t.Text, "file name of the statistics of the training's intensities in ckpt_dir"),
     "weights": Option(t.File | None, "weights of the network; null only where a layer needs none"),
     "initial_weights": Option(t.File | None, "weights to start the training from; null for random ones"),
     "start_weights": Option(t.File | None, "weights of a registration network that goes first; null for none"),

@@ -51,6 +51,9 @@ STYLES = (
     {"t1w_contrast": (0.0, 1.15), "variation": 0.25, "pathology": "ms_confluent"},
 )
 VARIED_COPIES = {"training": 6, "validation": 3}
+# copies of every real scan without lesions: suspected ones filled, and none implanted
+FILLED = ({"pathology": "healthy"},)
+FILLED_COPIES = {"training": 2, "validation": 1}
 T1W_COPIES = {"training": 6, "validation": 4}  # of every T1 scan of a person without lesions
 SUSPECTED = 0.3
 SECTIONS = ("training", "validation")
@@ -144,12 +147,20 @@ class Release:
 
     def implanted(self, section: str, varied: bool = False) -> list[dict]:
         """Real scans with implanted lesions, of STYLES if varied; shipped weights say where they have some already."""
+        if varied:
+            return self._implanted("implanted_varied", section, VARIED_COPIES, self.seed + 2, "iv", styles=STYLES)
+        return self._implanted("implanted", section, COPIES, self.seed, "i")
+
+    def filled(self, section: str) -> list[dict]:
+        """Real scans whose suspected lesions are filled with white matter, as scans of healthy people."""
+        return self._implanted("filled", section, FILLED_COPIES, self.seed + 3, "f", styles=FILLED)
+
+    def _implanted(
+        self, name: str, section: str, copies: Mapping[str, int], seed: int, prefix: str, **styles: Any
+    ) -> list[dict]:
         if not self.scans("scans", section):
             return []
-        options: dict[str, Any] = {"seed": self.seed, "prefix": "i"}
-        if varied:
-            options = {"seed": self.seed + 2, "prefix": "iv", "styles": STYLES}
-        copies = VARIED_COPIES if varied else COPIES
+        options = {"seed": seed, "prefix": prefix, **styles}
 
         def implant(folder: Path) -> Path:
             scans = self._with_tissues({part: self.scans("scans", part) for part in SECTIONS})
@@ -157,8 +168,7 @@ class Release:
             return implant_cohort(folder, scans, copies, masks, **options)
 
         made_from = {"extra_data": Path(self.extra_data), "copies": copies, **options}
-        datalist = self._cohort_of("implanted_varied" if varied else "implanted", made_from, implant)
-        return list_cases(datalist_file=datalist, section=section)
+        return list_cases(datalist_file=self._cohort_of(name, made_from, implant), section=section)
 
     def implanted_t1w(self, section: str) -> list[dict]:
         """T1 scans of people without lesions, by their tissue maps, with implanted lesions."""

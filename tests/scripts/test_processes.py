@@ -24,7 +24,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["spawn", None])
+@pytest.mark.parametrize("method", ["forkserver", "spawn", None])
 def test_workers_end_with_a_main_process_that_is_killed(tmp_path, method):
     file = tmp_path / "main.py"
     file.write_text(PROGRAM.format(root=str(ROOT), scripts=str(ROOT / "scripts"), method=method))
