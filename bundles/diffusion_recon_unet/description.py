@@ -82,8 +82,6 @@ one; a U-Net looks at the scan and at what was changed. After Behrendt et al., M
         Row("U-Net alone", UNET),
         Row("reconstruction alone", RECONSTRUCTION),
         Row("plain T1w threshold", T1W_THRESHOLD, is_baseline=True),
-        Row("from FLAIR", FLAIR),
-        Row("plain FLAIR threshold at 2 mm", FLAIR_THRESHOLD, is_baseline=True),
     ),
     needs=(frozenset({"T1w", "lesion"}),),
     exporter="trace",  # the attention of MONAI cannot be scripted

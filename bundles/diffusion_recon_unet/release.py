@@ -9,12 +9,12 @@ from pathlib import Path
 from common.data import write_datalist
 from release.training import PATIENTS, SECTIONS, VARIED, Release
 
-LAST_STAGE_ALONE = True  # the weights for FLAIR
+LAST_STAGE_ALONE = True  # the networks for FLAIR
 ONE_OF = 5  # of the copies of four to a person: each person with another one
 
 
 def release(run: Release) -> None:
-    """The weights for T1w, and from their stage 1 those for FLAIR."""
+    """The weights for T1w, and from their stage 1 those for FLAIR, not shipped: see the card."""
     if run.from_shipped:
         start = run.shipped()
     else:
@@ -65,13 +65,6 @@ def _flair(run: Release, start: Path) -> None:
         max_epochs=30,
         after=["flair_stage1"],
         learning_rate=2e-3,
-    )
-    run.ship("flair_stage1", "statistics_flair.json")
-    run.ship("flair_stage2", "model_flair.pt")
-    cases = flair([*run.calibration(), *run.scans("lesion_scans", "validation")])
-    run.calibrate(
-        write_datalist(run.folder / "diffusion_flair_calibration.json", {"validation": cases}),
-        layers=("inference_flair.json", "inference_threshold.json,inference_threshold_flair.json"),
     )
 
 

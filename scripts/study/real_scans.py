@@ -76,20 +76,8 @@ class Scoring:
         """What ``metadata.json`` of a bundle says."""
         return self._config(bundle, "metadata")
 
-    def _config(self, bundle: str, *names: str) -> dict[str, Any]:
-        """A config, with its layers on it."""
-        layers = [read_json(self.bundles / bundle / "configs" / f"{name}.json") for name in names]
-        return {key: value for layer in layers for key, value in layer.items()}
-
-    def _cases(self, row: Row, datalist: Path) -> list[dict[str, Any]]:
-        """The cases of a set, with the sequences that a row looks at."""
-        config = self._config(row.bundle, "inference", *row.inference.layers)
-        optional = config.get("optional_sequences", ())
-        return list_cases(datalist_file=datalist, sequences=config["sequences"], optional_sequences=optional)
-
-    def _has_sequences(self, row: Row, scans: ScanSet) -> bool:
-        config = self._config(row.bundle, "inference", *row.inference.layers)
-        return {*config["sequences"]} - {*config.get("optional_sequences", ())} <= {*scans.sequences}
+    def _config(self, bundle: str, name: str) -> dict[str, Any]:
+        return read_json(self.bundles / bundle / "configs" / f"{name}.json")
 
     def _trial(self, scans: ScanSet) -> Trial:
         """The folder of a set, where steps are done once."""
@@ -106,7 +94,6 @@ class Scoring:
             row
             for row in describe(bundle, self.bundles).rows
             if scans.fits(row.bundle)
-            and self._has_sequences(row, scans)
             and (scans.adapt or not row.adapted_by)
             and (further.labeled_scan or not row.is_told)
         ]
@@ -141,7 +128,9 @@ class Scoring:
         files |= {path: Path(path) for path in references}
 
         def score() -> Scores:
-            cases = self._cases(row, datalist)
+            config = self._config(bundle, "inference")
+            optional = config.get("optional_sequences", ())
+            cases = list_cases(datalist_file=datalist, sequences=config["sequences"], optional_sequences=optional)
             channels = self.metadata(bundle)["network_data_format"]["outputs"]["pred"]["channel_def"]
             return score_files(cases, scans, folder, channels)
 
