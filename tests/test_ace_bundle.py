@@ -500,3 +500,9 @@ def test_a_file_whose_name_says_no_sequence_is_taken_for_the_first_with_a_warnin
 def test_a_list_of_sequences_stays_as_it_is():
     item = {"image": [None, "scan.nii.gz"]}
     assert ListSequencesd("image", ("T1w", "FLAIR"))(item) == item
+
+
+@pytest.mark.parametrize(("config", "part"), [("inference", "overview"), ("evaluate", "report")])
+def test_pictures_show_the_sequence_on_which_lesions_are_bright(config, part):
+    sequences = read_json(BUNDLE / "configs" / "inference.json")["sequences"]
+    assert sequences[read_json(BUNDLE / "configs" / f"{config}.json")[part]["image_index"]] == "FLAIR"

@@ -19,7 +19,7 @@ from ace_multitask.network import AddUNet
 from ace_multitask.pseudo_label import PseudoLabelsd, pseudo_labels
 from ace_multitask.sampler import BalancedSampler, crop_ratios
 from common.errors import InputError
-from common.transforms import LoadScand
+from common.transforms import LoadScand, thresholded_argmax
 
 CLASSES = ("background", "CSF", "GM", "WM", "lesion")
 BG, CSF, GM, WM, LESION = range(5)
@@ -398,6 +398,13 @@ def test_a_patch_without_a_lesion_says_nothing_to_the_paper(table):
     assert logits.grad.abs().max() == 0
 
 
+def test_padding_does_not_say_that_all_classes_occur_in_a_patch(table):
+    logits = torch.randn(1, 5, 3)
+    loss = make_loss("ace_patch", table)
+    assert loss(logits, observed(5, 5, 0)).item() == pytest.approx(0, abs=1e-6)
+    assert loss(logits, observed(5, 6, 0)).item() > 0.1
+
+
 def test_weights_are_those_of_label_values(table):
     torch.manual_seed(4)
     joint = LabelSets(CLASSES, {"joint": JOINT})
@@ -543,6 +550,12 @@ def test_pseudo_labels_are_the_best_class_that_the_label_allows(table):
     p = torch.tensor([[0.9, 0.0, 0.06, 0.04, 0.0], [0.9, 0, 0.06, 0.04, 0], [0, 0, 0, 0, 0]]).T[None]
     found = pseudo_labels(p, observed(5, 1, 5), table.allowed, LESION, 0.3, background=False)
     assert found.flatten().tolist() == [GM, BG, BG]
+
+
+def test_a_lesion_just_at_its_threshold_is_one_as_in_inference(table):
+    p = torch.tensor([0.5, 0.0, 0.0, 0.25, 0.25]).view(1, 5, 1)
+    assert pseudo_labels(p, observed(0), table.allowed, LESION, 0.25).item() == LESION
+    assert thresholded_argmax(p[0], LESION, 0.25).item() == LESION
 
 
 def test_pseudo_labels_find_lesions_under_a_label_that_may_hide_them():

@@ -6,6 +6,7 @@ import inspect
 import json
 import pydoc
 import re
+from pathlib import Path
 
 import pytest
 from bundle_tools import ROOT, config_files, described, nodes, parsed, read_json, repeated_keys, stacks, texts
@@ -119,6 +120,61 @@ def test_an_argument_with_the_name_of_an_option_gets_that_option(bundle):
                 assert name == option, f"{path.name}: {key} is {text}"
 
 
+def test_an_argument_gets_the_option_that_ends_in_its_name(bundle):
+    """As ``weight`` is ``gdl_weight``, beside ``first_epoch`` and ``gdl_first_epoch``."""
+    for path in config_files(bundle):
+        options = VOCABULARY.keys() & read_json(path).keys()
+        for key, text in texts(read_json(path)):
+            name, option = key.rsplit("::", 1)[-1], text.removeprefix("@")
+            fitting = [known for known in options if known.endswith(f"_{name}")]
+            if text.startswith("@") and option in options and fitting and name not in VOCABULARY:
+                assert option in fitting, f"{path.name}: {key} is {text}, expected one of {fitting}"
+
+
+def test_every_training_seeds_its_epochs_steps_its_schedule_and_saves_what_changes(bundle):
+    """A run without one of these ends as well as any other, with other weights."""
+    for files in trainings(bundle):
+        config = parsed(files).get()
+        handlers = {handler["_target_"].rpartition(".")[2]: handler for handler in config["train"]["handlers"]}
+        assert handlers["EpochSeed"]["seed"] == "@seed", described(files)
+        assert handlers["LrScheduleHandler"]["lr_scheduler"] == "@lr_scheduler", described(files)
+        assert config["lr_scheduler"]["T_max"] in ("@max_epochs", "@train::trainer::max_epochs"), described(files)
+        trained = {config["train"]["trainer"].get(key) for key in ("network", "registration", "segmentation")} - {None}
+        saved = set(handlers["TrainingState"]["objects"].values())
+        assert saved >= {"@optimizer", "@lr_scheduler", *trained}, described(files)
+
+
+def test_the_best_weights_are_those_of_the_highest_score_or_of_the_lowest_error(bundle):
+    for files in trainings(bundle):
+        validate = parsed(files).get()["validate"]
+        (metric,) = validate["key_metric"].values()
+        compared = validate["evaluator"].get("metric_cmp_fn", {}).get("_target_", "operator.gt")
+        lower_is_better = metric["_target_"].endswith("Error")
+        assert compared == ("operator.lt" if lower_is_better else "operator.gt"), described(files)
+
+
+MOVES = re.compile(r"(Orientation|Crop|Pad|Zoomed|Slices|Spac|Flip|Rotate|Affine)\w*d$")
+
+
+def test_what_moves_an_image_moves_its_label_and_takes_the_nearest_value_of_it(bundle):
+    for files in trainings(bundle):
+        for part in ("train", "validate"):
+            steps = steps_of(parsed(files), f"{part}::preprocessing")
+            loaded = {key for step in steps if step["_target_"].endswith("LoadScand") for key in keys_of(step)}
+            for step in steps if "label" in loaded else ():
+                both = [key for key in keys_of(step) if key in ("image", "label")] if "keys" in step else []
+                assert both in ([], ["image"], ["label"], ["image", "label"]), f"{described(files)}: {step['_target_']}"
+                if MOVES.search(step["_target_"]) and "Neighboring" not in step["_target_"]:
+                    assert keys_of(step) == ["image", "label"], f"{described(files)}: {part}, {step['_target_']}"
+                    assert step.get("mode", ["bilinear", "nearest"]) == ["bilinear", "nearest"], step["_target_"]
+
+
+def test_a_brain_is_mirrored_left_to_right_only(bundle):
+    for files in trainings(bundle):
+        flips = [v for _, v in nodes(parsed(files).get()) if isinstance(v, dict) and v.get("_target_") == "RandFlipd"]
+        assert all(flip["spatial_axis"] == 0 for flip in flips), described(files)
+
+
 def test_every_metric_that_is_named_is_computed(bundle):
     """Who asks an engine for a metric of another name waits for ever: no best weights, no early stop, no message."""
     for files in stacks(bundle):
@@ -197,6 +253,29 @@ def test_training_prepares_an_image_like_inference(bundle):
             assert missing == [], f"{key} lacks these steps of inference.json, in this order"
 
 
+def test_a_validation_looks_through_windows_as_inference_does(bundle):
+    """By their blending and overlap: the best weights are those that are best as they will be used."""
+    train, inference = (parsed([bundle / "configs" / f"{name}.json"]) for name in ("train", "inference"))
+    if "validate::inferer" in train:
+        validated, used = (
+            [
+                {k: v for k, v in value.items() if k not in ("_desc_", "roi_size", "sw_batch_size")}
+                for _, value in nodes(looked_up(parser, key))
+                if isinstance(value, dict) and value.get("_target_") in ("SlidingWindowInferer", "SliceInferer")
+            ]
+            for parser, key in ((train, "validate::inferer"), (inference, "inferer"))
+        )
+        assert validated == used
+
+
+def trainings(bundle: Path) -> list[list[Path]]:
+    return [files for files in stacks(bundle) if "train" in parsed(files).get()]
+
+
+def keys_of(step: dict) -> list[str]:
+    return [step["keys"]] if isinstance(step["keys"], str) else step["keys"]
+
+
 def looked_up(parser: ConfigParser, key: str) -> object:
     """A part of a config with the plain references in it replaced by what they refer to."""
 
@@ -212,10 +291,15 @@ def looked_up(parser: ConfigParser, key: str) -> object:
     return replace(parser[key])
 
 
-def prepared(parser: ConfigParser, key: str) -> list[dict]:
-    """Transforms of a Compose, nested ones in line, without what may differ."""
+def steps_of(parser: ConfigParser, key: str) -> list[dict]:
+    """Transforms of a Compose, nested ones in line; none where there is no such Compose."""
     steps = []
-    for step in looked_up(parser, key)["transforms"]:
+    for step in looked_up(parser, key)["transforms"] if key in parser else ():
         inner = step.get("transforms")
         steps += [step] if inner is None else inner
-    return [{k: v for k, v in step.items() if k not in MAY_DIFFER} for step in steps]
+    return steps
+
+
+def prepared(parser: ConfigParser, key: str) -> list[dict]:
+    """The same without what may differ."""
+    return [{k: v for k, v in step.items() if k not in MAY_DIFFER} for step in steps_of(parser, key)]

@@ -69,6 +69,12 @@ def test_intervals_and_coverage_are_those_that_one_works_out(results, tmp_path, 
     assert str(tmp_path) not in file.read_text()
 
 
+def test_a_volume_below_its_interval_is_not_covered(results, tmp_path, capsys):
+    above = results("above", found_ml=20.0)  # 21 times 9/10 less 1 is more than the 9 ml of the reference
+    script.main(str(results()), str(tmp_path / "intervals.json"), check_dir=str(above))
+    assert "lesion: 0% of 9 volumes lie" in capsys.readouterr().out
+
+
 def test_a_map_is_scaled_to_what_it_means_and_that_is_drawn(results, tmp_path, capsys):
     file = tmp_path / "intervals.json"
     folder = results()

@@ -25,9 +25,9 @@ from common.evaluation import Scans
 from common.metrics import lesion_sizes
 from comparison import TARGETS, Comparison, compare, find_methods, holm, paired_difference
 from comparison.command import read_options, shown
-from comparison.comparison import read_splits, uncertain_ml
+from comparison.comparison import _lesions, read_splits, uncertain_ml
 from comparison.outputs import Outputs, SharedInferer, network_settings
-from comparison.report import Digest, disagreement, to_latex, to_markdown
+from comparison.report import HD95, VOLUME, Digest, disagreement, to_latex, to_markdown
 from comparison.trial import Split, Trial, Unfit
 from phantom.cohort import make_cohort
 from running.workflow import open_configs
@@ -102,6 +102,13 @@ def test_sizes_of_lesions_and_which_were_hit():
     sizes, hit = lesion_sizes(prediction, reference)
     assert sizes.tolist() == [18, 9]
     assert hit.tolist() == [False, True]
+
+
+def test_lesions_of_a_comparison_are_in_cubic_millimeters():
+    reference, prediction = np.zeros((8, 3, 3), int), np.zeros((8, 3, 3), int)
+    reference[0:2], reference[4], prediction[4, 1, 1] = 1, 1, 1
+    scans = Scans(reference, np.diag([2, 1, 3, 1]), prediction, reference, None)
+    assert _lesions(scans) == [(18 * 6, False), (9 * 6, True)]
 
 
 # tables
@@ -257,6 +264,13 @@ def test_label_of_another_data_set_is_not_taken_for_the_target():
     assert TARGETS["lesion"].label_of({"label": "a", "dataset": "tissue"}) is None
     assert TARGETS["tissue"].label_of({"label": "a", "dataset": "tissue"}) == "a"
     assert TARGETS["tissue"].label_of({"label": "a", "tissues": "b"}) == "b"
+
+
+def test_a_lesion_in_a_map_of_tissues_says_nothing_of_the_tissue():
+    assert TARGETS["tissue"].reference_sets == {
+        "tissue": {0: [0], 1: [1], 2: [2], 3: [3], 4: [0, 1, 2, 3]},
+    }
+    assert TARGETS["lesion"].reference_sets is None
 
 
 # the whole
@@ -509,6 +523,37 @@ def test_the_star_is_at_the_highest_dice_and_at_the_lowest_distance_and_error():
     digest = Digest(SimpleNamespace(results=results, cases={"a": {"subject": "a"}}, aim=aim))
     assert {score.title for score in digest.shown_scores} >= {"Dice", "HD95, mm", "volume error, ml"}
     assert {digest.best(score) for score in digest.shown_scores} == {"good"}
+
+
+def digest_of(**methods):
+    """Of one row per method and case, with a distance of surfaces and nothing else."""
+    empty = dict.fromkeys(("dice", "average_precision", "lesion_f1", "volume_difference_ml"))
+    results = [
+        SimpleNamespace(
+            method=SimpleNamespace(title=title),
+            rows=[{"case": case, "label_name": "lesion", "reference_empty": False} | empty | {"hd95_mm": mm}
+                  for case, mm in distances.items()],
+        )
+        for title, distances in methods.items()
+    ]  # fmt: skip
+    aim = SimpleNamespace(lesions=True, labels={1: "lesion"})
+    return Digest(SimpleNamespace(results=results, cases={c: {"subject": c} for c in "abc"}, aim=aim))
+
+
+def test_who_finds_nothing_in_most_cases_has_not_the_smallest_distance():
+    digest = digest_of(misses={"a": 1.0, "b": np.inf, "c": np.inf}, finds={"a": 5.0, "b": 6.0, "c": 7.0})
+    assert (digest.number("misses", HD95), digest.number("finds", HD95)) == (np.inf, 6.0)
+    assert digest.best(HD95) == "finds"
+
+
+def test_methods_are_judged_on_the_cases_that_all_of_them_have():
+    digest = digest_of(all={"a": 1.0, "b": 2.0, "c": 9.0}, some={"b": 4.0, "a": 3.0})
+    assert digest.common == ["a", "b"]
+    assert digest.number("all", HD95) == 1.5
+
+
+def test_too_small_a_volume_is_as_wrong_as_too_large_a_one():
+    assert [VOLUME.value({"volume_difference_ml": ml}) for ml in (-3.0, 3.0, None)] == [3.0, 3.0, None]
 
 
 @pytest.mark.slow

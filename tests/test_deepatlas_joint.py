@@ -37,7 +37,7 @@ from deepatlas_joint.network import RegistrationNetwork, SegmentationNetwork
 from deepatlas_joint.pairs import PairDataset, PairSampler, RingDataset, limit_labels
 from deepatlas_joint.pictures import draw_pair
 from deepatlas_joint.propagation import LabelPropagation
-from deepatlas_joint.refinement import PairRegistration, _moved
+from deepatlas_joint.refinement import PairRegistration, _field_resized, _moved
 from deepatlas_joint.registration import (
     MeasurePaird,
     PreparePair,
@@ -46,9 +46,9 @@ from deepatlas_joint.registration import (
     displacement_of_file,
     list_pairs,
 )
-from deepatlas_joint.validation import PairDice, PairObjective, mean_dice, warped_label
+from deepatlas_joint.validation import PairDice, PairFolds, PairObjective, mean_dice, warped_label
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import open_configs, run_configs
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "deepatlas_joint"
 SIZE = (8, 16, 8)
@@ -169,6 +169,16 @@ def test_the_gradient_of_local_correlation_is_right():
     assert LocalCorrelation(3)(images[0], 2 * images[0] + 1).item() > -1  # the margin is not the image
     whole = LocalCorrelation(3)(images[0], images[0])
     torch.testing.assert_close(whole, torch.tensor(-1.0, dtype=torch.float64))
+
+
+def test_the_gradient_in_nearly_flat_windows_is_right():
+    """Their variance counts as the least one, which does not change with the image."""
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        (scale * torch.rand(1, 1, 6, 5, 4, generator=generator, dtype=torch.float64)).requires_grad_()
+        for scale in (3e-4, 1.0)
+    ]
+    assert torch.autograd.gradcheck(LocalCorrelation(3), images)
 
 
 def test_probabilities_of_other_classes_are_refused():
@@ -444,6 +454,32 @@ def test_a_training_that_diverges_is_not_left_out_of_the_mean(loss):
         metric.update((output * float("nan"), torch.rand(1, 4, *SIZE)))
 
 
+def test_a_better_registration_has_the_higher_objective(loss):
+    """Minus equation 1 without anatomy: the image itself against another one, and the first one bent."""
+    metric, pair = PairObjective(loss), torch.rand(2, *SIZE)
+    same = torch.cat([pair[:1], pair[:1]])
+    fields = torch.zeros(2, 3 + 3, *SIZE)
+    fields[1, :3] = torch.rand(3, *SIZE)
+    good = metric.score_pair(fields[0], same, pair)
+    assert good == pytest.approx(0, abs=1e-5)
+    assert metric.score_pair(fields[0], pair, pair) < good
+    assert metric.score_pair(fields[1], same, pair) < good
+
+
+def test_scores_of_a_pair_are_of_the_fixed_image():
+    """Moving and fixed differ: all of the fixed label is class 1, and its brain is where the map is a mirror."""
+    output = torch.zeros(3 + 3, *SIZE)
+    output[3 + 1] = 1.0
+    label = torch.stack([torch.full(SIZE, 2.0), torch.full(SIZE, 1.0)])
+    assert PairDice(3, "segmentation").score_pair(output, label, label) == 1
+    assert PairDice(3, "registration").score_pair(output, label, label) == 0
+    output[0, :, :8] = -2 * voxel_grid(SIZE)[0, :, :8]
+    image = torch.zeros(2, *SIZE)
+    image[0, :, 9:], image[1, :, :7] = 1, 1
+    assert PairFolds().score_pair(output, image, label) == 1
+    assert PairFolds().score_pair(output, image.flip(0), label) == 0
+
+
 def test_only_the_first_labels_are_kept():
     cases = [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c", "label": "y"}]
     assert limit_labels(cases, 1) == [{"image": "a"}, {"image": "b", "label": "x"}, {"image": "c"}]
@@ -549,6 +585,15 @@ def test_propagation_of_the_template_by_no_displacement_is_the_template():
         LabelPropagation(RegistrationNetwork(), classes=5)
     with pytest.raises(InputError, match="expected both or none"):
         LabelPropagation(RegistrationNetwork(), moving_file="a.nii.gz")
+
+
+def test_each_network_learns_at_its_own_rate():
+    rates = {"registration_rate": 0.01, "segmentation_rate": 0.001}
+    parser = open_configs(BUNDLE, ["train"], device="cpu", **rates).parser
+    groups = parser.get_parsed_content("optimizer").param_groups
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, rate in (("registration", 0.01), ("network", 0.001)):
+        assert {found[id(p)] for p in parser.get_parsed_content(name).parameters()} == {rate}
 
 
 # --- from files to files ---------------------------------------------------------------------------------------------
@@ -787,6 +832,26 @@ def test_refinement_starts_where_the_network_leads(blobs):
     inside = (slice(None), 0, *3 * (slice(4, -4),))
     torch.testing.assert_close(there[inside], torch.full_like(there[inside], 1.5), atol=1e-3, rtol=0)
     torch.testing.assert_close(back[inside], torch.full_like(back[inside], -1.5), atol=1e-3, rtol=0)
+
+
+def test_refinement_begins_at_the_mean_of_both_directions(blobs):
+    pair, _ = blobs
+    shifts = iter([1.5, -0.5])  # there and back: the network does not agree with itself
+
+    class Network(torch.nn.Module):
+        def forward(self, pair):
+            return _Shift(next(shifts))(pair)
+
+    ways = PairRegistration(Network(), steps=(0,))(pair)[(slice(None), slice(None), *3 * (slice(4, -4),))]
+    torch.testing.assert_close(ways[:, 0], torch.ones_like(ways[:, 0]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(ways[:, 3], -torch.ones_like(ways[:, 3]), atol=1e-3, rtol=0)
+
+
+def test_a_field_on_another_grid_leads_to_the_same_places():
+    """Of a map to twice the distance from the first voxel: on any grid the last voxel goes as far as the grid is."""
+    field = voxel_grid((9, 5, 7))[None]
+    for shape in ((17, 9, 13), (5, 3, 4), (12, 6, 8)):
+        torch.testing.assert_close(_field_resized(field, shape), voxel_grid(shape)[None], atol=1e-5, rtol=0)
 
 
 def test_without_refinement_both_ways_are_what_the_network_says(blobs):

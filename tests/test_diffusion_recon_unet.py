@@ -72,6 +72,14 @@ def test_noise_has_the_deviation_it_is_given_and_fields_differ_in_brightness():
     assert 0.2 < fields.mean(dim=(1, 2)).std() < 0.6  # the lowest octave spans the image
 
 
+def test_one_octave_alone_has_the_deviation_it_is_given():
+    """Many cells of a lattice leave little to chance: what interpolation takes from the numbers is made up for."""
+    fields = FractalNoise(octaves=1, feature_size=4, standard_deviation=0.7)(
+        60, (64, 64), generator=torch.Generator().manual_seed(0)
+    )
+    assert fields.std().item() == pytest.approx(0.7, rel=0.02)
+
+
 def test_octaves_have_scales_and_amplitudes_in_proportion():
     """One octave of period p is smooth over p pixels; the next one has half the period and 0.8 of the amplitude."""
     noise = FractalNoise(octaves=2, persistence=0.8, feature_size=16)
@@ -284,6 +292,12 @@ def test_anomalies_lie_in_the_brain_and_change_nothing_else(rng):
     assert painted[mask].max() <= 0.8 + 1e-9
 
 
+def test_an_anomaly_of_little_opacity_is_mostly_the_slice(rng):
+    for _ in range(10):  # 0.8 of 0.6, and a fifth of a texture between 0 and 1
+        painted, mask = AnomalyPainter(opacity=(0.2, 0.2))(disc(), rng)
+        assert 0.48 - 1e-9 <= painted[mask].min() <= painted[mask].max() <= 0.68 + 1e-9
+
+
 def test_a_slice_with_too_little_brain_stays_as_it_is(rng):
     image = np.zeros((16, 16))
     image[7:9, 7:9] = 0.5
@@ -338,6 +352,15 @@ def test_slices_come_from_where_the_anomaly_is_or_from_the_brain():
     assert found[0]["image"].shape == (1, 8, 8)
     assert found[0]["healthy"] is False
     assert len(slices({"image": image, "label": torch.zeros_like(label)})) == 50
+
+
+def test_slices_are_all_of_the_anomaly_or_none_is_sought():
+    image, label = torch.ones(1, 8, 8, 50), torch.zeros(1, 8, 8, 50)
+    label[0, 3, 3, 4] = 1
+    for probability, least, most in ((1.0, 40, 40), (0.0, 0, 8)):
+        slices = RandSlicesd(num_samples=40, anomaly_probability=probability).set_random_state(0)
+        found = sum(bool(item["label"].any()) for item in slices({"image": image, "label": label}))
+        assert least <= found <= most
 
 
 @pytest.fixture

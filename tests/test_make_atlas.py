@@ -58,6 +58,33 @@ def test_people_in_one_space_are_averaged(people):
     np.testing.assert_allclose(side["neighbors"], neighbor_table(torch.from_numpy(labels), 3), atol=1e-3)
 
 
+def test_a_map_is_placed_by_its_file_first_and_by_its_matrix_then(people):
+    """A file that begins at 6 mm, and a matrix to twice the size: the voxel v lies at 2 (v + 6)."""
+    folder, labels = people
+    items = [{"label": "b.nii.gz", "world_to_mni": np.diag([2.0, 2, 2, 1]).tolist()}]
+    (folder / "maps.json").write_text(json.dumps({"training": items}))
+    (folder / "classes.json").write_text(json.dumps(CLASSES))
+    options = {"datalist_file": str(folder / "maps.json"), "classes": str(folder / "classes.json"), "sigma_mm": 0}
+    main(str(folder / "atlas.nii.gz"), spacing_mm=2, **options)
+    middle, _ = open_atlas(str(folder / "atlas.nii.gz"), 3).brain_moments
+    place = np.argwhere(labels > 0).mean(0)
+    np.testing.assert_allclose(middle, 2 * (place + [6, 0, 0]), atol=0.5)
+
+
+def test_frequencies_of_neighbors_are_averaged_and_not_their_logarithms(people):
+    """In one of two maps no voxel of white matter is there: its pairs are half as frequent, not forbidden."""
+    folder, labels = people
+    (folder / "classes.json").write_text(json.dumps({"background": [0], "gray": [1], "white": [2]}))
+    maps = [labels, np.minimum(labels, 1)]
+    for name, values in zip("cd", maps, strict=True):
+        nib.save(nib.Nifti1Image(values.astype(np.uint8), np.eye(4)), folder / f"{name}.nii.gz")
+    files = [str(folder / f"{name}.nii.gz") for name in "cd"]
+    main(str(folder / "atlas.nii.gz"), label_files=files, classes=str(folder / "classes.json"), sigma_mm=0)
+    found = json.loads((folder / "atlas.json").read_text())["neighbors"]
+    expected = np.mean([neighbor_table(torch.from_numpy(values), 3).exp().numpy() for values in maps], axis=0)
+    np.testing.assert_allclose(np.exp(found), expected, rtol=2e-3)
+
+
 def test_people_who_differ_share_the_probability_and_smoothing_keeps_the_sum(people):
     _, labels = people
     moved = np.eye(4)

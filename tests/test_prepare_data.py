@@ -26,7 +26,8 @@ from common.geometry import rotation_matrix
 from phantom import Grid, make_subject
 from preparation import Settings, prepare_cases, read_record, restore, sections_to_prepare
 from preparation.bias import bias_field
-from preparation.brain import bright_outside, deepbet_brain, extract_brain
+from preparation.brain import Brain, bright_outside, deepbet_brain, extract_brain
+from preparation.case import _resampled, _Scans
 from preparation.coregistration import Match, coregister
 from preparation.registration import itk_affine, matrix_of, require_simpleitk, template_to_scan
 from preparation.volume import Volume
@@ -330,6 +331,19 @@ def test_of_labels_the_one_with_the_largest_share_wins_and_none_is_invented():
     assert found.values[:, 0, 0].tolist() == [0, 0, 1, 1, 7, 7, 0]
     coarse = Volume(labels, np.eye(4)).labels_on_grid((4, 4, 4), np.diag([2.0, 1, 1, 1]))
     assert set(np.unique(coarse.values)) <= {0, 1, 7}  # no 4 between 1 and 7
+
+
+def test_labels_of_a_case_are_prepared_as_labels_and_its_images_as_maps():
+    """On a grid 0.4 voxels off; linear interpolation would make 2.8 of 0 and 7."""
+    labels = np.zeros((8, 6, 6), np.uint8)
+    labels[2:6] = 7
+    image, label = Volume(10 + labels.astype(np.float32), np.eye(4)), Volume(labels, np.eye(4))
+    scans = _Scans({"T1w": "t1w.nii.gz", "label": "label.nii.gz"}, {"T1w": image}, {"label": label}, {}, [])
+    brain, off = Brain(image.like(np.ones(labels.shape)), "given", "brain_mask"), np.eye(4)
+    off[0, 3] = 0.4
+    found = _resampled(scans, brain, Volume(np.empty((7, 6, 6)), off), np.eye(4))
+    assert found["label"][:, 2, 2].tolist() == [0, 0, 7, 7, 7, 7, 0]
+    np.testing.assert_allclose(found["T1w"][:, 2, 2], [10, 12.8, 17, 17, 17, 14.2, 10], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [".._T1w.nii.gz", "..T1w.nii.gz"])

@@ -170,6 +170,21 @@ def test_every_class_has_its_own_variance_or_all_have_one(class_variance, expect
     assert found == pytest.approx(sum(terms) / 3, abs=1e-4)  # q is the prior
 
 
+def test_two_images_of_a_scan_share_a_variance_and_count_twice():
+    """One class, off by 0.2 in one image and by nothing in the other."""
+    loss = EvidenceLowerBound(2, warmup=0).train()
+    volume = lambda *values: torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, len(values), 3, 3, 3)  # noqa: E731
+    found = loss(volume(-20.0, 0.0, 0.0, 1.0, 0.5, 0.7), volume(0.5, 0.5, 0.0, 1.0))
+    assert loss.variance[1].item() == pytest.approx(0.04 / 2)
+    assert found.item() == pytest.approx(0.5 * (0.04 / 0.02 + 2 * log(0.02)), abs=1e-4)
+
+
+def test_the_config_saves_the_variances_with_a_training():
+    handlers = read_json(BUNDLE / "configs" / "train.json")["train"]["handlers"]
+    (state,) = (handler for handler in handlers if handler["_target_"].endswith("TrainingState"))
+    assert state["objects"]["loss"] == "@loss"
+
+
 def test_the_loss_of_a_segmentation_is_that_with_the_best_decoder():
     """Two classes of two voxels each, one wrong: means and variances by hand; nothing of a decoder, nothing outside."""
     loss = EvidenceLowerBound(3, variance_floor=1e-6)
@@ -283,6 +298,14 @@ def test_what_is_decoded_is_a_sample_of_one_class_and_the_same_one_in_every_vali
     assert torch.equal(seen[2], seen[3])
     network.train()(scan).sum().backward()
     assert network.encoder.output.weight.grad is not None
+
+
+def test_a_class_is_drawn_as_often_as_it_is_probable():
+    prior = torch.tensor([0.7, 0.1, 0.1, 0.1]).view(1, 4, 1, 1, 1).expand(1, 4, 16, 16, 16)
+    network = SegmentationAutoencoder(SegmentationEncoder(), ImageDecoder())
+    for mode in (network.train, network.eval):
+        drawn = mode()(torch.cat([torch.zeros(1, 1, 16, 16, 16), prior], 1))[:, 4:8]
+        torch.testing.assert_close(drawn.mean((0, 2, 3, 4)), prior[0, :, 0, 0, 0], atol=0.03, rtol=0)
 
 
 def test_the_decoder_gives_a_uniform_region_one_value_between_0_and_1():

@@ -606,6 +606,16 @@ def test_the_time_limit_ends_the_training_before_an_epoch_that_would_not_fit(tmp
         TimeLimit(-1)
 
 
+def test_an_epoch_is_expected_to_take_as_long_as_the_longest(tmp_path, monkeypatch):
+    clock, minutes = SimpleNamespace(now=0.0), iter([10, 2, 2, 2])
+    monkeypatch.setattr("common.engines.training.time", SimpleNamespace(monotonic=lambda: clock.now))
+    training = make_training(tmp_path, max_epochs=4, handlers=[TimeLimit(21)])
+    later = lambda: setattr(clock, "now", clock.now + 60 * next(minutes))  # noqa: E731
+    training.trainer.add_event_handler(Events.EPOCH_STARTED, later)
+    training.trainer.run()
+    assert training.trainer.state.epoch == 2  # twelve minutes, and ten more would be twenty-two
+
+
 def test_no_time_limit_runs_to_the_end(tmp_path):
     training = make_training(tmp_path, max_epochs=2, handlers=[TimeLimit(None)])
     training.trainer.run()
@@ -829,6 +839,18 @@ def test_autocast_computes_in_bfloat16_on_the_cpu_and_gives_float32():
     assert torch.equal(disabled(batch["image"], network), network(batch["image"]))
     volume = AutocastInferer(SliceInferer(roi_size=(8, 8), spatial_dim=2))(torch.rand(1, 1, 8, 8, 3), network)
     assert volume.shape == (1, 1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_to_the_type_that_is_asked_for(dtype):
+    class Seen(nn.Module):
+        def forward(self, x):
+            self.dtype = torch.get_autocast_dtype("cpu")
+            return x
+
+    network = Seen()
+    ScanEvaluator("cpu", [{"image": torch.rand(1, 1, 8, 8)}], network, amp=True, amp_kwargs={"dtype": dtype}).run()
+    assert network.dtype == dtype
 
 
 @pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", None])

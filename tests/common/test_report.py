@@ -335,6 +335,12 @@ def test_mixed_cases_are_ranked_lesions_then_healthy_then_unknown(cohort):
     assert [case["name"] for case in Evaluation(cases, out).ranked()] == ["missed", "poor", "healthy", "good"]
 
 
+def test_the_healthy_case_with_most_false_positives_is_ranked_first(tmp_path):
+    found = {"few": boxes((10, 10, 10), size=2), "none": boxes(), "many": boxes((4, 4, 4))}
+    cases = [add_case(tmp_path, name, mask) | {"healthy": True} for name, mask in found.items()]
+    assert [case["name"] for case in Evaluation(cases, tmp_path / "out").ranked()] == ["many", "few", "none"]
+
+
 def test_pictures_are_drawn_of_the_worst_cases_only(cohort):
     cases, out, *_ = cohort
     assert re.findall(r"<h4>(.*?)</h4>", page_of(Report(cases, out, max_pictures=2))) == ["missed", "poor"]

@@ -543,6 +543,12 @@ def test_the_median_removes_a_point_and_keeps_a_block():
     assert (filtered[0, 6:9, 6:9, 6:9] == 3).all()
 
 
+def test_the_median_box_follows_the_voxels_of_the_scan():
+    image = torch.rand(1, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    found = MedianFilterd("pred", size_mm=5)({"pred": meta(image, (1, 2, 5))})["pred"]
+    torch.testing.assert_close(found.as_tensor(), median_filter(image, (5, 3, 1)))
+
+
 @pytest.mark.parametrize("size", [(3, 5, 1), (5, 5, 5)])
 def test_the_median_agrees_with_a_sorted_box(size):
     image = torch.rand(2, 9, 8, 7, generator=torch.Generator().manual_seed(0))
@@ -609,6 +615,13 @@ def test_the_volume_counts_and_not_the_voxels():
     assert out.sum() == 3
     assert out.dtype == torch.uint8
     assert remove_small_components(blobs(), 2.1, 0.7).sum() == 3  # 2.1 / 0.7 is more than 3 in floating point
+
+
+def test_the_volume_of_a_voxel_does_not_depend_on_how_the_axes_lie():
+    image = meta(blobs(), (1, 1, 3))
+    image.affine = torch.tensor([[0, 0, -3.0, 9], [1, 0, 0, 0], [0, -1, 0, 5], [0, 0, 0, 1]])
+    for least, left in ((9, 3), (9.1, 0)):
+        assert RemoveSmallComponentsd("pred", min_volume_mm3=least)({"pred": image})["pred"].sum() == left
 
 
 def test_components_of_different_labels_are_apart():

@@ -59,6 +59,15 @@ def test_several_labels_are_not_counted_and_one_without_a_name_has_its_value(ite
     assert "GM_count" not in found
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("side", [0, -1])
+def test_a_lesion_at_any_border_of_the_volume_is_a_flag(item, axis, side):
+    place = [30, 35, 25]
+    place[axis] = side
+    item["pred"][(0, *place)] = 1
+    assert "touches the border" in MeasureForServerd("pred", {"1": "lesion"})(item)["result"]["flags"]
+
+
 def test_what_was_said_of_the_files_on_the_way_is_told_without_their_folders(tmp_path):
     scan = np.random.default_rng(0).uniform(80, 120, (40, 40, 40)).astype(np.float32)
     scan[0] = 0  # the rest is brain: 39 of 40 slices, 62400 voxels of 0.064 ml

@@ -9,13 +9,14 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from bundle_tools import ROOT, load_script, make_head, save_nifti
 
-from annotation.curve import PowerLaw, Scores, as_dict, fit_curve, fit_power_law, read_scores
+from annotation.curve import PowerLaw, Scores, advice_of, as_dict, fit_curve, fit_power_law, read_scores
 from annotation.doubt import doubt_of, drawing_axis, slices_worth, soft_dice
 from annotation.drafts import itk_snap_labels, slicer_colors
 from annotation.features import points_of
@@ -108,6 +109,13 @@ def test_what_a_probability_says_of_its_mask():
     assert found.score == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 1.7 + 1))
     assert found.by_slice == pytest.approx([0.1, 0.4, 0.2, 0])
     assert (found.axis, found.plane, found.disagreement_ml) == (2, "axial", 0)
+
+
+def test_doubt_is_added_up_over_the_slices_that_are_drawn_on():
+    probability = np.array([[0.9, 0.6], [0.2, 0.0], [0.0, 0.0]])[:, :, None]
+    opinion = Opinion((probability > 0.5).astype(np.uint8), probability, None, 2)
+    assert doubt_of([opinion], MILLILITER, "sagittal").by_slice == pytest.approx([0.1 + 0.4, 0.2, 0])
+    assert doubt_of([opinion], MILLILITER, "coronal").by_slice == pytest.approx([0.1 + 0.2, 0.4])
 
 
 def test_where_two_masks_differ_one_of_them_is_wrong():
@@ -329,6 +337,20 @@ def test_a_correction_becomes_a_label_with_who_when_and_what(round_):
     assert str(round_) not in json.dumps(facts) + (round_ / "cases_2.json").read_text()
 
 
+def test_what_was_added_and_what_was_taken_away_are_told_apart(round_):
+    def change(mask):
+        mask[tuple(np.argwhere(mask)[0])] = 0
+        mask[2:4, 5, 7] = 1
+
+    ask(results=["results"], diverse=False)
+    draw(round_, change=change)
+    take()
+    facts = json.loads((round_ / "labels" / "scan3_FLAIR_label.json").read_text())["changed"]
+    voxel_ml = facts["ml"] / 3
+    assert facts["added_ml"]["lesion"] == pytest.approx(2 * voxel_ml, abs=1e-4)
+    assert facts["removed_ml"]["lesion"] == pytest.approx(voxel_ml, abs=1e-4)
+
+
 def save_on_another_grid(folder):
     file = draw(folder)
     image = nib.load(file)
@@ -437,6 +459,23 @@ def test_people_who_agree_give_a_narrow_interval_and_others_a_wide_one():
     # the height h of the curve is 0.02 p, its mean has a standard error of 0.016, and the gain is h (1 / 8 - 1 / 12)
     width = np.ptp(fit_curve(scores_of(rows), resamples=200).gain(4)[1:])
     assert width == pytest.approx(2 * 1.96 * 0.0162 / 24, rel=0.25)
+
+
+def test_the_interval_holds_95_of_100_curves():
+    rows = [(n, 0.5 + (0.02 * p) * (1 - 1 / n), str(p)) for p in range(8) for n in (1, 2, 4, 8)]
+    curve = fit_curve(scores_of(rows), resamples=200)
+    gains = np.array([law.at(12) - law.at(8) for law in curve.draws])
+    _, low, high = curve.gain(4)
+    assert np.mean((low <= gains) & (gains <= high)) == pytest.approx(0.95, abs=0.01)
+    assert np.mean(gains < low) == pytest.approx(np.mean(gains > high), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.0, 0.009, "hardly pay"), (0.0, 0.03, "cannot be told"), (0.01, 0.03, "add 0.01 or more: go on")],
+)
+def test_the_advice_is_sure_only_where_the_whole_interval_is(low, high, said):
+    assert said in advice_of(SimpleNamespace(gain=lambda more: (0.02, low, high)), 4, 0.01)
 
 
 def test_the_sentence_has_the_gain_and_its_interval():

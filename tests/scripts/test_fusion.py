@@ -10,6 +10,7 @@ import pytest
 from bundle_tools import load_script, save_nifti
 
 from common.errors import InputError
+from common.intervals import Scaling
 from common.scans import json_beside
 from labels.fusion import METHODS, Fusion, staple
 from labels.volumes import fit_weights
@@ -85,6 +86,27 @@ def test_staple_follows_those_that_agree():
     found = staple(np.stack([truth, truth, wrong])) > 0.5
     np.testing.assert_array_equal(found, truth)
     assert not staple(np.zeros((2, 3, 3, 3), bool)).any()
+
+
+def test_maps_are_joined_by_hand():
+    fusion = Fusion([], [Scaling(1.0, 0.0), Scaling(2.0, 0.0)], [1.0, 1.0, np.log(2)], {}, {}, "scans")
+    maps = np.array([[0.5, 1.0, 0.0], [0.8, 0.0, 0.0]])[:, :, None, None]
+    masks = maps > 0.5
+    # logits 0 and log 4, and log 2 beside them; two that are as sure of the opposite; none
+    np.testing.assert_allclose(fusion.join("weights", masks, maps).ravel(), [8 / 9, 2 / 3, 0], rtol=1e-6)
+    # 0.5 stays, log 4 becomes log 16
+    np.testing.assert_allclose(fusion.join("mean", masks, maps).ravel(), [(0.5 + 16 / 17) / 2, 0.5, 0], rtol=1e-6)
+
+
+def test_doubt_is_where_the_scaled_maps_differ(study, tmp_path):
+    file, out = tmp_path / "fusion.json", tmp_path / "fused"
+    learn(**study, section="validation", output_file=str(file))
+    join(**study, output_dir=str(out), section="test", fusion_file=str(file))
+    paths = [tmp_path / "poor" / "test0_T1w_prob.nii.gz", tmp_path / "good" / "test0_FLAIR_prob.nii.gz"]
+    maps = [np.asarray(nib.load(path).dataobj) for path in paths]
+    scaled = [scale(values) for scale, values in zip(Fusion.read(file).scalings, maps, strict=True)]
+    doubt = np.asarray(nib.load(out / "test0_T1w_doubt.nii.gz").dataobj)
+    np.testing.assert_allclose(doubt, np.abs(scaled[0] - scaled[1]) / 2, atol=1e-5)
 
 
 def test_one_method_alone_may_be_the_best(study, tmp_path):

@@ -20,9 +20,9 @@ from phantom import (
     make_subject,
     ms_lesion_volumes,
 )
-from phantom.anatomy import Deformation
+from phantom.anatomy import CORTEX, Deformation
 from phantom.cohort import make_cohort
-from phantom.contrast import LESION_RANGE, SCANNERS, Scanner, lesion_contrasts
+from phantom.contrast import CONTRAST, LESION_RANGE, SCANNERS, Scanner, lesion_contrasts
 
 COARSE = Grid.axial(3.0)
 PINNED = {"T1w": 35941.34, "T2w": 69465.37, "FLAIR": 49996.59}  # sums of the patient below
@@ -239,6 +239,17 @@ def test_noise_and_bias_are_as_strong_as_the_scanner_says(healthy):
     core = ndimage.binary_erosion(white)
     steps = np.abs(np.diff(shading, axis=0))[core[1:] & core[:-1]]
     assert 0 < steps.max() < 0.1  # smooth
+
+
+def test_the_second_scanner_is_flatter_softer_noisier_and_more_shaded():
+    first, second = SCANNERS["A"], SCANNERS["B"]
+    assert second.gamma[1] < first.gamma[0] < 1
+    for name in ("blur_mm", "noise", "bias"):
+        assert getattr(second, name)[0] > 1.5 * getattr(first, name)[1], name
+    # its faint lesions stand out from white matter as much as gray matter does on the first one
+    gamma, factor = np.mean(second.gamma), np.mean(second.lesion)
+    faint = (1 + factor * (LESION_RANGE["FLAIR"][0] - 1)) ** gamma
+    assert faint == pytest.approx(CONTRAST["FLAIR"][CORTEX], abs=0.03)
 
 
 def test_a_tissue_map_takes_the_place_of_the_template(healthy):

@@ -20,7 +20,18 @@ from phantom.visits import APPEARED, DISAPPEARED, make_visits, read_lesions, wri
 from preparation.volume import Volume
 from visits import Choice, Settings, compare_visits, people, retest_of, visits_of_files
 from visits.alignment import half_of, halfway
-from visits.joint import GONE, NEW, NONE, STABLE, log_odds, match_gray_values, noise_of, segment, states
+from visits.joint import (
+    GONE,
+    NEW,
+    NONE,
+    STABLE,
+    log_odds,
+    match_gray_values,
+    noise_of,
+    segment,
+    states,
+    without_small,
+)
 from visits.lesions import difference_of_masks, match_lesions, score
 from visits.retest import SHIPPED, Retest, measure_retest, read_retest
 from visits.scans import load
@@ -179,6 +190,18 @@ def test_small_changes_become_what_both_maps_say_together():
     assert not (segment(images, evidence, BRAIN, MM, 5000.0).state == NEW).any()
 
 
+@pytest.mark.parametrize(("earlier", "later", "together"), [(-1.0, 3.0, STABLE), (-3.0, 2.0, NONE)])
+def test_a_change_that_is_too_small_is_a_lesion_if_the_maps_together_say_so(earlier, later, together):
+    state, evidence = np.full(SHAPE, NONE, np.uint8), [np.full(SHAPE, -3.0), np.full(SHAPE, -3.0)]
+    for part in (FRESH, OLD):
+        state[part] = NEW
+    state[OLD | ball((20, 43, 25), 3)] = NEW  # larger than the other
+    evidence[0][FRESH], evidence[1][FRESH] = earlier, later
+    found = without_small(state, evidence, FRESH.sum() * 8.0 + 1, MM)
+    assert set(found[FRESH]) == {together}
+    assert set(found[OLD]) == {NEW}
+
+
 # lesions
 
 
@@ -256,6 +279,11 @@ def test_the_interval_of_a_load_is_the_change_that_few_pairs_exceed():
     floored = measure_retest(loads, [(0.05, 0.05)] * 12, [0], "a test", least_ml=0.02)
     assert floored.lesion_interval(0.05, 0.06) == pytest.approx((-0.01, 0.03))
     assert found.false_changes == pytest.approx(10 / 19, abs=1e-3)
+
+
+def test_a_small_load_is_judged_as_one_of_half_a_milliliter():
+    found = measure_retest([(0.0, 0.1)] * 9, [(0.05, 0.05)] * 12, [0] * 9, "a test")
+    assert found.share == pytest.approx(0.1 / 0.5)
 
 
 def test_too_few_pairs_give_no_interval():
@@ -341,6 +369,20 @@ def test_a_new_lesion_of_a_datalist_is_told_drawn_and_scored(datalist, tmp_path)
     page = (tmp_path / "out" / "visits.html").read_text()
     assert "data:image/png" in page
     assert str(tmp_path) not in page + file.with_name(file.name.replace(".nii.gz", ".json")).read_text()
+
+
+def test_changes_are_written_where_they_are_in_either_file(datalist, tmp_path):
+    """The second file begins four voxels further to the right: the grid lies two voxels from either."""
+    moved = AFFINE.copy()
+    moved[0, 3] += 4 * 2.0
+    for kind, array in {"FLAIR": scan(OLD | FRESH, 2), "lesion": (OLD | FRESH).astype(np.uint8)}.items():
+        save_nifti(tmp_path / f"p1_study2_{kind}.nii.gz", np.roll(array, -4, axis=0), moved)
+    run(datalist, tmp_path / "out")
+    for number, shift in ((1, 0), (2, -4)):
+        file = tmp_path / "out" / "p1" / "study1_study2" / f"p1_study{number}_FLAIR_change.nii.gz"
+        values = np.asarray(nib.load(file).dataobj)
+        assert (values[np.roll(FRESH, shift, axis=0)] == 2).mean() > 0.85
+        assert (values[np.roll(OLD, shift, axis=0)] == 1).mean() > 0.9
 
 
 def test_the_same_run_gives_the_same_bytes_and_another_one_is_refused(datalist, tmp_path):
