@@ -19,7 +19,7 @@ from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
 from common.scans import read_scan
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import run_configs, without_page
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -99,7 +99,7 @@ BUDGETS = {
     "tiny": {
         **FULL,
         "subjects": {"healthy": (2, 1, 0), "ms": (2, 1, 2)},
-        "fine_mm": 2.0,
+        "fine_mm": 4.0,
         "common": {"spacing": [4.0, 4.0, 4.0], "amp": "auto"},
         "training": {
             **FULL["training"],
@@ -156,10 +156,11 @@ class Study(SeedStudy):
         parts = [f"network_def#{part}" for part in ("base", "overlay")] if arm == "two" else ["network_def"]
         network = {key: value for part in parts for key, value in self._network(part).items()}
         found = {}
+        configs = ["inference", "two_networks"] if arm == "two" else ["inference"]
         for part in ("calibration", "test"):
             run_configs(
                 BUNDLE,
-                ["inference", "two_networks"] if arm == "two" else "inference",
+                configs,
                 datalist_file=data / f"{part}.json",
                 output_dir=output_dir / part,
                 overwrite=True,
@@ -169,6 +170,7 @@ class Study(SeedStudy):
                 **{option: models / file for option, file in files.items()},
                 **self.settings["common"],
                 **network,
+                **without_page(BUNDLE, configs),
             )
             cases = list_cases(
                 datalist_file=data / f"{part}.json", sequences=("T1w", "FLAIR"), require=["label", "dataset"]

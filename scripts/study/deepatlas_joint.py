@@ -23,7 +23,7 @@ from common.metrics import dice
 from common.scans import read_scan
 from phantom import STRUCTURES, Grid
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import run_configs, without_page
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -99,7 +99,7 @@ BUDGETS = {
     "tiny": {
         **FULL,
         "scans": (5, 2, 2),
-        "fine_mm": 2.0,
+        "fine_mm": 4.0,
         "common": {**FULL["common"], "spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24]},
         "registration": {"registration_steps": 2, "max_epochs": 1, "val_interval": 1},
         "further": {"registration_steps": 2, "max_epochs": 1, "val_interval": 1},
@@ -213,6 +213,7 @@ class Study(SeedStudy):
             overwrite=True,
             weights=weights,
             **{"datalist#section": "test", "datalist_file": self._datalist},
+            **without_page(BUNDLE, ["inference", *layers]),
             **(options | self.settings["network"] if layers else self.settings["width"]),
             **self.settings["common"],
         )

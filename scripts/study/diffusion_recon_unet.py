@@ -20,7 +20,7 @@ from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice
 from common.scans import read_scan
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import run_configs, without_page
 
 from .seed import Result, SeedStudy, dice_parts, result_of
 from .verdicts import Claim
@@ -113,7 +113,7 @@ BUDGETS = {
     "tiny": {
         **FULL,
         "groups": {"healthy": (2, 1, 1), "tumour": (2, 1, 2), "infarct": (0, 0, 2)},
-        "fine_mm": 2.0,
+        "fine_mm": 6.0,
         "grid": {"spacing": [6.0, 6.0, 6.0]},
         "slice_size": [32, 32],
         "median_mm": 6.0,
@@ -241,6 +241,7 @@ class Study(SeedStudy):
             datalist_file=self.data / f"{cases}.json",
             output_dir=folder,
             overwrite=True,
+            **without_page(BUNDLE, configs),
             **self.settings["grid"],
             **options,
         )

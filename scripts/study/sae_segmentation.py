@@ -24,7 +24,7 @@ from common.scans import read_scan
 from labels.atlas import make_atlas, read_people
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import run_configs, without_page
 
 from .seed import Result, SeedStudy, result_of
 from .verdicts import Claim
@@ -101,7 +101,7 @@ BUDGETS = {
         **FULL,
         "atlases": {"good": {"people": 2, "sigma_mm": 1.0}, "poor": {"people": 1, "sigma_mm": 3.0}},
         "scans": (2, 1, 2),
-        "fine_mm": 2.0,
+        "fine_mm": 4.0,
         "common": {**COARSE, "spacing": [4.0, 4.0, 4.0]},
         "training": {**FULL["training"], "patch_size": [16, 16, 16], "max_epochs": 1, "val_interval": 1, "warmup": 0},
     },
@@ -154,6 +154,7 @@ class Study(SeedStudy):
         output_dir = self.folder / arm / "maps"
         options = self._options(sequence, atlas)
         options |= {"output_dir": output_dir, "overwrite": True, "datalist#section": "test"}
+        options |= without_page(BUNDLE, ["inference", *layer])
         run_configs(BUNDLE, ["inference", *layer], **options, **weights)
         return _score(options["datalist_file"], output_dir)
 

@@ -17,7 +17,7 @@ from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice, lesion_detection
 from common.scans import read_scan
 from phantom.cohort import make_cohort
-from running.workflow import run_configs
+from running.workflow import run_configs, without_page
 
 from .seed import Result, SeedStudy, dice_parts, result_of
 from .verdicts import Claim
@@ -86,7 +86,7 @@ BUDGETS = {
         **FULL,
         "subjects": {"A": {"healthy": (2, 1, 0), "ms": (3, 1, 2)}, "B": {"ms": (1, 0, 2)}},
         "few": 1,
-        "fine_mm": 2.0,
+        "fine_mm": 4.0,
         "spacing": [4.0, 4.0, 4.0],
         "autoencoder_training": {
             "slice_size": [64, 64],
@@ -231,6 +231,7 @@ class Study(SeedStudy):
             mirror=False,  # every scan as it is, as in the paper
             zooms=[1.0],
             brightness=0.0,
+            **without_page(BUNDLE, ["inference.json", *layers]),
             **overrides,
         )
 
