@@ -97,6 +97,21 @@ def test_a_cohort_goes_on_with_the_cases_that_are_not_done(bundle, infer, tmp_pa
     }
 
 
+def test_the_shards_of_a_job_array_make_what_one_run_makes(bundle, infer, tmp_path):
+    cases = [save_case(bundle, tmp_path / f"head{n}.nii.gz", seed=n, shape=SMALL) for n in range(3)]
+    datalist = save_datalist(tmp_path, cases)
+    for shard, heads in (("1/2", ("head0", "head2")), ("2/2", ("head1",))):
+        done = infer(tmp_path / "out", datalist_file=datalist, shard=shard)
+        assert done.code == 0, done.output[-3000:]
+        table = (tmp_path / "out" / "volumes.tsv").read_text().splitlines()[1:]
+        assert sorted(line.split("\t")[0] for line in table) == list(heads)
+    done = infer(tmp_path / "out", datalist_file=datalist)
+    assert (done.code, "3 of 3 cases are done" in done.output) == (0, True), done.output[-3000:]
+    done = infer(tmp_path / "out", datalist_file=datalist, shard="4/4")
+    assert done.code == 1
+    assert "shard is 4/4 of 3 cases, expected at most as many shards as cases" in done.errors[0]
+
+
 def test_a_result_that_was_made_in_another_way_is_kept_unless_the_user_says_so(bundle, run, tmp_path):
     assert run().code == 0
     record, mask = tmp_path / "out" / "head_seg.json", tmp_path / "out" / "head_seg.nii.gz"

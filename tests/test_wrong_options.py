@@ -48,6 +48,7 @@ WRONG = {
     "a folder that is there": ["no/such/folder", "README.md", "''"],
     "a folder to write to": ["''", "README.md", "README.md/out", "study,2", "x" * 300],
     "two numbers, the lower one first": ["abc", "1,0", "1", "1,2,3"],
+    "a share of the cases, such as 2/10": ["3", "0/4", "5/4", "1/2/3", "-1/4", "1.5/4", "half"],
 }
 # their text on a command line may be any
 ANY_TEXT = {"5.5", "study,2", "a,b"}

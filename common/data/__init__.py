@@ -6,7 +6,7 @@ from .datasets import BrainSlices, CachedScans, ScanDataset
 from .folder import paths_beside
 from .listing import list_cases
 from .names import prefix_of, sequence_name, subject_of, visit_of
-from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process
+from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process, share_of_shard
 
 __all__ = [
     "NOTHING",
@@ -24,6 +24,7 @@ __all__ = [
     "refuse_pseudo_labels",
     "sequence_name",
     "share_of_process",
+    "share_of_shard",
     "subject_of",
     "visit_of",
     "write_datalist",

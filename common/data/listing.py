@@ -11,7 +11,7 @@ from .cases import check_cases
 from .datalist import Datalist
 from .folder import cases_of_folder
 from .names import checked_sequences
-from .splits import check_lesions
+from .splits import check_lesions, share_of_shard
 
 
 def list_cases(
@@ -26,6 +26,7 @@ def list_cases(
     healthy: bool | None = None,
     one_grid: bool = True,
     lesions: bool = False,
+    shard: str | None = None,
 ) -> list[dict[str, Any]]:
     """Cases to work on, each checked by the headers of its files.
 
@@ -54,6 +55,7 @@ def list_cases(
         healthy: True keeps the cases that the JSON says are healthy, False the others; all if it says it of nobody.
         one_grid: all files of a case have to lie on one grid; False for raw scans.
         lesions: one label at least has to be other than empty; for this alone voxels are read.
+        shard: ``2/10`` for the second of ten shares, see :func:`common.data.share_of_shard`; None for all.
 
     Returns:
         One dict per case, ordered by name for a folder, as in the file for a JSON. ``image``: path, or list of paths
@@ -62,8 +64,7 @@ def list_cases(
         are, its NIfTI paths made absolute.
 
     Raises:
-        InputError: if there is no case, one cannot be used as asked for (files, grids, sequences, labels), or the JSON
-            has another form.
+        InputError: if there is no case, one cannot be used as asked for, or the JSON has another form.
     """
     dataset_dir = None if dataset_dir is None else str(dataset_dir)  # a name such as 2025 comes as a number
     checks = {"require": require, "optional_sequences": optional_sequences, "one_grid": one_grid}
@@ -72,7 +73,7 @@ def list_cases(
         if dataset_dir is not None:
             datalist.check_inside(dataset_dir)
         filters = {"dataset_name": dataset_name, "healthy": healthy, "lesions": lesions}
-        return datalist.cases(sequences, section, **checks, **filters)
+        return share_of_shard(datalist.cases(sequences, section, **checks, **filters), shard)
     if dataset_dir is None:
         raise InputError("neither dataset_dir nor datalist_file is given, expected one of the two")
     if dataset_name is not None:
@@ -82,4 +83,4 @@ def list_cases(
     cases = check_cases(cases, dataset_dir, sequences, **checks)
     if lesions:
         check_lesions(cases, dataset_dir)
-    return cases
+    return share_of_shard(cases, shard)

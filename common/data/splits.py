@@ -72,6 +72,20 @@ def refuse_pseudo_labels(cases: Sequence[Mapping[str, Any]], place: str) -> None
             )
 
 
+def share_of_shard(cases: Sequence[dict[str, Any]], shard: str | None) -> list[dict[str, Any]]:
+    """The cases of one task of a job array: of ``2/10`` every tenth one, from the second on. All of them for None.
+
+    Raises:
+        InputError: if none is left for it.
+    """
+    if shard is None:
+        return list(cases)
+    number, shards = map(int, shard.split("/"))
+    if len(cases) < number:
+        raise InputError(f"shard is {shard} of {len(cases)} cases, expected at most as many shards as cases")
+    return list(cases[number - 1 :: shards])
+
+
 def share_of_process(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cases of this process where ``torchrun`` has started several: every so many-th one. All of them otherwise.
 

@@ -111,6 +111,15 @@ def _odd(value: int) -> int:
     return value
 
 
+def _shard(text: str) -> str:
+    number, _, shards = text.partition("/")
+    if not (number.isascii() and shards.isascii() and number.isdigit() and shards.isdigit()):
+        raise ValueError("no two numbers")
+    if not 1 <= int(number) <= int(shards):
+        raise ValueError("no such share")
+    return text
+
+
 def _rising(values: list) -> list:
     if not all(low < high for low, high in pairwise(values)):
         raise ValueError("not rising")
@@ -223,6 +232,7 @@ Seed = count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
 
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1), "a text"]
 TextOrEmpty = Annotated[str, BeforeValidator(_text), "a text, or none"]
+Shard = Annotated[str, BeforeValidator(_text), AfterValidator(_shard), "a share of the cases, such as 2/10"]
 Device = Annotated[Any, AfterValidator(_usable), "a device that torch can use here, such as cpu, cuda or cuda:0"]
 File = Annotated[str, BeforeValidator(_path), AfterValidator(_file), "a file that is there"]
 Existing = Annotated[str, BeforeValidator(_path), AfterValidator(_existing), "a file or folder that is there"]

@@ -22,6 +22,7 @@ VOCABULARY: dict[str, Option] = {
     "section": Option(t.Text | None, "part of the datalist; null for all"),
     "sequences": Option(t.Names, "sequences of a case, in the order of the network's channels"),
     "optional_sequences": Option(t.NamesOrNone, "sequences that a case may lack"),
+    "shard": Option(t.Shard | None, "share of the cases: 2/10 for the second of ten, of a job array; null for all"),
     "healthy": Option(t.Flag | None, "take the cases that are healthy, or those that are not; null for all"),
     "dataset_name": Option(t.Text | None, "data set whose cases are taken; null for all"),
     "healthy_datalist_file": Option(t.File | None, "JSON of healthy cases to paint anomalies in"),
