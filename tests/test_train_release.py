@@ -240,14 +240,27 @@ def test_the_anomaly_network_learns_from_lesions_implanted_in_t1_scans(tmp_path,
     monkeypatch.setattr(run, "cohort", lambda name: tmp_path / f"{name}.json")
     monkeypatch.setattr(run, "ship", lambda *names: shipped.append(names))
     monkeypatch.setattr(run, "calibrate", lambda *arguments, layers: calibrated.append((arguments, layers)))
-    files = {"T1w": "t.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"}
+    files = {"T1w": "t.nii.gz", "FLAIR": "f.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz"}
     monkeypatch.setattr(run, "cases", lambda cohorts, part: [files | {"subject": part + name} for name in cohorts])
+    monkeypatch.setattr(run, "filled", lambda part: [files | {"subject": part + "filled"}])
     flair = {"FLAIR": "f.nii.gz", "lesion": "l.nii.gz", "brain_mask": "b.nii.gz", "subject": "no T1w"}
     for way in ("implanted", "implanted_t1w"):
         real = [files | {"subject": way}, flair]
-        monkeypatch.setattr(run, way, lambda part, real=real: real if implanted else [])
+        monkeypatch.setattr(run, way, lambda part, real=real, **style: real if implanted else [])
     recipe_of("diffusion_recon_unet").release(run)
-    assert calls.trained == ["diffusion_recon_unet_stage1", "diffusion_recon_unet_stage2"]
+    stages = ("stage1", "stage2", "flair_stage1", "flair_stage2")
+    assert calls.trained == [f"diffusion_recon_unet_{stage}" for stage in stages]
+    stage1, stage2 = calls.options[-2:]
+    assert stage1["initial_weights"] == run.weights("stage1", "diffusion.pt")
+    assert stage2["diffusion_weights"] == run.weights("flair_stage1", "diffusion_flair.pt")
+    healthy = json.loads((tmp_path / "diffusion_flair_healthy.json").read_text())
+    assert [case["subject"] for case in healthy["training"]] == [
+        f"training{name}" for name in ("healthy", "varied_healthy", "filled")
+    ]
+    patients = json.loads((tmp_path / "diffusion_flair_patients.json").read_text())["validation"]
+    names = [f"validation{name}" for name in train_release.VARIED] + ["implanted", "no T1w"] * implanted
+    assert [case["subject"] for case in patients] == names
+    assert {Path(case["image"]).name for case in patients} == {"f.nii.gz"}
     maps = ("healthy_maps", "healthy_t1w.pt")
     assert shipped == [("stage1", "statistics.json"), ("stage2", "model.pt"), maps]
     people = json.loads((tmp_path / "diffusion_people.json").read_text())
