@@ -74,18 +74,6 @@ def test_a_label_map_becomes_probabilities(tmp_path):
     assert torch.allclose(soft.probabilities.sum(0), torch.ones(15, 15, 15), atol=1e-5)
 
 
-def test_smoothing_is_in_millimeters_and_a_coarser_atlas_lies_where_the_fine_one_did():
-    """One voxel of 2 mm becomes a Gaussian of the asked sd, to which the voxel's own spread adds nothing."""
-    probabilities = torch.zeros(2, 24, 24, 24)
-    probabilities[1, 11, 12, 10] = 1
-    probabilities[0] = 1 - probabilities[1]
-    atlas = Atlas(probabilities, np.array([[2.0, 0, 0, -7], [0, 2, 0, 3], [0, 0, 2, 5], [0, 0, 0, 1]]))
-    mean, sd = atlas.smoothed(3.0).brain_moments
-    np.testing.assert_allclose(mean, [2 * 11 - 7, 2 * 12 + 3, 2 * 10 + 5], atol=1e-3)
-    np.testing.assert_allclose(sd, [3.0, 3.0, 3.0], atol=0.05)
-    np.testing.assert_allclose(atlas.smoothed(3.0).coarser(2).brain_moments[0], mean, atol=0.05)
-
-
 def test_what_is_no_atlas_is_named(tmp_path, maps):
     with pytest.raises(InputError, match=r"none\.nii does not exist, expected a NIfTI file"):
         open_atlas(str(tmp_path / "none.nii"))
@@ -142,13 +130,6 @@ def test_the_prior_follows_the_channels_of_the_scan():
     agree = (prior[1:].argmax(0) == torch.bucketize(image, torch.tensor([0.4, 0.8])))[brain]
     assert agree.float().mean() > 0.9
     np.testing.assert_allclose(out.affine, affine)
-
-
-def test_what_the_atlas_rules_out_gets_its_part_of_the_floor():
-    image, affine = scan_of(icbm_atlas(), np.eye(4), [0.2, 0.6, 1.0])
-    scan = MetaTensor(image[None], affine=torch.from_numpy(affine))
-    prior = AtlasPriord("image", floor=0.06, align=False)({"image": scan})["image"].as_tensor()[1:, image != 0]
-    assert prior[1:].min().item() == pytest.approx(0.06 / 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("means", [[0.1, 0.5, 1.0], [0.3, 0.5, 0.6]])
