@@ -17,6 +17,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from common.engines.settings import settings_of_training
 from common.files import difference
 from common.options import VOCABULARY
+from running.workflow import open_configs
 
 # read by MONAI, by MONAI Label or by tracking, so nothing in the config needs to refer to them
 READ_FROM_OUTSIDE = {"_desc_", "bundle_root", "displayable_configs", "experiment_name", "finalize", "imports"}
@@ -111,6 +112,14 @@ def test_every_id_in_a_config_is_read(bundle):
         assert unread == [], f"{described(files)}: nothing refers to {unread}"
 
 
+def test_every_option_that_is_empty_by_default_is_read(bundle):
+    """As ``max_minutes``: nobody misses it until it is given."""
+    for files in (files for files in stacks(bundle) if len(files) == 1):
+        config = {key: value for key, value in parsed(files).get().items() if key != "_meta_"}
+        named = {ref for _, text in texts(config) for ref in ReferenceResolver.match_refs_pattern(text)}
+        assert {key for key, value in config.items() if value is None} - named == set(), described(files)
+
+
 def test_an_argument_with_the_name_of_an_option_gets_that_option(bundle):
     """Two weights of a loss that are exchanged change nothing that a run would notice."""
     for path in config_files(bundle):
@@ -142,6 +151,17 @@ def test_every_training_seeds_its_epochs_steps_its_schedule_and_saves_what_chang
         trained = {config["train"]["trainer"].get(key) for key in ("network", "registration", "segmentation")} - {None}
         saved = set(handlers["TrainingState"]["objects"].values())
         assert saved >= {"@optimizer", "@lr_scheduler", *trained}, described(files)
+
+
+def test_an_optimizer_has_every_parameter_that_a_training_may_change(bundle):
+    for files in trainings(bundle):
+        if files[-1].name.startswith("multi_gpu"):  # wants a group of processes
+            continue
+        parser = open_configs(bundle, [path.name for path in files], device="cpu").parser
+        networks = [parser.get_parsed_content(name) for name in ("network", "registration") if name in parser]
+        learned = {id(p) for network in networks for p in network.parameters() if p.requires_grad}
+        groups = parser.get_parsed_content("optimizer").param_groups
+        assert {id(p) for group in groups for p in group["params"]} >= learned > set(), described(files)
 
 
 def test_the_best_weights_are_those_of_the_highest_score_or_of_the_lowest_error(bundle):

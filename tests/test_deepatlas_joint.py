@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_tools import OBLIQUE, make_head, save_nifti
+from bundle_tools import OBLIQUE, make_head, read_json, save_nifti
 from monai.data import MetaTensor
 from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
 from monai.networks.nets import UNet
@@ -852,6 +852,12 @@ def test_a_field_on_another_grid_leads_to_the_same_places():
     field = voxel_grid((9, 5, 7))[None]
     for shape in ((17, 9, 13), (5, 3, 4), (12, 6, 8)):
         torch.testing.assert_close(_field_resized(field, shape), voxel_grid(shape)[None], atol=1e-5, rtol=0)
+
+
+def test_most_steps_of_a_refinement_are_taken_on_the_coarsest_grid():
+    steps = read_json(BUNDLE / "configs" / "inference_registration.json")["pair_def"]["steps"]
+    assert len(steps) > 1
+    assert steps == sorted(steps, reverse=True)
 
 
 def test_without_refinement_both_ways_are_what_the_network_says(blobs):
