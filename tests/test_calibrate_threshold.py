@@ -226,6 +226,18 @@ def test_kept_threshold_reaches_what_its_source_says(tmp_path):
     assert dice == max(voxel_overlap(scores >= t, label).dice for t in np.unique(scores))
 
 
+def test_a_rounded_threshold_keeps_the_rate(tmp_path):
+    """Two voxels of 24 may reach it: rounding is up, or the third would come in."""
+    scores = np.linspace(0.01, 0.1, 24, dtype=np.float32)
+    scores[:3] = 0.56789, 0.56788, 0.56781
+    files = {"image": scores + 1, "brain_mask": np.ones_like(scores), "a_prob": scores}
+    for name, values in files.items():
+        save_nifti(tmp_path / f"{name}.nii.gz", values.reshape(3, 2, 4), AFFINE)
+    case = {key: str(tmp_path / f"{key}.nii.gz") for key in ("image", "brain_mask")} | {"name": "a"}
+    found = calibrate([case], tmp_path, "false_positive_rate", rate=2.5 / 24)
+    assert found.threshold == 0.5679
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -340,6 +340,16 @@ def test_tables_have_every_method_case_and_label(shipped):
 
 
 @pytest.mark.slow
+def test_lesions_of_the_comparison_are_those_of_its_rows(shipped):
+    for result in shipped[0].results:
+        counts = {key: sum(row[key] for row in result.rows) for key in ("reference_lesions", "detected_lesions")}
+        hit = [was_hit for _, _, was_hit in result.lesions]
+        assert (len(hit), sum(hit)) == (counts["reference_lesions"], counts["detected_lesions"])
+        volumes = sum(row["reference_ml"] for row in result.rows)
+        assert sum(mm3 for _, mm3, _ in result.lesions) / 1000 == pytest.approx(volumes)
+
+
+@pytest.mark.slow
 def test_second_run_does_nothing_again(shipped, monkeypatch):
     monkeypatch.setattr("comparison.trial.open_configs", None)  # any step would fail
     first = shipped[0]
