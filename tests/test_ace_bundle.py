@@ -506,3 +506,9 @@ def test_a_list_of_sequences_stays_as_it_is():
 def test_pictures_show_the_sequence_on_which_lesions_are_bright(config, part):
     sequences = read_json(BUNDLE / "configs" / "inference.json")["sequences"]
     assert sequences[read_json(BUNDLE / "configs" / f"{config}.json")[part]["image_index"]] == "FLAIR"
+
+
+def test_the_map_is_scored_as_what_it_is_of():
+    steps = read_json(BUNDLE / "configs" / "inference.json")["postprocessing"]["transforms"]
+    (channel,) = (step for step in steps if step["_target_"].endswith("ChannelMapd"))
+    assert read_json(BUNDLE / "configs" / "evaluate.json")["report"]["map_label"] == channel["index"] == "@lesion_class"
