@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.options import types as t
 from phantom import SCANNERS, SEQUENCES
-from phantom.cohort import make_cohort
+from phantom.cohort import LABEL_NAMES, make_cohort
 from running.command_line import run_command
 
 SOME_SEQUENCES = t.list_of(Literal[SEQUENCES], f"some of {', '.join(SEQUENCES)}", min_length=1)
@@ -26,7 +26,7 @@ def main(
     sequences: SOME_SEQUENCES = SEQUENCES,
     seed: t.Seed = 0,
     prefix: t.TextOrEmpty = "",
-    label: Literal["lesion", "tissue", "joint"] = "lesion",
+    label: Literal[tuple(LABEL_NAMES)] = "lesion",
     scalp: t.Flag = False,
     displacement: t.Flag = False,
     extra_data: t.File | None = None,

@@ -40,8 +40,13 @@ TRAININGS = {
     "uad_autoencoder train": ("lesions", UNET),
     "diffusion_recon_unet train_diffusion": ("healthy", SLICES),
     "diffusion_recon_unet train_diffusion train_diffusion_light": ("healthy", SLICES),
+    "diffusion_recon_unet train_diffusion train_diffusion_flair": ("healthy", SLICES),
     "diffusion_recon_unet train": ("lesions", {"noise_levels": [249], **SLICES}),
     "diffusion_recon_unet train train_light": ("lesions", SLICES),
+    "diffusion_recon_unet train train_flair": (
+        "lesions",
+        {"noise_levels": [249], "diffusion_weights": f"{ROOT}/bundles/diffusion_recon_unet/models/model.pt", **SLICES},
+    ),
     "diffusion_recon_unet train train_without_residual": ("lesions", {"noise_levels": [249], **SLICES}),
     "deepatlas_joint train": ("healthy", {"registration_steps": 2, "segmentation_steps": 1, **PAIRS}),
     "deepatlas_joint train train_registration": ("healthy", {"registration_steps": 2, **PAIRS}),

@@ -146,5 +146,5 @@ def test_a_threshold_that_a_user_gives_does_not_keep_the_reason_of_the_shipped_o
     assert record["threshold"] == {"value": 0.25, "source": "given with the run"}
     assert record["overrides"] == ["threshold"]
     assert "given with the run" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert run(threshold=0.25, threshold_source="by eye").code == 0
+    assert run(threshold=0.25, threshold_source="by eye", overwrite="true").code == 0
     assert read_json(tmp_path / "out" / "head_seg.json")["threshold"]["source"] == "by eye"
