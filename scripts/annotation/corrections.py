@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +17,10 @@ from common.data import Datalist, write_datalist
 from common.errors import InputError
 from common.files import Alone, sha256_of, write_atomically, write_json
 from common.metrics import dice
+from common.options import types as t
 from common.scans import is_scan_name, json_beside, on_grid_of, open_scan, stem, whole_numbers
 from datalists.results import names_of_results, read_on_grid
+from running.command_line import show_progress
 
 from .doubt import drawing_axis
 from .drafts import FINAL, INDEX, ORIGINAL, Draft, read_index
@@ -45,6 +47,43 @@ class Correction(NamedTuple):
     mask: np.ndarray
     draft: np.ndarray | None
     facts: dict[str, Any]
+
+
+def take_corrections(
+    datalist_file: t.File,
+    output_file: t.NewFile,
+    annotator: t.Text,
+    corrections: t.ExistingFolder | None = None,
+    drafts: t.NamesOrNone = (),
+    monai_label: t.ExistingFolder | None = None,
+    labels_dir: t.Folder | None = None,
+    as_drafted: t.NamesOrNone = (),
+    plane: Literal["auto", "axial", "coronal", "sagittal"] = "auto",
+    overwrite: t.Flag = False,
+) -> None:
+    """Write the labels, a JSON beside each that says who drew what, and the datalist for the next training.
+
+    Args:
+        datalist_file: JSON of the scans.
+        output_file: datalist to write, with the labels; it may be the same file. Beside it <name>_labeled.json has the
+            labeled cases alone, to train on.
+        annotator: who drew, a name or a sign.
+        corrections: folder of the masks, each called as its draft or its scan.
+        drafts: folders of the drafts that next_scans.py wrote; without them nothing is compared.
+        monai_label: the studies folder of MONAI Label; its labels/final is taken in the place of corrections.
+        labels_dir: folder for the labels; beside output_file, in labels, by default.
+        as_drafted: names of scans whose draft is right as it is, or in which there is nothing to draw.
+        plane: that was drawn in, for the list of changed slices; auto, along thick slices, else axial.
+        overwrite: replace labels that cases have.
+    """
+    show_progress("annotation")
+    if (corrections is None) == (monai_label is None):
+        raise InputError("expected corrections or monai_label, one of the two, to say where the masks are")
+    folder = corrections if monai_label is None else final_labels(monai_label)
+    datalist = Datalist(datalist_file)
+    found = read_corrections(datalist, folder, annotator, drafts, monai_label, as_drafted, plane, overwrite)
+    write_labels(found, datalist, output_file, labels_dir or Path(output_file).absolute().parent / "labels")
+    print(f"{told(found)}\nwrote {output_file}, and {labeled_file(output_file)} to train on")
 
 
 def read_corrections(

@@ -7,7 +7,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -16,13 +16,16 @@ from catalog import BUNDLES
 from common.data import Datalist, subject_of, write_datalist
 from common.errors import InputError
 from common.files import write_text
+from common.options import types as t
 from common.tables import delimited
 from comparison import Comparison
+from comparison.command import read_options
 from comparison.methods import choose
 from comparison.targets import TARGETS
 from datalists.splits import assign_folds, parts_by_fold
+from running.command_line import show_progress
 
-from .curve import refuse_few
+from .curve import refuse_few, write_curve
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,61 @@ class Training(NamedTuple):
     draw: int
     datalist: Path
     output_dir: Path
+
+
+def learning_curve(
+    scores: t.File | None = None,
+    output_dir: t.Folder = "learning_curve",
+    more: t.Count = 4,
+    labels_now: t.Count | None = None,
+    worthwhile: t.Positive = 0.01,
+    resamples: t.Count = 1000,
+    seed: t.Seed = 0,
+    train: t.Text | None = None,
+    datalist_file: t.File | None = None,
+    target: Literal["lesion", "tissue"] = "lesion",
+    sizes: t.Counts = (1, 2, 4, 8),
+    folds: t.Count = 3,
+    draws: t.Count = 1,
+    run: t.Flag = False,
+    options: t.File | None = None,
+    device: t.Device | None = None,
+) -> None:
+    """Write learning_curve.json, .png and .html, of a table of scores or of the trainings of a method.
+
+    Args:
+        scores: table with the columns labels and score, from 0 to 1, and subject, or fold and draw, to say what goes
+            together.
+        output_dir: folder to write to.
+        more: labels that one thinks of drawing.
+        labels_now: labels that there are; by default the largest number with a score.
+        worthwhile: gain of the score that is worth drawing them.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        train: name of a method of docs/comparison.md, to be trained on growing numbers of labels.
+        datalist_file: JSON of labeled scans to train and score on.
+        target: of the method.
+        sizes: numbers of labeled people to train on.
+        folds: of the people; each is scored once, the next one validates.
+        draws: random orders of the labeled people, a training for each.
+        run: true runs the trainings, false prints them.
+        options: JSON of {"<bundle>/<config>": {entry: value}}, entries of configs to replace.
+        device: cpu, cuda:0, ...; by default what the bundles say.
+    """
+    show_progress("annotation")
+    if (scores is None) == (train is None):
+        raise InputError("expected scores or train, one of the two, to say where the scores are from")
+    if train is not None:
+        if datalist_file is None:
+            raise InputError("train is given without datalist_file, expected the labeled scans to train on")
+        check_method(train, target)
+        trainings = plan(Datalist(datalist_file), target, sorted(set(sizes)), folds, draws, output_dir)
+        if not run:
+            print("\n".join(command_of(training, train, target, options) for training in trainings))
+            return
+        table = Path(output_dir) / "scores.tsv"
+        scores = str(run_all(trainings, train, target, table, read_options(options), device))
+    print(write_curve(scores, output_dir, more, labels_now, worthwhile, resamples, seed))
 
 
 def plan(

@@ -3,60 +3,107 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Any
 
-from common.data import NOTHING, check_cases, list_cases
+from common.data import NOTHING, check_cases, list_cases, write_datalist
 from common.errors import InputError
 from common.files import read_text
+from common.options import types as t
+
+from .splits import split
+from .survey import describe, duplicates, refuse_duplicates, survey
+
+logger = logging.getLogger(__name__)
 
 FIELDS = ("subject", "sequence", "session")  # what a pattern may name
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _PATHS = ("label", "brain_mask")
 
 
-class Source(NamedTuple):
-    """Where cases stand: a folder, a pattern of paths with those of labels and masks, a table or a datalist.
-
-    See :func:`common.data.list_cases`, :func:`items_of_pattern` and :func:`items_of_table`.
-    """
-
-    dataset_dir: str | None = None
-    pattern: str | None = None
-    table: str | None = None
-    datalist_file: str | None = None
-    label: str | None = None
-    brain_mask: str | None = None
-
-
-def read_cases(
-    source: Source, sequences: Sequence[str], optional_sequences: Sequence[str] = (), one_grid: bool = True
-) -> list[dict[str, Any]]:
-    """Cases of a source, each checked by the headers of its files.
+def make_datalist(
+    output_file: t.NewFile,
+    dataset_dir: t.ExistingFolder | None = None,
+    pattern: t.Text | None = None,
+    table: t.File | None = None,
+    datalist_file: t.File | None = None,
+    sequences: t.Names = ("FLAIR",),
+    optional_sequences: t.NamesOrNone = (),
+    label: t.Text | None = None,
+    brain_mask: t.Text | None = None,
+    dataset_name: t.Text | None = None,
+    healthy: t.Flag | None = None,
+    one_grid: t.Flag = True,
+    validation: t.ShareBelowOne = 0.0,
+    test: t.ShareBelowOne = 0.0,
+    folds: t.Whole = 0,
+    seed: t.Seed = 0,
+    num_workers: t.Count | None = None,
+) -> None:
+    """Write a datalist and report what is in it.
 
     Args:
-        source: one of the four.
-        sequences, optional_sequences, one_grid: see :func:`common.data.list_cases`.
+        output_file: JSON to write; its paths are relative to it.
+        dataset_dir: flat or BIDS-like folder, see common.data.list_cases.
+        pattern: path of an image with {subject}, {sequence} and {session}, as in the examples.
+        table: CSV or TSV with a heading: a column per sequence, label, brain_mask, subject, healthy, and any others.
+        datalist_file: JSON with cases, as prepare_data.py writes it; its sections are joined, and split again.
+        sequences: what the images of a case are, in the order of the channels.
+        optional_sequences: those that a case may lack, in a pattern or a table.
+        label: with a pattern, the path of the label.
+        brain_mask: with a pattern, the path of the brain mask.
+        dataset_name: name that every case gets, for bundles that learn from several data sets.
+        healthy: what every case gets: True for people without pathology.
+        one_grid: False lets the files of a case lie on different grids, as raw scans do before prepare_data.py.
+        validation: share of the subjects for validation.
+        test: share of the subjects for the test.
+        folds: number of folds for the subjects that are not for the test, instead of a validation set.
+        seed: of the split.
+        num_workers: processes that read files; all cores by default.
 
     Raises:
         InputError: if there is not exactly one source, or a case cannot be used.
     """
-    places = (source.dataset_dir, source.pattern, source.table, source.datalist_file)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    places = (dataset_dir, pattern, table, datalist_file, label, brain_mask)
+    cases = _read_cases(*places, sequences, optional_sequences=optional_sequences, one_grid=one_grid)
+    more = {key: value for key, value in (("dataset", dataset_name), ("healthy", healthy)) if value is not None}
+    cases = [{key: value for key, value in case.items() if key != "name"} | more for case in cases]
+    facts = survey(cases, num_workers)
+    refuse_duplicates(cases, duplicates(cases, facts))
+    sections = split(cases, validation, test, folds, seed)
+    write_datalist(output_file, sections, {"sequences": list(sequences)})
+    logger.info("%s", describe(cases, sequences, facts))
+    logger.info("wrote %s: %s", output_file, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
+
+
+def _read_cases(
+    dataset_dir: str | None,
+    pattern: str | None,
+    table: str | None,
+    datalist_file: str | None,
+    label: str | None,
+    brain_mask: str | None,
+    sequences: Sequence[str],
+    **given: Any,
+) -> list[dict[str, Any]]:
+    """Cases of one of the four sources, each checked by the headers of its files."""
+    places = (dataset_dir, pattern, table, datalist_file)
     if sum(place is not None for place in places) != 1:
         raise InputError("expected exactly one of dataset_dir, pattern, table and datalist_file")
-    if source.pattern is None and (source.label or source.brain_mask):
+    if pattern is None and (label or brain_mask):
         raise InputError("label or brain_mask is given without pattern, expected them with a pattern only")
-    given: dict[str, Any] = {"optional_sequences": optional_sequences, "one_grid": one_grid}
-    if source.pattern is not None:
-        items = items_of_pattern(source.pattern, sequences, source.label, source.brain_mask, optional_sequences)
-        return check_cases(items, source.pattern, sequences, **given)
-    if source.table is not None:
-        return check_cases(items_of_table(source.table, sequences), source.table, sequences, **given)
-    return list_cases(source.dataset_dir, source.datalist_file, sequences, **given)
+    if pattern is not None:
+        items = items_of_pattern(pattern, sequences, label, brain_mask, given["optional_sequences"])
+        return check_cases(items, pattern, sequences, **given)
+    if table is not None:
+        return check_cases(items_of_table(table, sequences), table, sequences, **given)
+    return list_cases(dataset_dir, datalist_file, sequences, **given)
 
 
 def _is_pattern(text: str) -> bool:

@@ -45,6 +45,47 @@ class Person(NamedTuple):
 
 
 def make_atlas(
+    output_file: t.NewFile,
+    label_files: t.Files | None = None,
+    datalist_file: t.File | None = None,
+    section: t.Text = "training",
+    classes: t.File | None = None,
+    sigma_mm: t.Millimeters = 1.0,
+    spacing_mm: t.Positive = 1.0,
+    align: t.Flag = False,
+    keep_out: t.FilesOrNone = (),
+) -> None:
+    """Write OUTPUT_FILE, 4-D NIfTI with a volume per class, and beside it a JSON of the classes and their neighbors.
+
+    Args:
+        output_file: ends in .nii.gz.
+        label_files: label maps that lie in one space, one or several.
+        datalist_file: instead of them, JSON with a list of ``{"label": path, "world_to_mni": 4 x 4}``: the matrix takes
+            the world of a map (RAS mm) to the space that all share; without it the map lies there.
+        section: of the datalist.
+        classes: file with JSON of name -> values that are joined, background first, such as
+            ``{"background": [0], "ventricles": [4, 43]}``; every value of the maps has to be in it. By default every
+            value is a class of its own.
+        sigma_mm: sd of the Gaussian that smooths the classes; 3 or so for a single person.
+        spacing_mm: voxel size of the atlas.
+        align: bring everybody to the ICBM 152 template by an affine map that is found on the image of the datalist's
+            item, ``{"label": path, "image": path, "brain_mask": path}``, the first of several, instead of the
+            matrix.
+        keep_out: datalists of those whom the atlas will be judged by; several with commas between them. The datalist
+            of the label maps is one of them if it has such sections.
+
+    Raises:
+        InputError: if a name, an option or a file cannot be used, or somebody is in it whom it will be judged by.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    if not output_file.endswith(".nii.gz"):
+        raise InputError(f"output_file is {output_file}, expected a name that ends in .nii.gz")
+    people = read_people(label_files, datalist_file, section)
+    guard(people, datalist_file, keep_out)
+    write_average(output_file, people, read_groups(classes), sigma_mm, spacing_mm, align)
+
+
+def write_average(
     output_file: str | Path,
     people: Sequence[Person],
     groups: Groups | None = None,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from common.data import Datalist, refuse_pseudo_labels, subject_of
 from common.errors import InputError
 from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
+from common.options import types as t
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
 from running.workflow import config_files, open_configs, without_page
 
@@ -33,50 +35,40 @@ class Calibration(NamedTuple):
     source: str
 
 
-class Scans(NamedTuple):
-    """The cases to calibrate with, in a datalist or a folder; of one section and data set, where these are named."""
-
-    datalist_file: str | None = None
-    dataset_dir: str | None = None
-    section: str | None = None
-    dataset_name: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
-        content = _content(self.datalist_file)
-        description = Path(self.dataset_dir or Path(self.datalist_file or ".").parent) / "dataset_description.json"
-        named = [c.get("name") or c.get("Name") for c in (content, _content(str(description))) if isinstance(c, dict)]
-        path = Path(self.datalist_file or self.dataset_dir or "")
-        name = next((name for name in named if name), path.resolve().name)
-        return ", ".join(part for part in (name, self.dataset_name, self.section) if part)
-
-
-def calibrate_bundle(
-    bundle: str | Path,
-    layers: Sequence[str],
-    scans: Scans,
-    criterion: str,
-    rate: float | None = None,
-    label_value: int | None = None,
-    ignore_value: int | None = None,
-    output_dir: str | Path | None = None,
-    device: str | None = None,
-    overwrite: bool = False,
-) -> tuple[Calibration, Path]:
-    """Run a bundle on scans as a user does, and find its threshold by the files that it writes.
+def calibrate_threshold(
+    bundle: t.Text,
+    datalist_file: t.File | None = None,
+    dataset_dir: t.ExistingFolder | None = None,
+    section: t.Text | None = None,
+    criterion: Literal["best_dice", "false_positive_rate"] = "best_dice",
+    rate: t.Share | None = None,
+    layers: t.NamesOrNone = (),
+    dataset_name: t.Text | None = None,
+    label_value: t.Whole | None = None,
+    ignore_value: t.Whole | None = None,
+    output_dir: t.Folder | None = None,
+    overwrite: t.Flag = False,
+    device: t.Device | None = None,
+    write: t.Flag = False,
+) -> None:
+    """Calibrate the threshold of a bundle.
 
     Args:
-        bundle: its name or folder.
-        layers: configs on ``inference.json``.
-        scans: never of a test section, nor of a subject that is in that of the datalist.
-        criterion, rate, label_value, ignore_value: see :func:`calibrate`.
-        output_dir: keeps the maps; None removes them.
-        device: cpu, cuda:0, ...; None for what the bundle says.
+        bundle: name of a bundle, or its folder.
+        datalist_file: JSON of cases; its section ``test`` is never used, nor a subject that is in it.
+        dataset_dir: folder of cases in its place.
+        section: part of the datalist; needed where it has parts.
+        criterion: best_dice (labeled cases) or false_positive_rate (the healthy ones of the cases, or all if nobody is
+            said to be healthy).
+        rate: share of healthy brain voxels that may reach the threshold, as 0.01.
+        layers: further configs on inference.json, as inference_residual.json; the last that has a threshold is meant.
+        dataset_name: use only the cases that name this data set, where a datalist joins several.
+        label_value: the value in the labels that the map scores, where they hold more than 0 and 1.
+        ignore_value: a value in the labels that says nothing, beside label_value; its voxels are left out.
+        output_dir: keep the maps there; by default they are removed.
         overwrite: replace maps there that were made in another way.
-
-    Returns:
-        The threshold, and the last of the configs that has one.
+        device: cpu, cuda:0, ...; by default what the bundle says.
+        write: put the threshold and its source into the config.
 
     Raises:
         InputError: if options do not go together, no config has a threshold, or the scans are not to be used.
@@ -93,10 +85,10 @@ def calibrate_bundle(
     target = next((c for c in reversed(configs) if "threshold" in read_json(c, "a config", dict)), None)
     if target is None:
         raise InputError(f"{configs[-1]} has no threshold, expected one to calibrate")
-    datalist = None if scans.datalist_file is None else Datalist(scans.datalist_file)
-    _refuse_test_section(scans.section, datalist)
-    overrides = {"datalist_file": scans.datalist_file, "dataset_dir": scans.dataset_dir, "device": device}
-    overrides |= {"datalist#section": scans.section, "datalist#dataset_name": scans.dataset_name}
+    datalist = None if datalist_file is None else Datalist(datalist_file)
+    _refuse_test_section(section, datalist)
+    overrides = {"datalist_file": datalist_file, "dataset_dir": dataset_dir, "device": device}
+    overrides |= {"datalist#section": section, "datalist#dataset_name": dataset_name}
     overrides |= {"datalist#require": ["label"]} if criterion == "best_dice" else {"datalist#healthy": True}
     given = {key: value for key, value in overrides.items() if value is not None}
     given |= {"overwrite": overwrite} | without_page(folder, names)
@@ -107,7 +99,12 @@ def calibrate_bundle(
         check_cases(cases, criterion, label_value)
         workflow.run()
         workflow.finalize()
-        return calibrate(cases, maps, criterion, rate, scans.title, label_value, ignore_value), target
+        title = _title(datalist_file, dataset_dir, dataset_name, section)
+        found = calibrate(cases, maps, criterion, rate, title, label_value, ignore_value)
+    print(f'"threshold": {found.threshold},\n"threshold_source": {json.dumps(found.source)}')
+    if write:
+        write_threshold(target, found)
+    print(f"{'written to' if write else 'not written; --write puts it into'} {os.path.relpath(target)}")
 
 
 def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None = None) -> None:
@@ -207,6 +204,16 @@ def _refuse_test_subjects(cases: Sequence[Case], datalist: Datalist | None) -> N
     both = sorted({subject_of(item) for item in datalist.items("test")} & {subject_of(case) for case in cases})
     if both:
         raise InputError(f"{both[0]} is also in the test section of {datalist}, expected other subjects")
+
+
+def _title(datalist_file: str | None, dataset_dir: str | None, *parts: str | None) -> str:
+    """What a data set calls itself, else its file or folder, without the folders above: they say who ran it."""
+    description = Path(dataset_dir or Path(datalist_file or ".").parent) / "dataset_description.json"
+    contents = [_content(datalist_file), _content(str(description))]
+    named = [content.get("name") or content.get("Name") for content in contents if isinstance(content, dict)]
+    path = Path(datalist_file or dataset_dir or "")
+    name = next((name for name in named if name), path.resolve().name)
+    return ", ".join(part for part in (name, *parts) if part)
 
 
 def _content(path: str | Path | None) -> Any:

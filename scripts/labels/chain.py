@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from monai.utils import ensure_tuple
 
@@ -13,82 +13,90 @@ from catalog import folder_of
 from common.data import Datalist, subject_of, write_datalist
 from common.errors import InputError
 from common.files import Alone, read_json
+from common.options import types as t
 from datalists.leakage import SEEN, behind_labels, held_out, learned_from, refuse_leaks, taught_by
 
-from .pseudo_labels import UNCERTAIN, Case, CleanUp, Predictor, write_labels
+from .pseudo_labels import UNCERTAIN, Case, clean_up_of, predicted_cases, predictor_of, write_labels
 
 logger = logging.getLogger(__name__)
 
 SHIPPED = "shipped"
 
 
-class Lists(NamedTuple):
-    """The datalists of a chain.
-
-    Attributes:
-        predicted: of the cases that were predicted.
-        trained_on: files of those that the predictor was trained and calibrated with, or :data:`SHIPPED` alone.
-        merge: with drawn labels, which become part of the new one.
-        keep_out: whose validation and test sections are guarded likewise.
-        label_sets: JSON with the ``label_sets`` of the data sets; None if the datalists have them.
-    """
-
-    predicted: Datalist
-    trained_on: Sequence[str]
-    merge: Sequence[Datalist] = ()
-    keep_out: Sequence[Datalist] = ()
-    label_sets: str | None = None
-
-
-def write_chain(
-    output_dir: str | Path,
-    cases: Sequence[Case],
-    predictor: Predictor,
-    clean_up: CleanUp | None,
-    lists: Lists,
-    bundle: str | Path,
-    dataset_name: str | None = None,
-    num_workers: int | None = None,
-) -> Path:
-    """Write a label for every case, and the datalist of all of them and of those that they are joined with.
+def pseudo_labels(
+    output_dir: t.Folder,
+    datalist_file: t.File,
+    results: t.ExistingFolder,
+    bundle: t.Text,
+    trained_on: t.Names,
+    layers: t.NamesOrNone = (),
+    section: t.Text | None = None,
+    output: Literal["prob", "seg"] = "prob",
+    weights: t.File | None = None,
+    threshold: t.Positive | None = None,
+    min_lesion_mm3: t.CubicMillimeters | None = None,
+    erosion_mm: t.Millimeters = 0.0,
+    uncertain: t.RisingPair | None = None,
+    dataset_name: t.Text | None = None,
+    label_sets: t.File | None = None,
+    merge: t.FilesOrNone = (),
+    keep_out: t.FilesOrNone = (),
+    num_workers: t.Count | None = None,
+) -> None:
+    """Write labels made of predictions, and a datalist to train on.
 
     Args:
-        output_dir: folder.
-        cases: of :func:`labels.pseudo_labels.predicted_cases`.
-        predictor, clean_up: see :func:`labels.pseudo_labels.write_labels`.
-        lists: where cases, teachers and judges stand.
-        bundle: name or folder of the predictor, whose card says whom the shipped weights have seen.
-        dataset_name: that the cases get.
+        output_dir: folder for the labels and their datalist.json.
+        datalist_file: JSON of the cases that were predicted.
+        results: folder where the inference wrote.
+        bundle: name of the bundle that predicted, or its folder.
+        trained_on: the datalists that its weights were trained with and its threshold calibrated with, several with
+            commas between them; shipped for the weights of this repository, whose card says whom they have seen.
+        layers: configs on inference.json that the inference was run with.
+        section: of the datalist, if it has sections; never validation or test.
+        output: prob, the map, which is cut at the threshold, or seg, the label map as it is.
+        weights: file of the weights, if the inference was given another than its configs say.
+        threshold: of the map; that of the configs by default.
+        min_lesion_mm3: smaller lesions are left out; as in the configs by default.
+        erosion_mm: what lies this near to the surface of the brain is no lesion.
+        uncertain: low and high: from low on a voxel is unsure (value 2, to be ignored), from high on it
+            is lesion; instead of the threshold.
+        dataset_name: name that the pseudo-labeled cases get, for bundles that learn from several data sets.
+        label_sets: JSON with the label_sets of these data sets, where the datalists have none and uncertain needs one.
+        merge: datalists with drawn labels that become part of the new one, all their sections.
+        keep_out: datalists whose validation and test sections are guarded likewise, but not merged.
         num_workers: processes that read files to compare them; all cores by default.
-
-    Returns:
-        Path of ``datalist.json``.
 
     Raises:
         InputError: if somebody who judges has taught, or datalists and labels do not go together; nothing is written.
     """
-    files = [*([lists.label_sets] if lists.label_sets else []), *(datalist.path for datalist in lists.merge)]
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    predictor = predictor_of(bundle, ["inference.json", *layers], weights)
+    clean_up = clean_up_of(predictor, output, threshold, min_lesion_mm3, erosion_mm, uncertain)
+    datalist = Datalist(datalist_file)
+    cases = predicted_cases(datalist, section, results, predictor.sequences, output)
+    merged, kept_out = [*map(Datalist, merge)], [*map(Datalist, keep_out)]
+    files = [*([label_sets] if label_sets else []), *(other.path for other in merged)]
     tables = joined_label_sets(files, dataset_name, clean_up is not None and clean_up.uncertain is not None)
-    check_datasets(lists.merge, dataset_name)
+    check_datasets(merged, dataset_name)
     teachers: dict[str, list[Case]] = {}
-    if list(lists.trained_on) == [SHIPPED]:
+    if list(trained_on) == [SHIPPED]:
         card = folder_of(bundle) / "docs" / "README.md"
         logger.warning("taken on trust that the weights are the shipped ones: %s", card)
     else:
-        teachers = taught_by([*map(Datalist, lists.trained_on)])
-    judges = held_out([lists.predicted, *lists.merge, *lists.keep_out])
-    refuse_leaks({"the pseudo-labeled cases": cases, **teachers, **learned_from(lists.merge)}, judges, num_workers)
+        teachers = taught_by([*map(Datalist, trained_on)])
+    judges = held_out([datalist, *merged, *kept_out])
+    refuse_leaks({"the pseudo-labeled cases": cases, **teachers, **learned_from(merged)}, judges, num_workers)
 
-    notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in lists.trained_on]}
+    notes = {"trained_on": ["/".join(Path(name).parts[-2:]) for name in trained_on]}
     with Alone(output_dir):
         items = write_labels(cases, output_dir, predictor, clean_up, dataset_name, notes)
-        header, sections = joined(items, lists.predicted, lists.merge)
+        header, sections = joined(items, datalist, merged)
         header |= {"label_sets": tables} if tables else {}
-        behind = [part for other in lists.merge for part in behind_labels(other.header, other.path).values()]
+        behind = [part for other in merged for part in behind_labels(other.header, other.path).values()]
         header[SEEN] = sorted({subject_of(case) for part in (*teachers.values(), *behind) for case in part})
         path = write_datalist(Path(output_dir) / "datalist.json", sections, header)
     logger.info("wrote %s: %s", path, ", ".join(f"{len(part)} {name}" for name, part in sections.items()))
-    return path
 
 
 def check_datasets(merge: Sequence[Datalist], dataset_name: str | None) -> None:

@@ -15,14 +15,51 @@ from scipy.special import expit
 
 from common.data import Datalist
 from common.errors import InputError
-from common.files import difference, read_json, write_atomically
+from common.files import difference, read_json, write_atomically, write_json
 from common.intervals import Scaling, VolumeIntervals, least_people, limited_logit, origin_of, relative_errors
 from common.metrics import volume_ml
+from common.options import types as t
 from common.scans import json_beside, read_scan
 from datalists.results import names_of_results, read_on_grid
 
 FOREGROUND = 0.01  # a map is looked at where it is above: nearly all of a brain is 0, and right
 VOXELS = 200_000  # of a case, for a fit
+
+
+def calibrate_volumes(
+    results_dir: t.ExistingFolder,
+    output_file: t.NewFile = "intervals.json",
+    level: t.ShareBelowOne = 0.9,
+    datalist_file: t.File | None = None,
+    section: t.Text | None = None,
+    check_dir: t.ExistingFolder | None = None,
+    check_section: t.Text | None = None,
+) -> None:
+    """Write intervals of the volumes that a bundle finds, and print how often they hold elsewhere.
+
+    Args:
+        results_dir: what inference with evaluate.json wrote for scans with references, a person in ten or more.
+        output_file: JSON for --intervals_file; with a datalist a picture beside it, <name>_reliability.png.
+        level: share of the scans whose volume lies in its interval.
+        datalist_file: JSON of the cases, for their labels: the map is scaled to mean what it says.
+        section: its part with the cases of results_dir.
+        check_dir: results of other scans, made in the same way, to count how often the intervals hold there.
+        check_section: part of the datalist with the cases of check_dir.
+    """
+    datalist = None if datalist_file is None else Datalist(datalist_file)
+    results, others = read_results(results_dir), None if check_dir is None else read_results(check_dir)
+    references = {} if datalist is None else references_of(results, datalist, section)
+    elsewhere = {} if datalist is None or others is None else references_of(others, datalist, check_section)
+    intervals = calibrate(results, level, references)
+    checked = [] if others is None else coverage(intervals, others, elsewhere)
+    write_json(output_file, intervals.as_dict())
+    print(f"{output_file}: {intervals.data}")
+    for label, scaling in intervals.scalings.items():
+        before, after = reliabilities(results, references, scaling)
+        write_picture(Path(output_file).with_name(f"{Path(output_file).stem}_reliability.png"), before, after)
+        print(f"{label}: calibration error of the map {before.error:.4f}, scaled {after.error:.4f}")
+    for found in checked:
+        print(found.sentence(level))
 
 
 class Results(NamedTuple):

@@ -21,7 +21,7 @@ from common.data import list_cases, write_datalist
 from common.files import write_json
 from common.metrics import dice, hd95_mm
 from common.scans import read_scan
-from labels.atlas import make_atlas, read_people
+from labels.atlas import read_people, write_average
 from phantom import STRUCTURES
 from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
@@ -201,7 +201,7 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
         write_json(folder / f"{name}_people.json", {"training": items})
         listed = read_people(None, str(folder / f"{name}_people.json"), "training")
         groups = {text: [value] for value, text in STRUCTURES.items()}
-        make_atlas(folder / f"{name}.nii.gz", listed, groups, recipe["sigma_mm"])
+        write_average(folder / f"{name}.nii.gz", listed, groups, recipe["sigma_mm"])
     return {}
 
 

@@ -18,7 +18,7 @@ from common.errors import InputError
 from phantom import Grid
 from phantom.visits import APPEARED, DISAPPEARED, make_visits, read_lesions, write_visits
 from preparation.volume import Volume
-from visits import Choice, Settings, compare_visits, people, retest_of, visits_of_files
+from visits import Choice, people, retest_of, visits_of_files
 from visits.alignment import half_of, halfway
 from visits.joint import (
     GONE,
@@ -442,8 +442,7 @@ def test_scans_without_change_give_the_interval(datalist, tmp_path):
         items.append({"image": image.name, "label": label.name, "subject": "r"})
     retest = tmp_path / "retest_cases.json"
     retest.write_text(json.dumps(items))
-    visits = people(None, str(retest), None, "FLAIR", Choice())
-    compare_visits(visits, tmp_path / "r", Settings("all", align=False), None, tmp_path / "retest.json")
+    run(retest, tmp_path / "r", "measure_retest", str(tmp_path / "retest.json"), "pairs", "all")
     measured = read_retest(tmp_path / "retest.json")
     assert (measured.pairs, measured.false_changes) == (10, 0)
     assert measured.share < 0.05
