@@ -276,6 +276,7 @@ def next_release(bundle, tmp_path) -> Path:
     """Repository with a later release of the bundle, under a name of its own, and of ``common/``."""
     root, name = tmp_path / "repository", f"{bundle.name}_next"
     shutil.copytree(ROOT / "common", root / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", root / "LICENSE")
     with (root / "common" / "__init__.py").open("a") as file:
         file.write("\nRELEASE = 2\n")
     copy = root / "bundles" / name

@@ -182,6 +182,14 @@ def test_the_package_works_where_the_repository_does_not_exist(toy, tmp_path):
     assert done.stdout.split() == ["hello", "2.0", "False"]
 
 
+def test_what_all_bundles_share_is_in_the_package_of_each(toy):
+    (toy / "bundles/toy/LICENSE").unlink()
+    write(toy / "LICENSE", "of the repository")
+    assert package(toy)["toy/LICENSE"] == "of the repository"
+    write(toy / "bundles/toy/LICENSE", "of the bundle")
+    assert package(toy)["toy/LICENSE"] == "of the bundle"
+
+
 @pytest.mark.parametrize("file", ["LICENSE", "docs/README.md", "models/model.pt", "configs/inference.json"])
 def test_a_missing_required_file_is_refused_by_its_name(toy, file):
     (toy / "bundles/toy" / file).unlink()

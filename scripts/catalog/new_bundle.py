@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import keyword
 import re
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -44,7 +43,6 @@ def new_bundle(name: str, root: Path = ROOT) -> list[Path]:
             target = made / source.relative_to(TEMPLATE).as_posix().replace(PLACEHOLDER, name)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(filled(source.read_text(encoding="utf-8"), name), encoding="utf-8")
-        shutil.copy(root / "LICENSE", made / "LICENSE")
         write_weights(made)
         (made / test.name).replace(test)
         made.rename(bundle)

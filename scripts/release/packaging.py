@@ -20,6 +20,8 @@ from common.errors import InputError
 from common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+# what is the same in every bundle stands once: path in a package -> path in the repository
+SHARED_FILES = {"LICENSE": "LICENSE"}
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
 # results and data of whoever works with the bundle; what tools of the repository read; a large_files list would make a
 # verification download
@@ -51,9 +53,10 @@ def package_bundle(name: str, output_dir: str | Path, large_files: str | None = 
     if large_files is not None and not re.match(r"https://\S+$", str(large_files)):
         raise InputError(f"large_files is '{large_files}', expected an address that begins with https://")
     bundle = root / "bundles" / name
+    files = _files_of(bundle, root)
     version = _checked_version(bundle)
     contents, modules = {}, set()
-    for path in _bundle_files(bundle):
+    for entry, path in files.items():
         text = _text_of(path)
         where = path.relative_to(root).as_posix()
         if path.suffix == ".py":
@@ -64,7 +67,7 @@ def package_bundle(name: str, output_dir: str | Path, large_files: str | None = 
             text = re.sub(rf'("bundle_root"\s*:\s*)"bundles/{name}"', r'\1"."', _known(text, where))
             modules |= _check_config(text, where, root, bundle)
             text = re.sub(r'(_target_"\s*:\s*")common\.', rf"\1{name}.common.", text)
-        contents[f"{name}/{path.relative_to(bundle).as_posix()}"] = path.read_bytes() if text is None else text.encode()
+        contents[f"{name}/{entry}"] = path.read_bytes() if text is None else text.encode()
     for path in _reached_files(modules, root):
         contents[f"{name}/{name}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     for entry, data in contents.items():
@@ -74,14 +77,21 @@ def package_bundle(name: str, output_dir: str | Path, large_files: str | None = 
     return _write_zip(Path(output_dir) / f"{name}_v{version}_zoo.zip", _listed(contents, name, large_files))
 
 
-def _checked_version(bundle: Path) -> str:
-    """Version of a bundle that has what every package needs."""
+def _files_of(bundle: Path, root: Path) -> dict[str, Path]:
+    """Path in the package -> file: those of the bundle, and those that it shares with the others."""
     if not bundle.is_dir():
         known = ", ".join(sorted(p.parent.parent.name for p in bundle.parent.glob("*/configs/metadata.json"))) or "none"
         raise InputError(f"there is no bundle {bundle.name} in {bundle.parent}, expected one of: {known}")
-    for file in REQUIRED_FILES:
-        if not (bundle / file).is_file():
-            raise InputError(f"bundle {bundle.name} has no {file}, and a package needs {', '.join(REQUIRED_FILES)}")
+    shared = {entry: root / file for entry, file in SHARED_FILES.items() if (root / file).is_file()}
+    files = shared | {path.relative_to(bundle).as_posix(): path for path in _bundle_files(bundle)}
+    missing = next((file for file in REQUIRED_FILES if file not in files), None)
+    if missing:
+        raise InputError(f"bundle {bundle.name} has no {missing}, and a package needs {', '.join(REQUIRED_FILES)}")
+    return files
+
+
+def _checked_version(bundle: Path) -> str:
+    """Version of a bundle, which has to be what MONAI Label and the other bundles can live with."""
     inside = [*bundle.iterdir(), *(bundle / bundle.name).glob("common*")]
     taken = next((p.name for p in inside if p.stem in TAKEN_NAMES), None)
     if taken:
