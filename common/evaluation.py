@@ -145,13 +145,12 @@ class Evaluation:
     Everything is read from disk when it is first asked for, so what is scored is what a user gets.
 
     Args:
-        cases: items with ``image`` and ``name``, as from ``common.data.list_cases``. Those with a reference are scored;
+        cases: items with ``image`` and ``name``, as from ``common.data.list_cases``. Those with a ``label`` are scored;
             those with ``healthy`` true and no reference have an empty one; the others get volumes only.
         output_dir: where inference wrote.
         label_names: value in the masks -> name; JSON keys may be text. A mask with another value but 0 is refused.
         title: of what is evaluated.
         threshold: operating point of the map; None if the mask comes from no threshold.
-        reference_key: item that holds the path of the reference.
         image_key: item that holds the path of the image, or those of several.
         image_index: of several images the one that pictures show; the first that there is, where a case lacks it.
         lesion_labels: labels that are counted lesion by lesion. None: the only label, or none of several.
@@ -183,7 +182,6 @@ class Evaluation:
         label_names: Mapping[int | str, str] | None = None,
         title: str = "Evaluation",
         threshold: float | None = None,
-        reference_key: str = "label",
         image_key: str = "image",
         image_index: int = 0,
         lesion_labels: Sequence[int] | None = None,
@@ -202,7 +200,6 @@ class Evaluation:
         self.label_names = {int(value): str(name) for value, name in names.items() if int(value) != 0}
         self.title = title
         self.threshold = threshold
-        self.reference_key = reference_key
         self.image_key = image_key
         self.image_index = image_index
         only = list(self.label_names) if len(self.label_names) == 1 else []
@@ -215,7 +212,7 @@ class Evaluation:
         self.failures: dict[str, str] = {}
         if not self.cases:
             raise ValueError("there is no case to evaluate")
-        refuse_pseudo_labels([case for case in self.cases if reference_key in case], "an evaluation")
+        refuse_pseudo_labels([case for case in self.cases if "label" in case], "an evaluation")
         unnamed = {*self.lesion_labels, self.map_label} - {*self.label_names, None}
         if unnamed or not self.label_names:
             raise ValueError(f"labels {sorted(unnamed)} have no name, expected one of {list(self.label_names)}")
@@ -358,7 +355,7 @@ class Evaluation:
     def has_reference(self, case: Mapping[str, Any]) -> bool:
         """Whether the truth of a case is known, be it that it is healthy, where references have one labeling."""
         is_empty = bool(case.get("healthy")) and self.reference_sets is None
-        return case.get(self.reference_key) is not None or is_empty
+        return case.get("label") is not None or is_empty
 
     @cached_property
     def _has_maps(self) -> bool:
@@ -376,8 +373,8 @@ class Evaluation:
         images = ensure_tuple(case[self.image_key])
         image = images[self.image_index] or next(path for path in images if path is not None)
         paths = {"image": image, "prediction": self._path(case, "seg")}
-        if case.get(self.reference_key) is not None:
-            paths["reference"] = case[self.reference_key]
+        if case.get("label") is not None:
+            paths["reference"] = case["label"]
         if self._has_maps:
             paths["scores"] = self._path(case, "prob")
         scans = {key: self.volumes.read(path) for key, path in paths.items()}
@@ -521,7 +518,7 @@ class Evaluation:
         return scores[self._masks_on_disk(case)[1]] if self._leaves_open(case) else scores
 
     def _scored_mask(self, case: Mapping[str, Any]) -> np.ndarray:
-        if case.get(self.reference_key) is None:  # healthy
+        if case.get("label") is None:  # healthy
             return np.zeros(open_scan(self._path(case, "prob")).shape[:3], dtype=bool)
         reference, decided = self._masks_on_disk(case)
         return reference[decided] if self._leaves_open(case) else reference
@@ -531,7 +528,7 @@ class Evaluation:
         return any(self.map_label in possible and len(possible) > 1 for possible in self._sets_of(case).values())
 
     def _masks_on_disk(self, case: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        path = case[self.reference_key]
+        path = case["label"]
         values = _as_labels(self.volumes.read(path).values, path, self._sets_of(case))
         return self._known_masks(case, self.label_names[self.map_label], values)
 

@@ -122,26 +122,17 @@ class RandSyntheticAnomalyd(RandomizableTransform, MapTransform):
 
     Args:
         keys: slice (1, H, W) in [0, 1], 0 outside the brain, and label (1, H, W), in this order.
-        prob: probability of an anomaly in a healthy slice, so that some stay clean.
-        healthy_key: items where this is false or missing are left as they are.
-        painter: what paints.
+        prob: probability of an anomaly in a slice of an item that says ``healthy``; the others stay as they are.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = ("image", "label"),
-        prob: float = 0.8,
-        healthy_key: str = "healthy",
-        painter: AnomalyPainter | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection = ("image", "label"), prob: float = 0.8) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob)
-        self.healthy_key = healthy_key
-        self.painter = AnomalyPainter() if painter is None else painter
+        self.painter = AnomalyPainter()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if d.get(self.healthy_key):
+        if d.get("healthy"):
             self.randomize(None)
             if self._do_transform:
                 image_key, label_key = self.keys
@@ -156,30 +147,18 @@ class SyntheticAnomaliesd(MapTransform):
 
     Args:
         keys: image (1, X, Y, Z) in [0, 1], 0 outside the brain, and label (1, X, Y, Z), in this order.
-        prob: share of the slices with an anomaly.
-        healthy_key: items where this is false or missing are left as they are.
-        name_key: what tells cases apart.
-        painter: what paints.
+        prob: share of the slices with an anomaly, in an item that says ``healthy``; its ``name`` tells cases apart.
     """
 
-    def __init__(
-        self,
-        keys: KeysCollection = ("image", "label"),
-        prob: float = 0.5,
-        healthy_key: str = "healthy",
-        name_key: str = "name",
-        painter: AnomalyPainter | None = None,
-    ) -> None:
+    def __init__(self, keys: KeysCollection = ("image", "label"), prob: float = 0.5) -> None:
         super().__init__(keys)
         self.prob = prob
-        self.healthy_key = healthy_key
-        self.name_key = name_key
-        self.painter = AnomalyPainter() if painter is None else painter
+        self.painter = AnomalyPainter()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if d.get(self.healthy_key):
-            rng = np.random.RandomState(zlib.crc32(str(d.get(self.name_key)).encode()))
+        if d.get("healthy"):
+            rng = np.random.RandomState(zlib.crc32(str(d.get("name")).encode()))
             image_key, label_key = self.keys
             image, label = (d[key].clone() for key in self.keys)
             for z in np.flatnonzero(rng.uniform(size=image.shape[-1]) < self.prob):
