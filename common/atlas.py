@@ -1,4 +1,4 @@
-"""Probabilistic atlases: where they come from, what they must be, and how they get onto a scan.
+"""Probabilistic atlases: where they come from, and how scan and atlas are aligned.
 
 World coordinates are RAS mm. The default atlas is made of the tissue maps of the ICBM 152 template, nonlinear 2009,
 that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.neuroimage.2010.07.033; copyright
@@ -8,7 +8,6 @@ that the nilearn package carries (Fonov et al., NeuroImage 2011, doi:10.1016/j.n
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from scipy import ndimage
 
 from .errors import InputError
 from .geometry import apply_affine, sample, voxel_grid
-from .scans import VOXEL_MM, grid_difference, read_scan, whole_numbers
-from .transforms.intensity import fill_holes, piecewise_linear
+from .scans import read_scan, whole_numbers
 from .transforms.io import file_of
 
 MAX_MISFIT = 0.24  # between aligned brains and brains of a wrong orientation, see align_atlas
@@ -98,111 +96,6 @@ def icbm_atlas() -> Atlas:
     background = (1 - tissue.sum(0, keepdims=True)).clip(0, 1)
     maps = np.concatenate([background, tissue])
     return Atlas(torch.from_numpy(maps / maps.sum(0)), affine)
-
-
-def average_of_label_maps(
-    maps: Sequence[tuple[np.ndarray, np.ndarray]], classes: int, sigma_mm: float, spacing_mm: float = 1.0
-) -> Atlas:
-    """Share of the people that have a class at a place, smoothed, on axes along those of the world, cut to the brain.
-
-    Args:
-        maps: label map (X, Y, Z) of 0, 1, ..., ``classes`` - 1, and its affine, of every person, in one world.
-        classes: how many, background included.
-        sigma_mm: sd of the Gaussian that smooths the classes.
-        spacing_mm: voxel size.
-
-    Raises:
-        InputError: if a map is empty, or the numbers make no sense.
-    """
-    if not sigma_mm >= 0 or not VOXEL_MM[0] <= spacing_mm <= VOXEL_MM[1]:
-        raise InputError(
-            f"sigma_mm is {sigma_mm:g} and spacing_mm {spacing_mm:g}, expected 0 or more and {VOXEL_MM[0]:g} to "
-            f"{VOXEL_MM[1]:g}"
-        )
-    corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
-    margin = 4 * sigma_mm + 2 * spacing_mm
-    low = np.min([c.min(0) for c in corners], axis=0) - margin
-    shape = np.ceil((np.max([c.max(0) for c in corners], axis=0) + margin - low) / spacing_mm).astype(int) + 1
-    grid = np.diag([spacing_mm] * 3 + [1.0])
-    grid[:3, 3] = low
-    counts = torch.zeros(classes, *shape)
-    for labels, affine in maps:
-        matrix = np.linalg.inv(affine) @ grid
-        values = ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=0)
-        counts.scatter_add_(0, torch.from_numpy(values).long()[None], torch.ones(1, *shape))
-    box = ndimage.find_objects((counts[0] < len(maps)).numpy().astype(np.uint8))[0]
-    cells = int(np.ceil(margin / spacing_mm))
-    box = tuple(slice(max(s.start - cells, 0), s.stop + cells) for s in box)
-    start = np.eye(4)
-    start[:3, 3] = [s.start for s in box]
-    return Atlas(counts[(slice(None), *box)] / len(maps), grid @ start).smoothed(sigma_mm)
-
-
-def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
-    """Corners of the box around what is not 0, (8, 3), voxels."""
-    box = next(iter(ndimage.find_objects((labels > 0).astype(np.uint8))), None)
-    if box is None:
-        raise InputError("a label map is 0 everywhere, expected other labels in it")
-    return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
-
-
-@functools.lru_cache(maxsize=4)
-def open_atlas(
-    files: str | tuple[str, ...] | None = None, classes: int | None = None, label_sigma_mm: float | None = None
-) -> Atlas:
-    """An atlas of any source.
-
-    Args:
-        files: None for :func:`icbm_atlas`; one 4-D NIfTI file with a volume per class, background first; a 3-D file per
-            class; or, with ``label_sigma_mm``, one label map of 0, 1, ..., C - 1.
-        classes: how many classes there have to be, background included; None for any number.
-        label_sigma_mm: sd of the Gaussian that makes probabilities of a label map.
-
-    Raises:
-        InputError: if a file cannot be read, files lie on different grids, a probability is negative, a class is empty,
-            a sum over classes is not 1, or the number of classes is not ``classes``.
-    """
-    if files is None:
-        atlas, source = icbm_atlas(), "the atlas of the ICBM template"
-    else:
-        paths = [files] if isinstance(files, str) else list(files)
-        source = ", ".join(paths)
-        atlas = _atlas_of_label_map(paths, label_sigma_mm) if label_sigma_mm is not None else _read_maps(paths)
-    found = len(atlas.probabilities)
-    if classes is not None and found != classes:
-        raise InputError(f"{source} has {found} classes with background, expected {classes} as the network")
-    empty = [c for c, p in enumerate(atlas.probabilities) if not p.any()]
-    if empty:
-        raise InputError(f"{source}: class {empty[0]} is 0 everywhere, expected a probability above 0 somewhere")
-    return atlas
-
-
-def _read_maps(paths: Sequence[str]) -> Atlas:
-    scans = [read_scan(path, volumes=True) for path in paths]
-    affine = scans[0][1].affine
-    for path, (values, scan) in zip(paths, scans, strict=True):
-        difference = grid_difference(values.shape[:3], scan.affine, scans[0][0].shape[:3], affine)
-        if difference:
-            raise InputError(f"{path} and {paths[0]} have {difference}, expected one grid for all classes")
-    maps = np.moveaxis(np.concatenate([v.reshape(*v.shape[:3], -1) for v, _ in scans], axis=3), 3, 0)
-    if maps.min() < 0:
-        raise InputError(f"{', '.join(paths)} has probabilities down to {maps.min():g}, expected 0 or above")
-    total = maps.sum(0)
-    off = float(np.abs(total - 1).max())
-    if len(maps) < 2 or off > 0.02:
-        raise InputError(
-            f"{', '.join(paths)}: the sum over {len(maps)} classes differs from 1 by up to {off:.3g}, expected at most "
-            "0.02; background is the first class"
-        )
-    return Atlas(torch.from_numpy(maps / total), affine)
-
-
-def _atlas_of_label_map(paths: Sequence[str], sigma_mm: float) -> Atlas:
-    if len(paths) != 1 or not (isinstance(sigma_mm, int | float) and sigma_mm >= 0):
-        raise InputError(f"label_sigma_mm is {sigma_mm} for {len(paths)} files, expected 0 or above and one label map")
-    labels, affine = read_label_map(paths[0])
-    classes = torch.nn.functional.one_hot(torch.from_numpy(labels).long()).movedim(-1, 0).float()
-    return Atlas(classes, affine).smoothed(sigma_mm)
 
 
 def read_label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -331,187 +224,6 @@ def _minimize(loss_of: Callable[[], torch.Tensor], parameters: list[torch.Tensor
 
     optimizer.step(step)
     return loss_of().item()
-
-
-class AtlasPriord(MapTransform):
-    """Append an atlas to a skull-stripped scan, as a channel per class: the prior of a segmentation.
-
-    The atlas is aligned to the scan by an affine map, whatever its contrast (:func:`align_atlas`), and
-    sampled at its voxels. Inside the brain of the scan background is ruled out and a little of every other class is
-    allowed; outside of it is background.
-
-    Args:
-        keys: scans (M, X, Y, Z), MetaTensors in RAS mm, exactly 0 outside the brain; the first channel is aligned.
-        files: NIfTI file or files of the atlas, see :func:`open_atlas`; None for the ICBM template's.
-        classes: how many the network has, background included.
-        label_sigma_mm: if the file is one label map, the sd of the Gaussian that makes probabilities of it.
-        blur_mm: the probabilities are smoothed by this.
-        floor: share of the prior that all classes but background have everywhere in the brain, together.
-        align: False if scan and atlas are in one space already.
-        min_overlap: smallest Dice of the scan's brain and the aligned atlas's.
-
-    Raises:
-        InputError: as ``open_atlas``; if scan and atlas overlap less than ``min_overlap``.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection = "image",
-        files: str | Sequence[str] | None = None,
-        classes: int | None = None,
-        label_sigma_mm: float | None = None,
-        blur_mm: float = 0.0,
-        floor: float = 0.05,
-        align: bool = True,
-        min_overlap: float = 0.7,
-    ) -> None:
-        super().__init__(keys)
-        self.source = (files if files is None or isinstance(files, str) else tuple(files), classes, label_sigma_mm)
-        self.blur_mm, self.floor, self.align, self.min_overlap = blur_mm, floor, align, min_overlap
-        self._atlas: Atlas | None = None
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        if self._atlas is None:
-            atlas = open_atlas(*self.source)
-            self._atlas = atlas.smoothed(self.blur_mm) if self.blur_mm else atlas
-        for key in self.key_iterator(d):
-            d[key] = self._append(d[key])
-        return d
-
-    def _append(self, scan: MetaTensor) -> MetaTensor:
-        image, affine = scan.as_tensor().float(), scan.affine.numpy()
-        brain = torch.from_numpy(fill_holes((image != 0).numpy(force=True).any(0)))
-        if not brain.any():
-            raise InputError(f"{file_of(scan)} is 0 everywhere, expected a brain to align the atlas to")
-        to_atlas = align_scan(self._atlas, scan) if self.align else np.eye(4)
-        prior = atlas_on_grid(self._atlas, to_atlas, brain.shape, affine)
-        covered = prior[0] < 0.5
-        overlap = 2 * (brain & covered).sum().item() / (brain.sum() + covered.sum()).item()
-        if overlap < self.min_overlap:
-            raise InputError(
-                f"{file_of(scan)}: its brain and the atlas have a Dice of {overlap:.2f}, expected {self.min_overlap:g} "
-                "or more; is it skull-stripped, and is the orientation in its header right?"
-            )
-        tissue = prior[1:]
-        tissue = (1 - self.floor) * tissue / tissue.sum(0).clamp(min=1e-3) + self.floor / len(tissue)
-        prior = torch.cat([torch.zeros_like(prior[:1]), tissue / tissue.sum(0)])
-        prior = torch.where(brain, prior, torch.eye(len(prior))[0][:, None, None, None])
-        return MetaTensor(torch.cat([image, prior]), meta=scan.meta, applied_operations=scan.applied_operations)
-
-
-def fit_mixture(
-    values: torch.Tensor, log_prior: torch.Tensor, iterations: int = 20, variance_floor: float = 1e-4
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit one Gaussian a class, with the prior of every voxel as its weights, by expectation maximization.
-
-    Args:
-        values: intensities, (voxels, images).
-        log_prior: logarithm of the classes' prior probabilities, (voxels, classes).
-        iterations: of expectation maximization, at least 1.
-        variance_floor: smallest variance of a class.
-
-    Returns:
-        Means, (classes, images), and logarithms of unnormalized posteriors, (voxels, classes).
-
-    Reference:
-        Van Leemput et al., "Automated model-based tissue classification of MR images of the brain", IEEE TMI 1999,
-        without its bias field.
-    """
-    posterior = log_prior.exp()
-    for _ in range(iterations):
-        mass = posterior.sum(0) + 1e-6
-        mean = (posterior.T @ values) / mass[:, None]
-        variance = (posterior.T @ values.square()) / mass[:, None] - mean.square()
-        precision = 1 / variance.clamp(min=variance_floor)
-        distance = values.square() @ precision.T - 2 * values @ (mean * precision).T
-        distance = distance + (mean.square() * precision).sum(1)
-        log_posterior = log_prior - 0.5 * distance + 0.5 * precision.log().sum(1)
-        posterior = log_posterior.softmax(1)
-    return mean, log_posterior
-
-
-class MatchClassMeansd(MapTransform):
-    """Map gray values piecewise linearly, so that the classes have the same mean intensities in every scan.
-
-    Scanners differ in how bright gray matter is beside white matter, which no percentile evens out. The classes' means
-    are those of a mixture of Gaussians with the atlas as prior (:func:`fit_mixture`), so no label is needed; it looks
-    at every second millimeter. Each mean becomes its reference, lines are drawn between them and go on beyond the
-    darkest and the brightest one, and what comes below 0 or above 1 becomes 0 or 1.
-
-    Args:
-        keys: scans with the probabilities of an aligned atlas, (M + classes, X, Y, Z), as of :class:`AtlasPriord`.
-        sequences: names of the M images.
-        means: sequence -> reference means of the classes but background, rising in the order of ``order``; sequences
-            that are not named keep their gray values.
-        spacing_mm: about the distance of the voxels that the mixture looks at.
-        smallest_step: least difference of two neighboring means, of the scan's largest intensity.
-
-    A scan whose means do not rise with the references keeps its gray values, and a warning says so.
-
-    Raises:
-        InputError: if there is not one reference for every class.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        sequences: Sequence[str],
-        means: Mapping[str, Sequence[float]],
-        spacing_mm: float = 2.0,
-        smallest_step: float = 0.02,
-    ) -> None:
-        super().__init__(keys)
-        self.sequences, self.means = list(sequences), dict(means)
-        self.spacing_mm, self.smallest_step = spacing_mm, smallest_step
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            scan = d[key]
-            matched = scan.as_tensor().clone()
-            for index, sequence in enumerate(self.sequences):
-                if sequence in self.means:
-                    self._match(matched, index, self.means[sequence], scan)
-            d[key] = MetaTensor(matched, meta=scan.meta, applied_operations=scan.applied_operations)
-        return d
-
-    def _match(self, matched: torch.Tensor, index: int, reference: Sequence[float], scan: MetaTensor) -> None:
-        """Change one image of the scan in place."""
-        prior = matched[len(self.sequences) :]
-        brain = prior[0] < 0.5
-        found = class_means(matched[index], prior, scan.affine.numpy(), self.spacing_mm)
-        steps = [high - low for low, high in itertools.pairwise(found)]
-        if len(found) != len(reference):
-            raise InputError(f"class_means are {list(reference)}, expected one for each of {len(found)} classes")
-        if min(steps) < self.smallest_step * float(matched[index].max()):
-            logger.warning(
-                "%s: the atlas finds the mean intensities %s in its classes as %s, expected some that rise, as in %s; "
-                "its gray values stay as they are; is it another sequence? Name it (--sequences)",
-                file_of(scan),
-                ", ".join(f"{mean:.3g}" for mean in found),
-                self.sequences[index],
-                list(reference),
-            )
-            return
-        matched[index][brain] = piecewise_linear(matched[index][brain], found, reference).clamp(0, 1)
-
-
-def class_means(image: torch.Tensor, prior: torch.Tensor, affine: np.ndarray, spacing_mm: float = 2.0) -> list[float]:
-    """Mean intensity of every class but background, of a mixture with the prior, without labels.
-
-    Args:
-        image: (X, Y, Z).
-        prior: probabilities of the classes, (classes, X, Y, Z), background first.
-        affine: voxel to world.
-        spacing_mm: about the distance of the voxels that are looked at.
-    """
-    steps = np.maximum(1, np.round(spacing_mm / nib.affines.voxel_sizes(affine))).astype(int)
-    every = tuple(slice(None, None, step) for step in steps)
-    brain = prior[0][every] < 0.5
-    log_prior = torch.log(prior[1:][(slice(None), *every)][:, brain].T.double() + 1e-30)
-    mean, _ = fit_mixture(image[every][brain].double()[:, None], log_prior)
-    return mean[:, 0].tolist()
 
 
 class TemplateSpaced(MapTransform, InvertibleTransform):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
 
@@ -55,26 +54,6 @@ def sample(volume: torch.Tensor, points: torch.Tensor, mode: str = "bilinear", p
     grid = torch.stack(unit, dim=-1).reshape(1, 1, 1, -1, 3)
     values = F.grid_sample(volume.unsqueeze(0), grid, mode=mode, padding_mode=padding, align_corners=True)
     return values.reshape(volume.shape[0], *points.shape[1:])
-
-
-def sample_labels(labels: torch.Tensor, points: torch.Tensor, classes: int) -> torch.Tensor:
-    """Class of the largest probability at points of a label map, after trilinear interpolation of each class.
-
-    Args:
-        labels: (1, X, Y, Z), whole numbers.
-        points: (3, *shape) in voxels of the label map; outside of it is class 0.
-        classes: background included.
-
-    Returns:
-        (1, *shape), uint8.
-    """
-    best = torch.zeros(points.shape[1:], device=labels.device)
-    found = torch.zeros(points.shape[1:], dtype=torch.uint8, device=labels.device)
-    for value in range(classes):  # one class in memory at a time
-        share = sample((labels == value).float(), points, padding="zeros")[0]
-        better = share > best
-        best, found = torch.where(better, share, best), torch.where(better, value, found).to(torch.uint8)
-    return found[None]
 
 
 def sampling_grid(displacement: torch.Tensor) -> torch.Tensor:
@@ -175,35 +154,6 @@ def halfway(displacement: torch.Tensor, iterations: int = 30) -> torch.Tensor:
     return -invert_displacement(displacement / 2, iterations)
 
 
-def from_halfway(half: torch.Tensor, iterations: int = 60, tolerance: float = 1e-3) -> torch.Tensor:
-    """The opposite of :func:`halfway`: u with ``u(p - d(p)) = 2 d(p)``; the slope of d has to be below 1.
-
-    That of -d is the inverse of that of d. Only the few voxels in steep places are iterated on for long.
-
-    Args:
-        half: d, (B, 3, X, Y, Z), voxels.
-        iterations: at most so many.
-        tolerance: voxels; a place is done when half of its displacement changes by less.
-
-    Returns:
-        u, (B, 3, X, Y, Z), voxels.
-    """
-    found = []
-    start = voxel_grid(tuple(half.shape[2:])).to(half).flatten(1)
-    for field in half:
-        way = field.flatten(1).clone()
-        open_ = torch.arange(way.shape[1], device=half.device)
-        for _ in range(iterations):
-            before = way[:, open_]
-            now = sample(field, start[:, open_] + before)
-            way[:, open_] = now
-            open_ = open_[(now - before).abs().amax(0) > tolerance]
-            if len(open_) == 0:
-                break
-        found.append(2 * way.reshape(field.shape))
-    return torch.stack(found)
-
-
 def jacobian_determinant(displacement: torch.Tensor) -> torch.Tensor:
     """Change of volume by ``p -> p + u(p)``, by central differences, one-sided ones at the margin.
 
@@ -249,20 +199,6 @@ def log_jacobian_sd(displacement: torch.Tensor, mask: torch.Tensor | None = None
     return determinant[determinant > 0].double().log().std(correction=0).item()
 
 
-def inverse_error(displacement: torch.Tensor, inverse: torch.Tensor, affine: np.ndarray) -> torch.Tensor:
-    """How far from its start a point is that goes to ``q = p + u(p)`` and back to ``q + v(q)``.
-
-    Args:
-        displacement: u, (B, 3, X, Y, Z), voxels.
-        inverse: v, likewise.
-        affine: of the grid, voxel to world, 4 x 4.
-
-    Returns:
-        (B, X, Y, Z), mm.
-    """
-    return to_millimeters(compose(displacement, inverse), affine).square().sum(1).sqrt()
-
-
 def _inside(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Values (B, X, Y, Z) of the voxels of a mask, (N,)."""
     if mask is None:
@@ -299,22 +235,3 @@ def rotation_matrix(angles: np.ndarray) -> np.ndarray:
         turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
         out = turn @ out
     return out
-
-
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float | np.ndarray) -> torch.Tensor:
-    """Gaussian noise of unit sd, smoothed over the last three axes; sigma in voxels.
-
-    Wide kernels are drawn on a coarser grid and interpolated, which looks the same and costs nothing.
-    """
-    sigma = np.broadcast_to(np.asarray(sigma, dtype=float), 3)
-    steps = np.maximum(1, np.floor(sigma / 1.2)).astype(int)
-    lead, spatial = shape[:-3], shape[-3:]
-    coarse = tuple(int(np.ceil(n / k)) + 1 for n, k in zip(spatial, steps, strict=True))
-    noise = rng.standard_normal((*lead, *coarse), dtype=np.float32)
-    noise = ndimage.gaussian_filter(noise, (0,) * len(lead) + tuple(sigma / steps), mode="wrap", truncate=3.0)
-    noise = torch.from_numpy(noise / noise.std())
-    if tuple(steps) == (1, 1, 1):
-        return noise[(..., *(slice(n) for n in spatial))]
-    size = tuple(int(n * k) for n, k in zip(coarse, steps, strict=True))
-    noise = F.interpolate(noise.reshape(1, -1, *coarse), size=size, mode="trilinear", align_corners=False)
-    return noise.reshape(*lead, *size)[(..., *(slice(n) for n in spatial))]

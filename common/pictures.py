@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +29,6 @@ LABEL_COLORS = ("#0072B2", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9"
 FILL_ALPHA = 0.65
 
 PANEL_PIXELS = 440  # longest side
-METHOD_PIXELS = 330  # where there is a panel per method
 FURTHER_MM = 8.0  # what is nearer to the first axial slice shows the same lesions
 VIEWS = ("sagittal", "coronal", "axial")  # by the axis that runs through the slices, of volumes in RAS
 SIDES = {"sagittal": "AP", "coronal": "RL", "axial": "RL"}  # left and right margin of the picture
@@ -98,23 +97,23 @@ def case_pictures(
     either = (volumes.prediction > 0) | (reference_mask > 0)
     axial = fullest_slice(either, 2, volumes.box)
     panels = [
-        _panel(volumes, 2, axial, "image", contours=False),
-        _panel(volumes, 2, axial, "contours"),
+        panel(volumes, 2, axial, "image", contours=False),
+        panel(volumes, 2, axial, "contours"),
     ]
     if label_names:
-        panels.insert(1, _panel(filled, 2, axial, "predicted labels", False, None, filled.prediction, label_names))
+        panels.insert(1, panel(filled, 2, axial, "predicted labels", False, None, filled.prediction, label_names))
     if scores is not None:
-        panels.insert(2, _panel(volumes, 2, axial, f"score, black 0 to white {score_max:.3g}", score_max=score_max))
+        panels.insert(2, panel(volumes, 2, axial, f"score, black 0 to white {score_max:.3g}", score_max=score_max))
     if label_names and filled.reference is not None:
-        panels.append(_panel(filled, 2, axial, "reference labels", False, None, filled.reference, label_names))
-    panels += [_panel(volumes, axis, fullest_slice(either, axis, volumes.box), "contours") for axis in (1, 0)]
+        panels.append(panel(filled, 2, axial, "reference labels", False, None, filled.reference, label_names))
+    panels += [panel(volumes, axis, fullest_slice(either, axis, volumes.box), "contours") for axis in (1, 0)]
     if reference is not None:
         differs = volumes.prediction != reference_mask
         near = round(FURTHER_MM / volumes.spacing[2])
         differs[..., max(axial - near, 0) : axial + near + 1] = False
         if differs.any():
             further = fullest_slice(differs, 2, volumes.box)
-            panels.append(_panel(volumes, 2, further, "largest disagreement further off"))
+            panels.append(panel(volumes, 2, further, "largest disagreement further off"))
     return panels
 
 
@@ -129,7 +128,7 @@ def threshold_chart(
         pooled: curve of all voxels.
         threshold: in use; None if unknown.
     """
-    figure, axes = _chart("threshold", "Dice")
+    figure, axes = chart("threshold", "Dice")
     cases = cases[~np.isnan(cases).all(axis=1)]
     axes.plot(thresholds, cases.T, color=MUTED, linewidth=0.7, alpha=0.45)
     some = _thinned(len(pooled.thresholds))
@@ -139,12 +138,12 @@ def threshold_chart(
     if threshold is not None:
         axes.axvline(threshold, color=PREDICTION_COLOR, linewidth=2, linestyle=(0, (4, 2)))
         caption += f" Dashed: the threshold in use, {threshold:.4g}."
-    return Picture(_svg(figure), caption, "Curve of Dice over threshold")
+    return Picture(svg(figure), caption, "Curve of Dice over threshold")
 
 
 def precision_recall_chart(curve: PrecisionRecall, threshold: float | None) -> Picture:
     """Precision over recall of the pooled voxels, with the point of the threshold in use."""
-    figure, axes = _chart("recall of voxels", "precision of voxels")
+    figure, axes = chart("recall of voxels", "precision of voxels")
     recall, precision = curve.recall, curve.precision
     some = _thinned(len(recall))
     axes.plot(recall[some], precision[some], color=CHART, linewidth=2.2)
@@ -155,134 +154,45 @@ def precision_recall_chart(curve: PrecisionRecall, threshold: float | None) -> P
         point = recall[used[-1]], precision[used[-1]]
         axes.plot(*point, "o", color=PREDICTION_COLOR, markeredgecolor=INK, markersize=9)
         caption += f" Point: threshold {threshold:.4g}."
-    return Picture(_svg(figure), caption, "Precision-recall curve")
+    return Picture(svg(figure), caption, "Precision-recall curve")
 
 
 def volume_chart(reference_ml: np.ndarray, prediction_ml: np.ndarray) -> Picture:
     """Predicted over reference volume of each case, on logarithmic axes, with the line of equality."""
-    figure, axes = _chart("reference volume, ml", "predicted volume, ml")
+    figure, axes = chart("reference volume, ml", "predicted volume, ml")
     values = np.concatenate([reference_ml, prediction_ml])
     floor = values[values > 0].min() / 2 if (values > 0).any() else 0.1
     top = max(values.max() * 1.6, floor * 4)
     axes.plot([floor / 1.5, top], [floor / 1.5, top], color=MUTED, linewidth=1, linestyle=(0, (4, 2)))
-    _dots(axes, np.maximum(reference_ml, floor), np.maximum(prediction_ml, floor))
+    dots(axes, np.maximum(reference_ml, floor), np.maximum(prediction_ml, floor))
     _log_ticks(axes, floor / 1.5, top, "xy")
     caption = "Volume of each case; dashed: equality."
     if (values == 0).any():
         caption += " Empty masks lie on the lower or left margin."
-    return Picture(_svg(figure), caption, "Predicted over reference volume")
+    return Picture(svg(figure), caption, "Predicted over reference volume")
 
 
 def load_chart(reference_ml: np.ndarray, dice: np.ndarray) -> Picture:
     """Dice of each case over its reference volume: small loads are harder."""
-    figure, axes = _chart("reference volume, ml", "Dice")
-    _dots(axes, reference_ml, dice)
+    figure, axes = chart("reference volume, ml", "Dice")
+    dots(axes, reference_ml, dice)
     _log_ticks(axes, reference_ml.min() / 1.6, reference_ml.max() * 1.6, "x")
     axes.set_ylim(-0.03, 1.03)
-    return Picture(_svg(figure), "Dice of each case over its lesion load.", "Dice over reference volume")
+    return Picture(svg(figure), "Dice of each case over its lesion load.", "Dice over reference volume")
 
 
 def label_chart(values: dict[str, np.ndarray]) -> Picture:
     """Dice of each case by label, with the mean."""
-    figure, axes = _chart("", "Dice")
+    figure, axes = chart("", "Dice")
     rng = np.random.default_rng(0)
     for position, dice in enumerate(values.values()):
         dice = dice[np.isfinite(dice)]
-        _dots(axes, position + rng.uniform(-0.12, 0.12, dice.size), dice)
+        dots(axes, position + rng.uniform(-0.12, 0.12, dice.size), dice)
         if dice.size:
             axes.plot([position - 0.3, position + 0.3], [dice.mean()] * 2, color=PREDICTION_COLOR, linewidth=2.5)
     axes.set_xticks(range(len(values)), list(values), rotation=40, ha="right")
     axes.set(xlim=(-0.6, len(values) - 0.4), ylim=(-0.03, 1.03))
-    return Picture(_svg(figure), "Dice of each case by label; bar: mean.", "Dice by label")
-
-
-def box_chart(values: Mapping[str, np.ndarray], what: str, caption: str) -> Picture:
-    """Values of each case by method: box of the quartiles, median, and every case as a dot.
-
-    Args:
-        values: method -> one value per case; nan is left out.
-        what: name of the axis.
-        caption: below the chart.
-    """
-    figure, axes = _chart("", what)
-    rng = np.random.default_rng(0)
-    finite = [np.asarray(v)[np.isfinite(v)] for v in values.values()]
-    axes.boxplot(
-        finite,
-        positions=range(len(finite)),
-        widths=0.6,
-        showfliers=False,
-        medianprops={"color": PREDICTION_COLOR, "linewidth": 2.5},
-        boxprops={"color": MUTED},
-        whiskerprops={"color": MUTED},
-        capprops={"color": MUTED},
-    )
-    for position, dots in enumerate(finite):
-        _dots(axes, position + rng.uniform(-0.12, 0.12, dots.size), dots)
-    axes.set_xticks(range(len(finite)), list(values), rotation=40, ha="right")
-    axes.set(xlim=(-0.6, len(finite) - 0.4), ylim=(-0.03, 1.03))
-    return Picture(_svg(figure), caption, f"{what} of each case by method")
-
-
-def mean_threshold_chart(curves: Sequence[tuple[np.ndarray, np.ndarray]], used: Sequence[float], title: str) -> Picture:
-    """Dice over threshold, cases thin, their mean bold, and the thresholds in use.
-
-    Args:
-        curves: one per fold and seed: thresholds, (T,), and Dice of its cases there, (N, T).
-        used: thresholds in use.
-        title: of the method.
-    """
-    figure, axes = _chart("threshold", "Dice")
-    for thresholds, cases in curves:
-        axes.plot(thresholds, cases.T, color=MUTED, linewidth=0.7, alpha=0.45)
-        axes.plot(thresholds, cases.mean(axis=0), color=CHART, linewidth=2.2)
-    for threshold in used:
-        axes.axvline(threshold, color=PREDICTION_COLOR, linewidth=2, linestyle=(0, (4, 2)))
-    axes.set(xlim=(0, max(thresholds[-1] for thresholds, _ in curves)), ylim=(0, 1))
-    dashed = ", ".join(f"{threshold:.4g}" for threshold in used)
-    caption = f"{title}: Dice of each case with lesions (thin) and their mean (bold). Dashed: in use, {dashed}."
-    return Picture(_svg(figure), caption, f"Curve of Dice over threshold, {title}")
-
-
-def method_pictures(
-    image: np.ndarray,
-    affine: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    reference: np.ndarray | None = None,
-    label_names: Mapping[int, str] | None = None,
-) -> list[Picture]:
-    """One axial slice of one case, plain and with the contours of each method, in radiological convention.
-
-    The slice is the one with most of the reference, or where that is empty or unknown, of what two methods have.
-
-    Args:
-        image: background, (X, Y, Z).
-        affine: voxel to RAS mm, (4, 4).
-        predictions: method -> labels, same shape, 0 is background.
-        reference: labels, same shape; None if unknown.
-        label_names: value -> name, where there are several labels, which are then shown as fills.
-    """
-    first = to_ras(image, affine, next(iter(predictions.values())), reference, None)
-    orientation = nib.io_orientation(affine)
-    volumes = {
-        name: replace(first, prediction=nib.apply_orientation(mask, orientation)) for name, mask in predictions.items()
-    }
-    found = np.sum([v.prediction > 0 for v in volumes.values()], axis=0, dtype=np.int32)
-    shown = found > 1 if (found > 1).any() else found > 0
-    if reference is not None and reference.any():
-        shown = first.reference > 0
-    index = fullest_slice(shown, 2, first.box)
-    plain = _panel(first, 2, index, "image", contours=False, pixels=METHOD_PIXELS)
-    panels = [Picture(plain.data, "image", plain.alt)]
-    if label_names and reference is not None:
-        options = {"fill": first.reference, "label_names": label_names, "pixels": METHOD_PIXELS}
-        panel = _panel(first, 2, index, "reference labels", contours=False, **options)
-        panels.append(Picture(panel.data, "reference", panel.alt))
-    for name, v in volumes.items():
-        options = {"fill": v.prediction, "label_names": label_names} if label_names else {}
-        panel = _panel(v, 2, index, f"masks of {name}", not label_names, pixels=METHOD_PIXELS, **options)
-        panels.append(Picture(panel.data, name, panel.alt))
-    return panels
+    return Picture(svg(figure), "Dice of each case by label; bar: mean.", "Dice by label")
 
 
 def to_ras(
@@ -312,7 +222,7 @@ def fullest_slice(mask: np.ndarray, axis: int, box: tuple[slice, ...]) -> int:
     return int(load.argmax()) if load.any() else (box[axis].start + box[axis].stop) // 2
 
 
-def _panel(
+def panel(
     volumes: RasVolumes,
     axis: int,
     index: int,
@@ -405,11 +315,11 @@ def _thinned(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, 600).round().astype(int))
 
 
-def _dots(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> None:
+def dots(axes: Axes, x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> None:
     axes.plot(x, y, "o", color=CHART, markersize=6, alpha=0.75, markeredgecolor="white", markeredgewidth=0.6)
 
 
-def _chart(x: str, y: str) -> tuple[Figure, Axes]:
+def chart(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.1, 2.6), layout="constrained")
     FigureCanvasSVG(figure)
     figure.patch.set_alpha(0)
@@ -424,7 +334,7 @@ def _chart(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> bytes:
+def svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     with rc_context({"svg.hashsalt": "equal pictures have equal names in them"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -218,6 +218,11 @@ def free_memory() -> int | None:
     return max(min(found), 0) if found else None
 
 
+def voxel_ml(affine: np.ndarray) -> float:
+    """Volume of a voxel in ml, by the affine of its file, 4 x 4, mm."""
+    return float(abs(np.linalg.det(np.asarray(affine)[:3, :3]))) / 1000
+
+
 def grid_difference(
     shape: Sequence[int], affine: np.ndarray, other_shape: Sequence[int], other_affine: np.ndarray
 ) -> str | None:

@@ -13,13 +13,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from ace_multitask.fusion import FusedNetworks
+from ace_multitask.intensity import NormalizeBrainIntensityd, normalize_brain_intensity
 from ace_multitask.label_sets import LabelSets, ObservationCodesd, load_label_sets
 from ace_multitask.loss import OBJECTIVES, LabelSetLoss, label_set_cross_entropy, make_loss, merged_dice
+from ace_multitask.masks import (
+    ChannelMapd,
+    ThresholdedArgmaxd,
+    WithoutSmallComponentsd,
+    thresholded_argmax,
+    without_small_components,
+)
 from ace_multitask.network import AddUNet
 from ace_multitask.pseudo_label import PseudoLabelsd, pseudo_labels
 from ace_multitask.sampler import BalancedSampler, crop_ratios
 from common.errors import InputError
-from common.transforms import LoadScand, thresholded_argmax
+from common.transforms import LoadScand
 
 CLASSES = ("background", "CSF", "GM", "WM", "lesion")
 BG, CSF, GM, WM, LESION = range(5)
@@ -719,3 +727,73 @@ def test_two_networks_for_the_same_class_are_refused(table):
     joint = LabelSets(CLASSES, {"joint": JOINT, "lesion": LESIONS})
     with pytest.raises(ValueError, match="expected each joint class in one of them"):
         FusedNetworks(nn.Identity(), nn.Identity(), joint, "joint", "lesion")
+
+
+# intensities, probabilities and masks
+
+
+def meta(array, spacing=(1.0, 1.0, 1.0)):
+    """An image of a file called scan.nii.gz."""
+    meta = {"filename_or_obj": "scan.nii.gz"}
+    return MetaTensor(torch.as_tensor(array), affine=np.diag([*spacing, 1.0]), meta=meta)
+
+
+def test_brain_intensities_get_mean_0_and_deviation_1_and_the_rest_stays_0():
+    # values 2, 4, 6, 8 in the brain: mean 5, variance (9 + 1 + 1 + 9) / 4 = 5
+    image = torch.tensor([[0.0, 2, 4, 6, 8, 0], [0, 0, 0, 0, 0, 0]]).reshape(2, 6, 1, 1)
+    out = NormalizeBrainIntensityd("image")({"image": meta(image)})["image"]
+    expected = torch.tensor([0, -3, -1, 1, 3, 0]) / 5**0.5
+    torch.testing.assert_close(out[0].flatten().as_tensor(), expected.float())
+    assert not out[1].any()  # missing
+    outside = normalize_brain_intensity(image[:1] + 1, (image[:1] > 0).float())
+    torch.testing.assert_close(outside[0], out[0].as_tensor())
+
+
+def test_a_constant_brain_is_no_image():
+    image = torch.full((1, 3, 3, 3), 7.0)
+    with pytest.raises(InputError, match=r"scan.nii.gz: channel 0 is 7 everywhere in the brain"):
+        NormalizeBrainIntensityd("image")({"image": meta(image)})
+    with pytest.raises(InputError, match="brain mask is empty"):
+        normalize_brain_intensity(image, torch.zeros(1, 3, 3, 3))
+    with pytest.raises(ValueError, match="expected one channel"):
+        normalize_brain_intensity(image, torch.ones(2, 3, 3, 3))
+
+
+def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_second():
+    # classes background, tissue, other tissue, lesion at five voxels; the last lies outside of the brain
+    p = torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.1, 0.4, 0.2, 0.3], [0.05, 0, 0, 0.95], [0.7, 0.1, 0, 0.2], [0] * 4]).T
+    p = p.reshape(4, 5, 1, 1)
+    assert thresholded_argmax(p, 3, 0.3).flatten().tolist() == [1, 3, 3, 0, 0]
+    assert thresholded_argmax(p, 3, 0.96).flatten().tolist() == [1, 1, 0, 0, 0]  # never lesion by its size alone
+    inside = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.5, 0.1, 0.0, 0.4], [0.0, 0, 0, 0]]).T[..., None, None]
+    assert thresholded_argmax(inside, 3, 0.3).flatten().tolist() == [0, 3, 0]
+    assert thresholded_argmax(inside, 3, 0.3, background=False).flatten().tolist() == [1, 3, 0]
+    out = ThresholdedArgmaxd("pred", 3, 0.3)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
+    assert (out.dtype, tuple(out.shape), float(out.affine[0, 0])) == (torch.uint8, (1, 5, 1, 1), 2.0)
+    for index, threshold in ((4, 0.5), (-1, 0.5), (3, 0.0), (3, 1.5)):
+        with pytest.raises(ValueError, match="expected"):
+            thresholded_argmax(p, index, threshold)
+
+
+def test_small_components_of_a_class_lose_its_probability_and_nothing_else():
+    # a piece of two voxels, one voxel of another class, a piece of one, and one below the threshold
+    lesion, tissue = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.4]), torch.tensor([0.1, 0.1, 0.9, 0.1, 0.6])
+    p = torch.stack([tissue, lesion]).reshape(2, 5, 1, 1)
+    found = without_small_components(p, 1, 0.5, 8.0, 4.0)
+    torch.testing.assert_close(found[1].flatten(), torch.tensor([0.9, 0.9, 0.1, 0.0, 0.4]))
+    assert found[0].equal(p[0])
+    assert without_small_components(p, 1, 0.5, 4.0, 4.0).equal(p)
+    transform = WithoutSmallComponentsd("pred", 1, 0.5, min_volume_mm3=16.0)
+    out = transform({"pred": meta(p, spacing=(2, 2, 2))})["pred"]  # 16 mm3 are two voxels of 8
+    assert out[1].flatten().tolist() == found[1].flatten().tolist()
+    assert float(out.affine[0, 0]) == 2.0
+
+
+def test_one_channel_is_copied_and_the_others_stay():
+    p = meta(torch.arange(8.0).reshape(4, 2, 1, 1), spacing=(2, 2, 2))
+    item = ChannelMapd("pred", names="prob", index=2)({"pred": p})
+    assert item["prob"].flatten().tolist() == [4, 5]
+    assert float(item["prob"].affine[0, 0]) == 2.0
+    assert item["pred"] is p
+    with pytest.raises(ValueError, match="has 4 channels, expected one with the index 4"):
+        ChannelMapd("pred", names="prob", index=4)({"pred": p})

@@ -10,9 +10,10 @@ import pytest
 import torch
 from bundle_tools import load_script
 
-from common.atlas import average_of_label_maps, open_atlas
 from common.errors import InputError
+from labels.atlas import average_of_label_maps
 from sae_segmentation.loss import neighbor_table
+from sae_segmentation.prior import open_atlas
 
 main = load_script("make_atlas").main
 CLASSES = {"background": [0, 9], "gray": [3, 42], "white": [2, 41]}

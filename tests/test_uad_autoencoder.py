@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.inferers import SimpleInferer, SliceInferer
 from monai.losses import DiceCELoss
@@ -22,9 +23,65 @@ from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss,
 from uad_autoencoder.network import SpatialAutoencoder
 from uad_autoencoder.patches import PatchCentersd, RandZoomedPatchesd, lesion_centers
 from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
+from uad_autoencoder.residual import KeepBrightd, NeighboringSlicesd, ResidualMapd, keep_bright, residual_map
 from uad_autoencoder.scales import ZoomedInferer
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
+
+
+# --- residual ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_residual_is_0_for_a_perfect_reconstruction_and_outside_the_brain():
+    image = torch.tensor([0.0, 0.5, 0.5, 0.5]).reshape(1, 4, 1, 1)
+    reconstruction = torch.tensor([0.3, 0.5, 0.2, 0.9]).reshape(1, 4, 1, 1)
+    assert not residual_map(image, image).any()
+    torch.testing.assert_close(residual_map(image, reconstruction).flatten(), torch.tensor([0, 0, 0.3, 0.4]))
+    bright = residual_map(image, reconstruction, bright_only=True)
+    torch.testing.assert_close(bright.flatten(), torch.tensor([0, 0, 0.3, 0]))
+
+
+def test_the_residual_keeps_the_affine_and_the_history_that_invertd_needs():
+    image = MetaTensor(torch.rand(1, 4, 4, 4), affine=np.diag([-1.0, 2.0, 3.0, 1.0]), applied_operations=[{"a": 1}])
+    residual = ResidualMapd("pred")({"image": image, "pred": image * 0.5})["pred"]
+    np.testing.assert_array_equal(residual.affine, image.affine)
+    assert residual.applied_operations == image.applied_operations
+
+
+def test_the_residual_of_several_channels_is_the_largest():
+    image, reconstruction = torch.ones(2, 1, 1, 1), torch.tensor([0.9, 0.4]).reshape(2, 1, 1, 1)
+    torch.testing.assert_close(residual_map(image, reconstruction), torch.full((1, 1, 1, 1), 0.6))
+
+
+def test_a_residual_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        residual_map(torch.ones(1, 4, 4, 4), torch.ones(1, 4, 4, 1))
+
+
+def test_only_the_brightest_of_the_brain_keep_their_residual():
+    image = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]).reshape(1, 6, 1, 1)  # the 0 is background
+    values = torch.ones(1, 6, 1, 1)
+    # the 0.6-quantile of five brain voxels: three lie below 0.4
+    assert keep_bright(values, image, 0.6).flatten().tolist() == [0, 0, 0, 0, 1, 1]
+    assert keep_bright(values, image, 0.0).flatten().tolist() == [0, 1, 1, 1, 1, 1]
+    with pytest.raises(ValueError, match="quantile is 1"):
+        keep_bright(values, image, 1)
+    item = KeepBrightd("pred", quantile=0.6)({"image": image, "pred": MetaTensor(values)})
+    assert isinstance(item["pred"], MetaTensor)
+    assert item["pred"].sum() == 2
+
+
+def test_a_slice_gets_its_neighbors_as_channels():
+    volume = MetaTensor(torch.arange(1.0, 5).expand(1, 2, 3, 4).clone(), affine=np.diag([1.0, 2.0, 3.0, 1.0]))
+    out = NeighboringSlicesd("image", slices=3)({"image": volume})["image"]
+    assert out.shape == (3, 2, 3, 4)
+    assert out[:, 0, 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 0]]
+    np.testing.assert_array_equal(out.affine, volume.affine)
+    assert NeighboringSlicesd("image", slices=1)({"image": volume})["image"].equal(volume)
+    with pytest.raises(ValueError, match="slices is 4, expected an odd number"):
+        NeighboringSlicesd("image", slices=4)
+    with pytest.raises(ValueError, match="image has 3 channels, expected 1"):
+        NeighboringSlicesd("image", slices=3)({"image": out})
 
 
 # --- network ---------------------------------------------------------------------------------------------------------

@@ -7,94 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InputError
 from .io import file_of
-
-
-def residual_map(image: torch.Tensor, reconstruction: torch.Tensor, bright_only: bool = False) -> torch.Tensor:
-    """Difference of an image and its reconstruction, inside the brain.
-
-    Args:
-        image: network input, (C, *spatial), exactly 0 outside the brain.
-        reconstruction: network output, same shape and unit.
-        bright_only: keep only what is brighter than expected, as lesions are on FLAIR; else the magnitude.
-
-    Returns:
-        (1, *spatial), in the unit of the image, the largest over channels; 0 outside the brain.
-
-    Raises:
-        ValueError: if the shapes differ; broadcasting would hide a wrong slice or channel.
-
-    Reference:
-        Baur et al., "Fusing Unsupervised and Supervised Deep Learning for White Matter Lesion Segmentation", MIDL 2019.
-    """
-    if image.shape != reconstruction.shape:
-        raise ValueError(f"image {tuple(image.shape)} and reconstruction {tuple(reconstruction.shape)} differ in shape")
-    difference = image - reconstruction
-    residual = difference.clamp(min=0) if bright_only else difference.abs()
-    brain = (image != 0).any(dim=0, keepdim=True)
-    return residual.amax(dim=0, keepdim=True) * brain
-
-
-class ResidualMapd(MapTransform):
-    """Replace each reconstruction in ``keys`` by :func:`residual_map`."""
-
-    def __init__(self, keys: str | Sequence[str], image_key: str = "image", bright_only: bool = False) -> None:
-        super().__init__(keys)
-        self.image_key = image_key
-        self.bright_only = bright_only
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            residual = residual_map(_plain(d[self.image_key]), _plain(d[key]), self.bright_only)
-            d[key] = _like(residual, d[key])
-        return d
-
-
-def keep_bright(values: torch.Tensor, image: torch.Tensor, quantile: float) -> torch.Tensor:
-    """A map where the image is among the brightest of the brain, 0 elsewhere.
-
-    Lesions are hyperintense on FLAIR, but a blurred reconstruction also leaves residual on ordinary cortex beside dark
-    sulci. This prior takes the second away.
-
-    Args:
-        values: map of (1, *spatial).
-        image: (C, *spatial), exactly 0 outside the brain; its first channel decides.
-        quantile: of the brain's voxels, in [0, 1); 0 keeps the whole map.
-
-    Raises:
-        ValueError: if the quantile is outside of [0, 1).
-
-    Reference:
-        Baur et al., "Autoencoders for unsupervised anomaly segmentation in brain MR images: A comparative study",
-        Medical Image Analysis 2021; their quantile is of the whole volume, so it changes with the field of view.
-    """
-    if not 0 <= quantile < 1:
-        raise ValueError(f"quantile is {quantile}, expected one in [0, 1)")
-    brain = image[0][image[0] != 0]
-    rank = int(quantile * brain.numel()) + 1
-    return values * (image[:1] >= brain.kthvalue(min(rank, brain.numel())).values)
-
-
-class KeepBrightd(MapTransform):
-    """Apply :func:`keep_bright` to each map in ``keys``."""
-
-    def __init__(self, keys: str | Sequence[str], image_key: str = "image", quantile: float = 0.9) -> None:
-        super().__init__(keys)
-        self.image_key = image_key
-        self.quantile = quantile
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = _like(keep_bright(_plain(d[key]), _plain(d[self.image_key]), self.quantile), d[key])
-        return d
+from .plain import like, plain, spacing_of, voxel_volume_mm3
 
 
 def median_size(size_mm: float, spacing: Sequence[float]) -> tuple[int, ...]:
@@ -117,7 +35,7 @@ def median_filter(image: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     if len(size) != image.ndim - 1 or any(n < 1 or n % 2 == 0 for n in size):
         raise ValueError(f"size is {tuple(size)}, expected {image.ndim - 1} odd numbers")
-    channels = [_median_filter(channel, tuple(size)) for channel in _plain(image).detach().cpu().numpy()]
+    channels = [_median_filter(channel, tuple(size)) for channel in plain(image).detach().cpu().numpy()]
     return torch.as_tensor(np.stack(channels), device=image.device)
 
 
@@ -157,7 +75,7 @@ class MedianFilterd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _like(median_filter(_plain(d[key]), median_size(self.size_mm, _spacing(d[key]))), d[key])
+            d[key] = like(median_filter(plain(d[key]), median_size(self.size_mm, spacing_of(d[key]))), d[key])
         return d
 
 
@@ -179,7 +97,7 @@ def erode_mask(mask: torch.Tensor, radius_mm: float, spacing: Sequence[float]) -
     """
     if len(mask) != 1 or radius_mm < 0:
         raise ValueError(f"mask {tuple(mask.shape)} and radius {radius_mm} mm, expected one channel and 0 mm or more")
-    inside = _plain(mask)[0].cpu().numpy() != 0
+    inside = plain(mask)[0].cpu().numpy() != 0
     eroded = np.zeros_like(inside)
     for box in ndimage.find_objects(inside.astype(np.uint8)):  # one box, around all that is inside
         distance = ndimage.distance_transform_edt(np.pad(inside[box], 1), sampling=spacing)
@@ -201,14 +119,14 @@ class ErodeMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            eroded = erode_mask(_plain(d[key]), self.radius_mm, _spacing(d[key]))
+            eroded = erode_mask(plain(d[key]), self.radius_mm, spacing_of(d[key]))
             if not eroded.any():
-                size = int(_plain(d[key]).count_nonzero())
+                size = int(plain(d[key]).count_nonzero())
                 raise InputError(
                     f"{key} of {file_of(d[key])} has {size} voxels and none after an erosion of {self.radius_mm} mm, "
                     "expected a brain that is larger than this"
                 )
-            d[key] = _like(eroded, d[key])
+            d[key] = like(eroded, d[key])
         return d
 
 
@@ -223,12 +141,12 @@ class MaskOutsided(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        mask = _plain(d[self.mask_key]) != 0
+        mask = plain(d[self.mask_key]) != 0
         for key in self.key_iterator(d):
-            image = _plain(d[key])
+            image = plain(d[key])
             if mask.shape[1:] != image.shape[1:] or len(mask) != 1:
                 raise ValueError(f"{self.mask_key} {tuple(mask.shape)} does not fit {key} {tuple(image.shape)}")
-            d[key] = _like(torch.where(mask.to(image.device), image, 0), d[key])
+            d[key] = like(torch.where(mask.to(image.device), image, 0), d[key])
         return d
 
 
@@ -254,7 +172,7 @@ def remove_small_components(
     if connectivity not in (6, 18, 26):
         raise ValueError(f"connectivity is {connectivity}, expected 6, 18 or 26")
     structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
-    array = _plain(label)[0].cpu().numpy()
+    array = plain(label)[0].cpu().numpy()
     out = np.zeros_like(array)
     # 1e-6: three voxels of 0.7 mm3 are 2.1 mm3, also in floating point
     min_voxels = min_volume_mm3 / voxel_volume_mm3 * (1 - 1e-6)
@@ -283,30 +201,7 @@ class RemoveSmallComponentsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            volume = _voxel_volume_mm3(d[key])
-            cleaned = remove_small_components(_plain(d[key]), self.min_volume_mm3, volume, self.connectivity)
-            d[key] = _like(cleaned, d[key])
+            volume = voxel_volume_mm3(d[key])
+            cleaned = remove_small_components(plain(d[key]), self.min_volume_mm3, volume, self.connectivity)
+            d[key] = like(cleaned, d[key])
         return d
-
-
-def _plain(image: torch.Tensor) -> torch.Tensor:
-    return image.as_tensor() if isinstance(image, MetaTensor) else image
-
-
-def _like(image: torch.Tensor, source: torch.Tensor) -> MetaTensor:
-    """``image`` with the affine and the history of ``source``, which Invertd needs."""
-    return MetaTensor(image).copy_meta_from(source) if isinstance(source, MetaTensor) else MetaTensor(image)
-
-
-def _affine(image: torch.Tensor) -> np.ndarray:
-    if not isinstance(image, MetaTensor):
-        raise ValueError(f"a {type(image).__name__} has no voxel size, expected a MetaTensor")
-    return np.asarray(image.affine, dtype=float)
-
-
-def _voxel_volume_mm3(image: torch.Tensor) -> float:
-    return abs(float(np.linalg.det(_affine(image)[:3, :3])))
-
-
-def _spacing(image: torch.Tensor) -> np.ndarray:
-    return affine_to_spacing(_affine(image), r=image.ndim - 1)

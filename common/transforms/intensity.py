@@ -13,8 +13,9 @@ from monai.transforms import MapTransform
 from scipy import ndimage
 
 from ..errors import InputError
-from ..scans import as_mask, foreground, grid_difference
+from ..scans import as_mask, foreground, grid_difference, voxel_ml
 from .io import file_of
+from .plain import plain
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class BrainMaskd(MapTransform):
             logger.warning(
                 "%s: %.0f %% of the voxels %s, expected a skull-stripped image", file_of(image), 100 * share, what
             )
-        brain_ml = share * mask.numel() * abs(np.linalg.det(image.affine[:3, :3])) / 1000
+        brain_ml = share * mask.numel() * voxel_ml(image.affine)
         if brain_ml > self.largest_brain_ml:
             logger.warning(
                 "%s: %.1f l %s, expected a brain of up to %.1f l: strip the skull, or give a brain mask",
@@ -200,7 +201,7 @@ def scale_brain_intensity(
         InputError: if the mask is empty, or a channel is constant inside it or has no voxel above ``low``.
         ValueError: if the shapes differ.
     """
-    inside = _inside(image, mask)
+    inside = inside_of(image, mask)
     out = torch.zeros_like(image, dtype=torch.float32)
     for index, channel in enumerate(image):
         values = channel[inside].float()
@@ -251,62 +252,12 @@ class ScaleBrainIntensityd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             image = d[key]
-            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-            mask = (plain != 0).any(dim=0, keepdim=True) if self.mask_key is None else torch.as_tensor(d[self.mask_key])
+            values = plain(image)
+            mask = (
+                (values != 0).any(dim=0, keepdim=True) if self.mask_key is None else torch.as_tensor(d[self.mask_key])
+            )
             try:
-                scaled = scale_brain_intensity(plain, mask, **self.settings)
-            except InputError as e:
-                raise InputError(f"{file_of(image)}: {e}") from e
-            d[key] = MetaTensor(scaled).copy_meta_from(image)
-        return d
-
-
-def normalize_brain_intensity(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Shift and scale each channel to mean 0 and standard deviation 1 inside the brain; 0 outside.
-
-    A channel that is 0 everywhere, a missing sequence, stays so: it then looks like the average of any brain.
-
-    Args:
-        image: (C, *spatial), any unit.
-        mask: (1, *spatial), not 0 inside the brain.
-
-    Returns:
-        (C, *spatial), float32.
-
-    Raises:
-        InputError: if the mask is empty, or a channel is constant inside it and not 0.
-        ValueError: if the shapes differ.
-    """
-    inside = _inside(image, mask)
-    out = torch.zeros_like(image, dtype=torch.float32)
-    for index, channel in enumerate(image):
-        values = channel[inside].double()  # float32 sums of millions of voxels lose digits
-        if not values.any():
-            continue
-        if values.min() == values.max():
-            raise InputError(f"channel {index} is {values[0].item():g} everywhere in the brain, expected contrast")
-        out[index][inside] = ((values - values.mean()) / values.std(correction=0)).float()
-    return out
-
-
-class NormalizeBrainIntensityd(MapTransform):
-    """Apply :func:`normalize_brain_intensity` to each image in ``keys``; the brain is where any channel is not 0.
-
-    Args:
-        keys: images (C, *spatial), 0 outside the brain.
-        allow_missing_keys: do not raise if a key is missing.
-
-    Raises:
-        InputError: if a channel is constant inside the brain, or the brain is empty; names the file.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            image = d[key]
-            plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-            try:
-                scaled = normalize_brain_intensity(plain, (plain != 0).any(dim=0, keepdim=True))
+                scaled = scale_brain_intensity(values, mask, **self.settings)
             except InputError as e:
                 raise InputError(f"{file_of(image)}: {e}") from e
             d[key] = MetaTensor(scaled).copy_meta_from(image)
@@ -331,7 +282,7 @@ def piecewise_linear(values: torch.Tensor, knots: Sequence[float], targets: Sequ
     return y[line] + (values - x[line]) * (y.diff() / x.diff())[line]
 
 
-def _inside(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def inside_of(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Where a mask (1, *spatial) that has to fit an image (C, *spatial) is not 0: (*spatial), bool."""
     if mask.shape[0] != 1 or mask.shape[1:] != image.shape[1:]:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit image {tuple(image.shape)}, expected one channel")

@@ -24,11 +24,12 @@ from common.evaluation import Scans, shown, versions
 from common.files import Alone, sha256_of, write_text
 from common.metrics import Summary, dice, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
-from common.pictures import Picture, box_chart, mean_threshold_chart, method_pictures
+from common.pictures import Picture
 from common.tables import delimited
 from common.viewer import write_view
 
 from .comparison import Comparison, Result
+from .pictures import box_chart, mean_threshold_chart, method_pictures
 from .side_by_side import run_side_by_side
 from .statistics import Difference, holm, paired_difference
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -15,15 +16,17 @@ import numpy as np
 import torch
 from monai.utils import ensure_tuple
 from pydantic import Field
+from scipy import ndimage
 from tqdm import tqdm
 
 from catalog import BUNDLES, descriptions
-from common.atlas import Atlas, align_scan, average_of_label_maps, icbm_atlas, read_label_map
+from common.atlas import Atlas, align_scan, icbm_atlas, read_label_map
 from common.data import Datalist
 from common.errors import InputError
 from common.files import read_json, write_atomically, write_text
 from common.options import converted
 from common.options import types as t
+from common.scans import VOXEL_MM
 from common.transforms import BrainMaskd, LoadScand
 from datalists.leakage import behind_labels, held_out, refuse_leaks
 
@@ -121,6 +124,52 @@ def write_average(
     for name, share in zip(groups, atlas.probabilities.mean((1, 2, 3)).tolist(), strict=True):
         logger.info("%-24s %8.1f ml", name, share * atlas.probabilities[0].numel() * spacing_mm**3 / 1000)
     logger.info("wrote %s", output_file)
+
+
+def average_of_label_maps(
+    maps: Sequence[tuple[np.ndarray, np.ndarray]], classes: int, sigma_mm: float, spacing_mm: float = 1.0
+) -> Atlas:
+    """Share of the people that have a class at a place, smoothed, on axes along those of the world, cut to the brain.
+
+    Args:
+        maps: label map (X, Y, Z) of 0, 1, ..., ``classes`` - 1, and its affine, of every person, in one world.
+        classes: how many, background included.
+        sigma_mm: sd of the Gaussian that smooths the classes.
+        spacing_mm: voxel size.
+
+    Raises:
+        InputError: if a map is empty, or the numbers make no sense.
+    """
+    if not sigma_mm >= 0 or not VOXEL_MM[0] <= spacing_mm <= VOXEL_MM[1]:
+        raise InputError(
+            f"sigma_mm is {sigma_mm:g} and spacing_mm {spacing_mm:g}, expected 0 or more and {VOXEL_MM[0]:g} to "
+            f"{VOXEL_MM[1]:g}"
+        )
+    corners = [nib.affines.apply_affine(affine, _corners_of_brain(labels)) for labels, affine in maps]
+    margin = 4 * sigma_mm + 2 * spacing_mm
+    low = np.min([c.min(0) for c in corners], axis=0) - margin
+    shape = np.ceil((np.max([c.max(0) for c in corners], axis=0) + margin - low) / spacing_mm).astype(int) + 1
+    grid = np.diag([spacing_mm] * 3 + [1.0])
+    grid[:3, 3] = low
+    counts = torch.zeros(classes, *shape)
+    for labels, affine in maps:
+        matrix = np.linalg.inv(affine) @ grid
+        values = ndimage.affine_transform(labels, matrix[:3, :3], matrix[:3, 3], tuple(shape), order=0)
+        counts.scatter_add_(0, torch.from_numpy(values).long()[None], torch.ones(1, *shape))
+    box = ndimage.find_objects((counts[0] < len(maps)).numpy().astype(np.uint8))[0]
+    cells = int(np.ceil(margin / spacing_mm))
+    box = tuple(slice(max(s.start - cells, 0), s.stop + cells) for s in box)
+    start = np.eye(4)
+    start[:3, 3] = [s.start for s in box]
+    return Atlas(counts[(slice(None), *box)] / len(maps), grid @ start).smoothed(sigma_mm)
+
+
+def _corners_of_brain(labels: np.ndarray) -> np.ndarray:
+    """Corners of the box around what is not 0, (8, 3), voxels."""
+    box = next(iter(ndimage.find_objects((labels > 0).astype(np.uint8))), None)
+    if box is None:
+        raise InputError("a label map is 0 everywhere, expected other labels in it")
+    return np.array(list(itertools.product(*((s.start, s.stop - 1) for s in box))), dtype=float)
 
 
 def find_neighbor_table() -> Callable[[torch.Tensor, int], torch.Tensor]:

@@ -16,7 +16,9 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from common.atlas import icbm_maps
-from common.geometry import apply_affine, integrate_velocity, rotation_matrix, sample, smooth_noise, voxel_grid
+from common.geometry import apply_affine, integrate_velocity, rotation_matrix, sample, voxel_grid
+
+from .noise import smooth_noise
 
 STRUCTURES = {
     0: "background",

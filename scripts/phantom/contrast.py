@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from common.geometry import smooth_noise
-
 from .anatomy import ACCENTS, CHOROID_PLEXUS, CORTEX, CSF, HORN_CAPS, LIMBIC, VENTRICLE, WM, Grid
+from .noise import smooth_noise
 from .pathology import Lesions
 
 # Mean intensity per class, white-matter median = 1 (the module's sources; structures within gray matter by eye).

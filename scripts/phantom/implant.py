@@ -14,10 +14,11 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
-from common.geometry import apply_affine, sample, smooth_noise, voxel_grid
+from common.geometry import apply_affine, sample, voxel_grid
 
 from .anatomy import BRAIN_STEM, CEREBELLAR_GM, CEREBELLAR_WM, CORTEX, CSF, WM, Grid, load_anatomy
 from .contrast import Scanner, lesion_contrasts
+from .noise import smooth_noise
 from .pathology import Lesions
 
 CLASS_OF_TISSUE = torch.tensor([0, CSF, CORTEX, WM, WM])

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from common.geometry import rotation_matrix, smooth_noise
+from common.geometry import rotation_matrix
 
 from .anatomy import BRAIN_STEM, CEREBELLAR_WM, CORTEX, CSF, VENTRICLE, WM, Grid
+from .noise import smooth_noise
 
 MS = ("ms", "ms_confluent")  # of the measured loads, and those with large confluent lesions only
 

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from common.errors import InputError
 from common.files import refuse_filled, whole_folder, write_json
-from common.geometry import rotation_matrix, sample, smooth_noise, voxel_grid
+from common.geometry import rotation_matrix, sample, voxel_grid
 from common.scans import stem
 
 from .anatomy import Grid
 from .cohort import SECTIONS, write_arrays, write_nifti
 from .contrast import SCANNERS, Scanner
+from .noise import smooth_noise
 from .subject import make_subject
 
 FATES = {"stable": 0.6, "new": 0.14, "gone": 0.06, "grown": 0.14, "shrunk": 0.06}  # of a lesion, with shares

@@ -12,17 +12,16 @@ from monai.data import MetaTensor
 
 from common.atlas import (
     Atlas,
-    AtlasPriord,
-    MatchClassMeansd,
     TemplateSpaced,
     align_atlas,
     atlas_on_grid,
     icbm_atlas,
-    open_atlas,
     template_grid,
 )
 from common.errors import InputError
 from common.geometry import rotation_matrix
+from sae_segmentation.mixture import MatchClassMeansd
+from sae_segmentation.prior import AtlasPriord, open_atlas
 
 
 def save(path, array, affine=None):

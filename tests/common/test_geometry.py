@@ -9,21 +9,19 @@ from common.geometry import (
     apply_affine,
     compose,
     fold_share,
-    from_halfway,
     halfway,
     integrate_velocity,
-    inverse_error,
     invert_displacement,
     jacobian_determinant,
     log_jacobian_sd,
     rotation_matrix,
     sample,
-    sample_labels,
     to_millimeters,
     to_voxels,
     voxel_grid,
     warp,
 )
+from deepatlas_joint.fields import from_halfway, inverse_error, sample_labels
 
 INSIDE = (slice(None), slice(None), *(slice(5, 15),) * 3)
 

@@ -16,35 +16,23 @@ from scipy import ndimage
 from common.errors import InputError
 from common.transforms import (
     BrainMaskd,
-    ChannelMapd,
     CheckLabeld,
     EntropyMapd,
     ErodeMaskd,
-    KeepBrightd,
     LoadScand,
     MaskOutsided,
     MedianFilterd,
-    NeighboringSlicesd,
-    NormalizeBrainIntensityd,
     PlainTensorCompose,
     RemoveSmallComponentsd,
     ResampleSpacingd,
-    ResidualMapd,
     SaveScand,
     ScaleBrainIntensityd,
-    ThresholdedArgmaxd,
-    WithoutSmallComponentsd,
     entropy,
     erode_mask,
-    keep_bright,
     median_filter,
-    normalize_brain_intensity,
     piecewise_linear,
     remove_small_components,
-    residual_map,
     scale_brain_intensity,
-    thresholded_argmax,
-    without_small_components,
 )
 from common.transforms.anomaly import median_size
 
@@ -506,25 +494,6 @@ def test_resampling_leaves_text_beside_the_image_and_works_for_all_keys():
 # anomaly maps
 
 
-def test_the_residual_is_0_for_a_perfect_reconstruction_and_outside_the_brain():
-    image = torch.tensor([0.0, 0.5, 0.5, 0.5]).reshape(1, 4, 1, 1)
-    reconstruction = torch.tensor([0.3, 0.5, 0.2, 0.9]).reshape(1, 4, 1, 1)
-    assert not residual_map(image, image).any()
-    torch.testing.assert_close(residual_map(image, reconstruction).flatten(), torch.tensor([0, 0, 0.3, 0.4]))
-    bright = residual_map(image, reconstruction, bright_only=True)
-    torch.testing.assert_close(bright.flatten(), torch.tensor([0, 0, 0.3, 0]))
-
-
-def test_the_residual_of_several_channels_is_the_largest():
-    image, reconstruction = torch.ones(2, 1, 1, 1), torch.tensor([0.9, 0.4]).reshape(2, 1, 1, 1)
-    torch.testing.assert_close(residual_map(image, reconstruction), torch.full((1, 1, 1, 1), 0.6))
-
-
-def test_a_reconstruction_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match="differ in shape"):
-        residual_map(torch.ones(1, 4, 4, 4), torch.ones(1, 4, 4, 1))
-
-
 @pytest.mark.parametrize(
     ("size_mm", "spacing", "size"),
     [(5, (1, 1, 1), (5, 5, 5)), (5, (2, 2, 3), (3, 3, 1)), (5, (0.9, 1.2, 5), (5, 5, 1)), (3, (1, 0.5, 10), (3, 5, 1))],
@@ -637,7 +606,6 @@ def test_connectivity_counts_neighbors():
 @pytest.mark.parametrize(
     "transform",
     [
-        ResidualMapd("pred"),
         MedianFilterd("pred", size_mm=3),
         ErodeMaskd("pred", radius_mm=1),
         MaskOutsided("pred", mask_key="image"),
@@ -775,19 +743,6 @@ def test_the_components_agree_with_scipy_on_noise():
     np.testing.assert_array_equal(remove_small_components(label, 4, 1.0)[0].numpy(), expected)
 
 
-def test_only_the_brightest_of_the_brain_keep_their_residual():
-    image = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5]).reshape(1, 6, 1, 1)  # the 0 is background
-    values = torch.ones(1, 6, 1, 1)
-    # the 0.6-quantile of five brain voxels: three lie below 0.4
-    assert keep_bright(values, image, 0.6).flatten().tolist() == [0, 0, 0, 0, 1, 1]
-    assert keep_bright(values, image, 0.0).flatten().tolist() == [0, 1, 1, 1, 1, 1]
-    with pytest.raises(ValueError, match="quantile is 1"):
-        keep_bright(values, image, 1)
-    item = KeepBrightd("pred", quantile=0.6)({"image": image, "pred": MetaTensor(values)})
-    assert isinstance(item["pred"], MetaTensor)
-    assert item["pred"].sum() == 2
-
-
 # several sequences, several classes
 
 
@@ -818,17 +773,6 @@ def test_a_sequence_that_the_brain_mask_empties_does_not_pass_for_a_missing_one(
         BrainMaskd("image")({"image": meta(image), "brain_mask": meta(mask)})
 
 
-def test_brain_intensities_get_mean_0_and_deviation_1_and_the_rest_stays_0():
-    # values 2, 4, 6, 8 in the brain: mean 5, variance (9 + 1 + 1 + 9) / 4 = 5
-    image = torch.tensor([[0.0, 2, 4, 6, 8, 0], [0, 0, 0, 0, 0, 0]]).reshape(2, 6, 1, 1)
-    out = NormalizeBrainIntensityd("image")({"image": meta(image)})["image"]
-    expected = torch.tensor([0, -3, -1, 1, 3, 0]) / 5**0.5
-    torch.testing.assert_close(out[0].flatten().as_tensor(), expected.float())
-    assert not out[1].any()  # missing
-    outside = normalize_brain_intensity(image[:1] + 1, (image[:1] > 0).float())
-    torch.testing.assert_close(outside[0], out[0].as_tensor())
-
-
 def test_lines_go_through_the_knots_and_on_beyond_them():
     values = torch.tensor([[0.0, 1.0, 2.0], [3.0, 5.0, 7.0]])
     expected = torch.tensor([[-2.0, 0.0, 2.0], [2.5, 3.5, 4.5]])  # through (1, 0), (2, 2), (4, 3)
@@ -839,71 +783,8 @@ def test_lines_go_through_the_knots_and_on_beyond_them():
             piecewise_linear(values, knots, targets)
 
 
-def test_a_constant_brain_is_no_image():
-    image = torch.full((1, 3, 3, 3), 7.0)
-    with pytest.raises(InputError, match=r"scan.nii.gz: channel 0 is 7 everywhere in the brain"):
-        NormalizeBrainIntensityd("image")({"image": meta(image)})
-    with pytest.raises(InputError, match="brain mask is empty"):
-        normalize_brain_intensity(image, torch.zeros(1, 3, 3, 3))
-    with pytest.raises(ValueError, match="expected one channel"):
-        normalize_brain_intensity(image, torch.ones(2, 3, 3, 3))
-
-
-def test_the_class_with_a_threshold_goes_first_and_the_largest_of_the_others_second():
-    # classes background, tissue, other tissue, lesion at five voxels; the last lies outside of the brain
-    p = torch.tensor([[0.1, 0.5, 0.2, 0.2], [0.1, 0.4, 0.2, 0.3], [0.05, 0, 0, 0.95], [0.7, 0.1, 0, 0.2], [0] * 4]).T
-    p = p.reshape(4, 5, 1, 1)
-    assert thresholded_argmax(p, 3, 0.3).flatten().tolist() == [1, 3, 3, 0, 0]
-    assert thresholded_argmax(p, 3, 0.96).flatten().tolist() == [1, 1, 0, 0, 0]  # never lesion by its size alone
-    inside = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.5, 0.1, 0.0, 0.4], [0.0, 0, 0, 0]]).T[..., None, None]
-    assert thresholded_argmax(inside, 3, 0.3).flatten().tolist() == [0, 3, 0]
-    assert thresholded_argmax(inside, 3, 0.3, background=False).flatten().tolist() == [1, 3, 0]
-    out = ThresholdedArgmaxd("pred", 3, 0.3)({"pred": meta(p, spacing=(2, 2, 2))})["pred"]
-    assert (out.dtype, tuple(out.shape), float(out.affine[0, 0])) == (torch.uint8, (1, 5, 1, 1), 2.0)
-    for index, threshold in ((4, 0.5), (-1, 0.5), (3, 0.0), (3, 1.5)):
-        with pytest.raises(ValueError, match="expected"):
-            thresholded_argmax(p, index, threshold)
-
-
-def test_small_components_of_a_class_lose_its_probability_and_nothing_else():
-    # a piece of two voxels, one voxel of another class, a piece of one, and one below the threshold
-    lesion, tissue = torch.tensor([0.9, 0.9, 0.1, 0.9, 0.4]), torch.tensor([0.1, 0.1, 0.9, 0.1, 0.6])
-    p = torch.stack([tissue, lesion]).reshape(2, 5, 1, 1)
-    found = without_small_components(p, 1, 0.5, 8.0, 4.0)
-    torch.testing.assert_close(found[1].flatten(), torch.tensor([0.9, 0.9, 0.1, 0.0, 0.4]))
-    assert found[0].equal(p[0])
-    assert without_small_components(p, 1, 0.5, 4.0, 4.0).equal(p)
-    transform = WithoutSmallComponentsd("pred", 1, 0.5, min_volume_mm3=16.0)
-    out = transform({"pred": meta(p, spacing=(2, 2, 2))})["pred"]  # 16 mm3 are two voxels of 8
-    assert out[1].flatten().tolist() == found[1].flatten().tolist()
-    assert float(out.affine[0, 0]) == 2.0
-
-
 def test_the_entropy_is_0_where_one_class_is_certain_and_log_c_where_none_is():
     p = torch.tensor([[1.0, 0, 0, 0], [0.25] * 4, [0.5, 0.5, 0, 0], [0] * 4]).T.reshape(4, 4, 1, 1)
     expected = torch.tensor([0, 4, 2, 0]).float()
     torch.testing.assert_close(entropy(p).exp().flatten(), expected.clamp(min=1))
     assert EntropyMapd("pred")({"pred": meta(p)})["entropy"].shape == (1, 4, 1, 1)
-
-
-def test_one_channel_is_copied_and_the_others_stay():
-    p = meta(torch.arange(8.0).reshape(4, 2, 1, 1), spacing=(2, 2, 2))
-    item = ChannelMapd("pred", names="prob", index=2)({"pred": p})
-    assert item["prob"].flatten().tolist() == [4, 5]
-    assert float(item["prob"].affine[0, 0]) == 2.0
-    assert item["pred"] is p
-    with pytest.raises(ValueError, match="has 4 channels, expected one with the index 4"):
-        ChannelMapd("pred", names="prob", index=4)({"pred": p})
-
-
-def test_a_slice_gets_its_neighbors_as_channels():
-    volume = meta(torch.arange(1.0, 5).expand(1, 2, 3, 4).clone())
-    out = NeighboringSlicesd("image", slices=3)({"image": volume})["image"]
-    assert out.shape == (3, 2, 3, 4)
-    assert out[:, 0, 0].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 0]]
-    np.testing.assert_array_equal(out.affine, volume.affine)
-    assert NeighboringSlicesd("image", slices=1)({"image": volume})["image"].equal(volume)
-    with pytest.raises(ValueError, match="slices is 4, expected an odd number"):
-        NeighboringSlicesd("image", slices=4)
-    with pytest.raises(ValueError, match="image has 3 channels, expected 1"):
-        NeighboringSlicesd("image", slices=3)({"image": out})

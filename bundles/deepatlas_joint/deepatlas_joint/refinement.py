@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from common.errors import InputError
-from common.geometry import from_halfway, halfway, warp
+from common.geometry import halfway, warp
 
+from .fields import from_halfway
 from .filters import gaussian
 from .loss import local_correlation
 

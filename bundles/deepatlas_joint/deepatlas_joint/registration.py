@@ -25,10 +25,8 @@ from common.files import write_atomically, write_text
 from common.geometry import (
     apply_affine,
     fold_share,
-    inverse_error,
     log_jacobian_sd,
     sample,
-    sample_labels,
     to_voxels,
     voxel_grid,
 )
@@ -36,6 +34,7 @@ from common.scans import grid_difference, on_grid_of, open_scan, read_scan, stem
 from common.tables import delimited
 from common.transforms.io import file_of
 
+from .fields import inverse_error, sample_labels
 from .validation import mean_dice
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from monai.transforms import MapTransform
 from torch.nn.functional import one_hot
 
 from common.errors import InputError
-from common.geometry import fold_share, sample_labels, voxel_grid, warp
+from common.geometry import fold_share, voxel_grid, warp
 from common.metrics import CaseScores
 
+from .fields import sample_labels
 from .joint import JointLoss
 
 _ITEMS = from_engine(["pred", "truth"])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from common.atlas import fit_mixture
-
+from .mixture import fit_mixture
 from .network import PRIOR_FLOOR
 
 
