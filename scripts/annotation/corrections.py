@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import Alone, sha256_of, write_atomically, write_json
 from common.metrics import dice
 from common.options import types as t
-from common.scans import is_scan_name, json_beside, on_grid_of, open_scan, stem, whole_numbers
+from common.scans import is_scan_name, json_beside, on_grid_of, open_scan, stem, voxel_ml, whole_numbers
 from datalists.results import names_of_results, read_on_grid
 from running.command_line import show_progress
 
@@ -302,7 +302,7 @@ def _facts(
 ) -> dict[str, Any]:
     image = first_image(case)
     affine = open_scan(image).affine
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    ml = voxel_ml(affine)
     drawn = datetime.fromtimestamp(int(file.stat().st_mtime), timezone.utc)
     facts: dict[str, Any] = {
         "annotator": annotator,
@@ -311,7 +311,7 @@ def _facts(
         "file_sha256": sha256_of(file),
         "image": {"name": Path(image).name, "sha256": sha256_of(image)},
         "labels": {str(value): name for value, name in labels.items()},
-        "volumes_ml": {name: round(float((mask == value).sum() * voxel_ml), 4) for value, name in labels.items()},
+        "volumes_ml": {name: round(float((mask == value).sum() * ml), 4) for value, name in labels.items()},
     }
     if draft is None:
         return facts | {"draft": None}
@@ -320,9 +320,9 @@ def _facts(
     slices = np.flatnonzero(changed.any(tuple(a for a in range(3) if a != axis))) + 1
     facts["draft"] = {"sha256": entry.sha256, "made_by": entry.made_by} if entry else {"from": "labels/original"}
     facts["changed"] = {
-        "ml": round(float(changed.sum() * voxel_ml), 4),
-        "added_ml": {n: round(float(((mask == v) & (draft != v)).sum() * voxel_ml), 4) for v, n in labels.items()},
-        "removed_ml": {n: round(float(((mask != v) & (draft == v)).sum() * voxel_ml), 4) for v, n in labels.items()},
+        "ml": round(float(changed.sum() * ml), 4),
+        "added_ml": {n: round(float(((mask == v) & (draft != v)).sum() * ml), 4) for v, n in labels.items()},
+        "removed_ml": {n: round(float(((mask != v) & (draft == v)).sum() * ml), 4) for v, n in labels.items()},
         "plane": name,
         "slices": [int(index) for index in slices],
         "slices_of": int(mask.shape[axis]),

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from common.errors import InputError
+from common.scans import voxel_ml
 
 from .results import Opinion
 
@@ -39,11 +40,6 @@ class Doubt(NamedTuple):
     by_slice: np.ndarray
     axis: int
     plane: str
-
-    @property
-    def volume_error_ml(self) -> float:
-        """Expected less drafted volume."""
-        return self.expected_ml - self.draft_ml
 
 
 def right_of(opinion: Opinion, draft: np.ndarray) -> np.ndarray:
@@ -98,21 +94,21 @@ def doubt_of(opinions: Sequence[Opinion], affine: np.ndarray, plane: str = "auto
             "the results are one mask a scan without a map of probability or entropy, expected the map, "
             "--save_entropy true where the bundle has it, or the results of a second bundle"
         )
-    voxel_ml = abs(np.linalg.det(affine[:3, :3])) / 1000
+    ml = voxel_ml(affine)
     wrong = wrong_map(opinions)
     masks = np.stack([opinion.mask for opinion in opinions])
-    draft_ml = float((draft > 0).sum() * voxel_ml)
+    draft_ml = float((draft > 0).sum() * ml)
     volumes = [o.mask > 0 if o.probability is None else o.probability for o in opinions]
-    expected_ml = float(np.mean([volume.sum(dtype=float) for volume in volumes]) * voxel_ml)
-    right_ml = float((1 - wrong)[draft > 0].sum(dtype=float) * voxel_ml)
+    expected_ml = float(np.mean([volume.sum(dtype=float) for volume in volumes]) * ml)
+    right_ml = float((1 - wrong)[draft > 0].sum(dtype=float) * ml)
     axis, name = drawing_axis(affine, plane)
     others = tuple(a for a in range(3) if a != axis)
-    by_slice = wrong.sum(axis=others, dtype=float) * voxel_ml
+    by_slice = wrong.sum(axis=others, dtype=float) * ml
     return Doubt(
         wrong_ml=float(by_slice.sum()),
         draft_ml=draft_ml,
         expected_ml=expected_ml,
-        disagreement_ml=float((masks != masks[0]).any(0).sum() * voxel_ml),
+        disagreement_ml=float((masks != masks[0]).any(0).sum() * ml),
         score=1 - soft_dice(right_ml, draft_ml, expected_ml),
         by_slice=by_slice,
         axis=axis,

@@ -22,7 +22,7 @@ from common.atlas import align_atlas, atlas_on_grid, icbm_atlas
 from common.data import Datalist
 from common.files import write_json, write_text
 from common.metrics import bootstrap_interval, dice
-from common.scans import read_scan
+from common.scans import read_scan, voxel_ml
 from phantom.cohort import make_cohort
 
 from .doubt import doubt_of
@@ -103,8 +103,7 @@ def read_for_learner(case: Case) -> Scan:
     maps = [image, near, image - wide, tissue[1], tissue[2], tissue[3]]
     of_scan = np.percentile(image[brain], (5, 25, 75, 95, 99))  # the same at all its voxels: what kind of scan it is
     maps += [np.full_like(image, value) for value in of_scan]
-    voxel_ml = abs(np.linalg.det(file.affine[:3, :3])) / 1000
-    load = float((image > BRIGHT).sum() * voxel_ml)
+    load = float((image > BRIGHT).sum() * voxel_ml(file.affine))
     return Scan(
         case["name"], case["scanner"], np.stack([m[brain] for m in maps], 1), lesion[brain], brain, file.affine, load
     )

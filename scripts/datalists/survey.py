@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.data import subject_of
 from common.errors import InputError
-from common.scans import as_mask, foreground, read_scan, whole_numbers
+from common.scans import as_mask, foreground, read_scan, voxel_ml, whole_numbers
 from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def read_facts(path: str, kind: str = "image") -> FileFacts:
     fingerprint = hashlib.sha256(np.ascontiguousarray(voxels, dtype="<f4").tobytes()).hexdigest()
     spacing = tuple(round(float(size), 3) for size in image.header.get_zooms()[:3])
     axes = "".join(nib.aff2axcodes(image.affine))
-    foreground_ml = np.count_nonzero(foreground(voxels)) * abs(np.linalg.det(image.affine[:3, :3])) / 1000
-    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, float(foreground_ml), values)
+    foreground_ml = np.count_nonzero(foreground(voxels)) * voxel_ml(image.affine)
+    return FileFacts(str(path), image.shape[:3], spacing, axes, fingerprint, foreground_ml, values)
 
 
 def survey(cases: Sequence[Mapping[str, Any]], num_workers: int | None = None) -> dict[str, FileFacts]:

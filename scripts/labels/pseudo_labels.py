@@ -18,7 +18,7 @@ from catalog import Inference, describe, folder_of
 from common.data import Datalist
 from common.errors import InputError
 from common.files import read_json, sha256_of, write_json
-from common.scans import grid_difference
+from common.scans import grid_difference, voxel_ml
 from common.transforms import BrainMaskd, ErodeMaskd, LoadScand, MaskOutsided, RemoveSmallComponentsd, SaveScand
 from common.transforms.io import file_of
 from running.workflow import config_files
@@ -248,8 +248,7 @@ def write_labels(
             label = label_of_map(scan["prediction"], scan["brain_mask"], clean_up)
         scan |= {"label": label, "name": case["name"]}
         path = SaveScand("label", output_dir, "label", dtype="uint8")(scan)["label_path"]
-        voxel_ml = abs(float(torch.linalg.det(label.affine[:3, :3]))) / 1000
-        volumes = {int(v): round(int((label == v).sum()) * voxel_ml, 3) for v in label.unique() if v != 0}
+        volumes = {int(v): round(int((label == v).sum()) * voxel_ml(label.affine), 3) for v in label.unique() if v != 0}
         empty += not volumes
         _write_sidecar(Path(path), case, predictor, clean_up, {"volumes_ml": volumes, **(notes or {})})
         item = {"image": case["listed"], "subject": case["subject"], "label": path}

@@ -105,7 +105,7 @@ def test_what_a_probability_says_of_its_mask():
     found = doubt_of([Opinion(mask, probability, None, 2)], MILLILITER)
     assert found.wrong_ml == pytest.approx(0.1 + 0.4 + 0.2)
     assert (found.draft_ml, found.expected_ml) == pytest.approx((2, 1.7))
-    assert found.volume_error_ml == pytest.approx(-0.3)
+    assert found.expected_ml - found.draft_ml == pytest.approx(-0.3)
     assert found.score == pytest.approx(1 - (2 * 1.5 + 1) / (2 + 1.7 + 1))
     assert found.by_slice == pytest.approx([0.1, 0.4, 0.2, 0])
     assert (found.axis, found.plane, found.disagreement_ml) == (2, "axial", 0)
