@@ -151,3 +151,9 @@ def _is_news(record: logging.LogRecord) -> bool:
         return True
     exception = sys.exc_info()[1]
     return find_input_error(exception) is None and not _is_interrupt(exception)
+
+
+def reason_of(error: Exception) -> str:
+    """First line of an error, without the path that the sentence around it names already."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.splitlines()[0] if text else type(error).__name__

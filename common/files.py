@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .errors import InputError
+from .errors import InputError, reason_of
 
 try:
     import fcntl
@@ -54,7 +54,7 @@ def read_json(path: str | Path, expected: str = "a JSON file", kind: type = obje
     try:
         content = json.loads(Path(path).read_bytes(), object_pairs_hook=_without_twins)
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({_reason(e)}), expected {expected}") from e
+        raise InputError(f"{path} cannot be read ({reason_of(e)}), expected {expected}") from e
     except RecursionError as e:
         raise InputError(f"{path} is nested too deep, expected {expected}") from e
     except UnicodeDecodeError as e:
@@ -79,7 +79,7 @@ def read_text(path: str | Path, expected: str = "text in UTF-8") -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({_reason(e)}), expected {expected}") from e
+        raise InputError(f"{path} cannot be read ({reason_of(e)}), expected {expected}") from e
     except UnicodeDecodeError as e:
         raise InputError(f"{path} is no text in UTF-8, expected {expected}") from e
 
@@ -102,7 +102,7 @@ def sha256_of(path: str | Path) -> str:
         facts = Path(path).stat()
         return _sha256(str(path), facts.st_size, facts.st_mtime_ns)
     except OSError as e:
-        raise InputError(f"{path} cannot be read ({_reason(e)}), expected a file") from e
+        raise InputError(f"{path} cannot be read ({reason_of(e)}), expected a file") from e
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -145,7 +145,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
             os.close(descriptor)
         _flush(path.parent)
     except OSError as e:
-        raise InputError(f"{path} cannot be written ({_reason(e)}), expected a folder with space and access") from e
+        raise InputError(f"{path} cannot be written ({reason_of(e)}), expected a folder with space and access") from e
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -246,7 +246,7 @@ class Alone:
             file = folder.resolve() / (f".{path.name}.lock" if is_file else ".lock")
             self._take(file, path)
         except OSError as e:
-            raise InputError(f"{file} cannot be written ({_reason(e)}), expected a writable folder") from e
+            raise InputError(f"{file} cannot be written ({reason_of(e)}), expected a writable folder") from e
         self.close = weakref.finalize(self, self._give_back, file, [parent.resolve() for parent in made])
 
     def __enter__(self) -> Alone:
@@ -357,7 +357,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
             partial.rename(folder)
             _flush(folder.parent)
         except OSError as e:
-            raise InputError(f"{folder} cannot be written ({_reason(e)}), expected one with space and access") from e
+            raise InputError(f"{folder} cannot be written ({reason_of(e)}), expected one with space and access") from e
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -454,9 +454,3 @@ def without_folders(sentence: str) -> str:
     known = r"\.(?:nii|json|csv|tsv|pt|html|png|tfm)\b"
     folders = rf"(?:(?:(?!{known}).)*[/\\](?=[^/\\]*{known})|\S*[/\\])"
     return re.sub(rf"(?<![^\s'\"(=,\[])(?:[A-Za-z]:)?[/\\](?=\S){folders}", "", sentence)
-
-
-def _reason(error: Exception) -> str:
-    """First line of an error, without the path that the sentence around it names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.splitlines()[0] if text else type(error).__name__

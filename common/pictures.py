@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from .metrics import PrecisionRecall
+from .tables import counted
 
 # apart for every color vision, on gray images too (palette of Okabe and Ito)
 REFERENCE_COLOR, PREDICTION_COLOR = "#56B4E9", "#E69F00"
@@ -134,7 +135,7 @@ def threshold_chart(
     some = _thinned(len(pooled.thresholds))
     axes.plot(pooled.thresholds[some], pooled.dice[some], color=CHART, linewidth=2.2)
     axes.set(xlim=(thresholds[0], thresholds[-1]), ylim=(0, 1))
-    caption = f"Dice of the thresholded map: {_count(len(cases), 'case')} with lesions (thin), pooled voxels (bold)."
+    caption = f"Dice of the thresholded map: {counted(len(cases), 'case')} with lesions (thin), pooled voxels (bold)."
     if threshold is not None:
         axes.axvline(threshold, color=PREDICTION_COLOR, linewidth=2, linestyle=(0, (4, 2)))
         caption += f" Dashed: the threshold in use, {threshold:.4g}."
@@ -348,7 +349,3 @@ def png(figure: Figure) -> bytes:
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(out, format="png")
     return out.getvalue()
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

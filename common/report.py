@@ -26,6 +26,7 @@ from .pictures import (
     threshold_chart,
     volume_chart,
 )
+from .tables import counted
 from .viewer import write_view
 
 __all__ = ["Report", "write_html_report"]
@@ -144,8 +145,8 @@ class Report(Evaluation):
         else:
             found = {"with a reference": len(empty) - empty.count(None)}
         parts = ", ".join(f"{count} {what}" for what, count in (found | counts).items() if count)
-        sentence = f"{_count(len(self.cases), 'case')} of {_count(subjects, 'subject')}: {parts}."
-        failed = _count(len(self.failures), "further case")
+        sentence = f"{counted(len(self.cases), 'case')} of {counted(subjects, 'subject')}: {parts}."
+        failed = counted(len(self.failures), "further case")
         return f"{sentence} Without {failed} that failed." if self.failures else sentence
 
     def _reference_empty(self, case: Mapping[str, Any]) -> bool | None:
@@ -171,7 +172,7 @@ class Report(Evaluation):
     def _overlap_tiles(self, summary: Mapping[str, Summary], pooled: Mapping[str, float]) -> list[Tile]:
         note = f"all voxels together, {_interval(pooled['dice_low'], pooled['dice_high'], 2)}"
         missed = summary["hd95_mm"].infinite
-        found = f"{_count(missed, 'case')} with nothing found" if missed else "every case has a prediction"
+        found = f"{counted(missed, 'case')} with nothing found" if missed else "every case has a prediction"
         return [
             Tile("Dice, pooled", number(pooled["dice"], 3), note),
             Tile("HD95, median", f"{number(summary['hd95_mm'].median, 1)} mm", found),
@@ -185,7 +186,7 @@ class Report(Evaluation):
             tiles.append(Tile("Lesion-wise F1", number(self.summary[name]["lesion_f1"].mean, 3), note))
         if name in self.healthy:
             healthy = self.healthy[name]
-            note = f"{_count(healthy.cases, 'scan')} without {name}, {_interval(healthy.low, healthy.high, 2)}"
+            note = f"{counted(healthy.cases, 'scan')} without {name}, {_interval(healthy.low, healthy.high, 2)}"
             tiles.append(Tile("False positives", f"{number(healthy.mean, 2)} ml", note))
         return tiles
 
@@ -200,9 +201,9 @@ class Report(Evaluation):
         subjects = {row["name"]: row["subject"] for row in self.rows}
         overall = summarize(list(means.values()), [subjects[name] for name in means])
         labeled = {len(self.scored_targets(case)) for case in self.cases if self.has_reference(case)}
-        labels = _count(*labeled, "label") if len(labeled) == 1 else "what each case labels"
+        labels = counted(*labeled, "label") if len(labeled) == 1 else "what each case labels"
         what = "Dice, mean" if self._only_label else f"Dice, mean of {labels}"
-        note = f"{_count(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
+        note = f"{counted(overall.cases, 'case')}, {_interval(overall.low, overall.high, 2)}"
         return Tile(what, number(overall.mean, 3), note)
 
     def _charts(self) -> list[Picture]:
@@ -364,7 +365,3 @@ def _summary_row(name: str, metric: Column, summary: Summary) -> list[str]:
 
 def _fact(row: Mapping[str, Any], key: str) -> tuple[str, str]:
     return COLUMN[key].title, number(row[key], COLUMN[key].digits)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -27,7 +27,7 @@ import numpy as np
 from nibabel.filebasedimages import FileHolder, ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from .errors import InputError
+from .errors import InputError, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def open_scan(path: str | Path, volumes: bool = False) -> nib.Nifti1Pair:
         there, folder = path.is_file(), path.is_dir()
         image = nib.load(path) if there else None
     except UNREADABLE as e:
-        raise InputError(f"{path} cannot be read as NIfTI ({_first_line(e)}), expected a .nii or .nii.gz file") from e
+        raise InputError(f"{path} cannot be read as NIfTI ({reason_of(e)}), expected a .nii or .nii.gz file") from e
     if image is None:
         raise InputError(f"{path} {'is a folder' if folder else 'does not exist'}, expected a NIfTI file")
     if not isinstance(image, nib.Nifti1Pair):  # what the other three NIfTI classes derive from
@@ -158,7 +158,7 @@ def read_scan(
 
 def unreadable(path: str | Path, error: Exception) -> InputError:
     """What to say of a file that cannot be read to its end."""
-    return InputError(f"{path} cannot be read to its end ({_first_line(error)}), expected a whole NIfTI file")
+    return InputError(f"{path} cannot be read to its end ({reason_of(error)}), expected a whole NIfTI file")
 
 
 def check_finite(values: np.ndarray, path: str | Path) -> None:
@@ -354,9 +354,3 @@ def _text_of(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
-
-
-def _first_line(error: Exception) -> str:
-    """First line of an error, without the path that the sentence around it names already."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.splitlines()[0] if text else type(error).__name__

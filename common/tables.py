@@ -1,4 +1,4 @@
-"""Tables for spreadsheets: comma- or tab-separated text in which no cell is a formula."""
+"""Text of tables and pages: comma- or tab-separated lines in which no cell is a formula, numbers of things."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def delimited(rows: Iterable[Iterable[Any]], delimiter: str = ",") -> str:
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([cell(value) for value in row] for row in rows)
     return out.getvalue()
+
+
+def counted(number: int, word: str) -> str:
+    """As "1 case" and "2 cases"."""
+    return f"{number} {word}" + "s" * (number != 1)
 
 
 def _is_number(text: str) -> bool:

@@ -108,7 +108,7 @@ class MeasureForServerd(MapTransform):
             found = sorted({int(value) for value in np.unique(mask)} - {0, *self.label_names})
             names = self.label_names | {value: f"label {value}" for value in found}
             row = measure(mask, brain > 0, voxel_sizes(np.asarray(d[key].affine)), names, self.lesion_labels)
-            d["result"] = d.get("result", {}) | {name: _for_json(value) for name, value in row.items()}
+            d["result"] = d.get("result", {}) | {name: for_json(value) for name, value in row.items()}
         d.setdefault("result", {})["warnings"] = HEARD.take(self._files(d))
         return d
 
@@ -118,7 +118,7 @@ class MeasureForServerd(MapTransform):
         return [str(file) for files in (data[self.server_key], *read) for file in ensure_tuple(files)]
 
 
-def _for_json(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """JSON has no nan; four digits are more than a volume is known to."""
     if isinstance(value, float):
         return None if np.isnan(value) else round(value, 4)

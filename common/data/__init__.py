@@ -5,13 +5,14 @@ from .datalist import NOTHING, Datalist, write_datalist
 from .datasets import BrainSlices, CachedScans, ScanDataset
 from .folder import paths_beside
 from .listing import list_cases
-from .names import prefix_of, sequence_name, subject_of, visit_of
+from .names import Case, prefix_of, sequence_name, subject_of, visit_of
 from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process, share_of_shard
 
 __all__ = [
     "NOTHING",
     "BrainSlices",
     "CachedScans",
+    "Case",
     "Datalist",
     "ScanDataset",
     "check_cases",

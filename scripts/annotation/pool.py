@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 from monai.utils import ensure_tuple
 
-from common.data import Datalist, subject_of
+from common.data import Case, Datalist, subject_of
 from common.errors import InputError
 from datalists.results import names_of_results
 
 logger = logging.getLogger(__name__)
-
-Case = dict[str, Any]
 
 
 class Pool(NamedTuple):

@@ -19,7 +19,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from tqdm import tqdm
 
 from common.atlas import align_atlas, atlas_on_grid, icbm_atlas
-from common.data import Datalist
+from common.data import Case, Datalist
 from common.files import write_json, write_text
 from common.metrics import bootstrap_interval, dice
 from common.scans import read_scan, voxel_ml
@@ -42,7 +42,6 @@ ENOUGH = 0.95  # of the Dice of all labels
 SIZES = (2, 4, 6, 8)  # labels, drawn two at a time
 LOTS = 3  # random orders of a seed, whose mean counts
 BRIGHT = 1.35  # times the brain's median: the plain threshold whose volume is the predicted load
-Case = dict[str, Any]
 
 
 def make_scans(folder: Path, num_workers: int | None = None) -> tuple[list[Case], list[Case]]:

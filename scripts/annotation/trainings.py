@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from catalog import BUNDLES
-from common.data import Datalist, subject_of, write_datalist
+from common.data import Case, Datalist, subject_of, write_datalist
 from common.errors import InputError
 from common.files import write_text
 from common.options import types as t
@@ -28,8 +28,6 @@ from running.command_line import show_progress
 from .curve import refuse_few, write_curve
 
 logger = logging.getLogger(__name__)
-
-Case = dict[str, Any]
 
 
 class Training(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from catalog import Method
-from common.data import Datalist, check_splits
+from common.data import Case, Datalist, check_splits
 from common.errors import InputError, find_input_error
 from common.evaluation import Evaluation, Scans, Volumes
 from common.files import done_once, read_json
@@ -26,7 +26,6 @@ from .trial import Split, Trial, Unfit
 
 logger = logging.getLogger(__name__)
 
-Case = dict[str, Any]
 POINTS = 61  # thresholds of a curve
 
 

@@ -25,6 +25,7 @@ from common.files import Alone, sha256_of, write_text
 from common.metrics import Summary, dice, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
+from common.report import number
 from common.tables import delimited
 from common.viewer import write_view
 
@@ -163,7 +164,7 @@ class Digest:
             row = [method + baseline]
             for score in self.shown_scores:
                 mark = f" {BEST}" if best[score.title] == method else ""
-                row.append(_number(self.number(method, score), score.digits) + mark)
+                row.append(number(self.number(method, score), score.digits) + mark)
                 if score is DICE:
                     summary = self.summaries[method][DICE.title]
                     row.append(_interval(summary.low, summary.high))
@@ -340,12 +341,12 @@ def _tiles(digest: Digest) -> list[Tile]:
     if best is None:
         return []
     summary = digest.summaries[best][DICE.title]
-    tiles = [Tile("Highest mean Dice", _number(summary.mean, 3), f"{best}, {_interval(summary.low, summary.high)}")]
+    tiles = [Tile("Highest mean Dice", number(summary.mean, 3), f"{best}, {_interval(summary.low, summary.high)}")]
     baselines = [m for m in digest.methods if digest.results[m][0].method.is_baseline]
     if baselines:
         top = max(baselines, key=lambda method: np.nan_to_num(digest.number(method, DICE), nan=-1))
         low, high = (getattr(digest.summaries[top][DICE.title], name) for name in ("low", "high"))
-        tiles.append(Tile("Best baseline", _number(digest.number(top, DICE), 3), f"{top}, {_interval(low, high)}"))
+        tiles.append(Tile("Best baseline", number(digest.number(top, DICE), 3), f"{top}, {_interval(low, high)}"))
     significant = sum(p < 0.05 for *_, p in digest.differences)
     tiles.append(Tile("Pairs that differ", f"{significant} of {len(digest.differences)}", "p < 0.05 after Holm"))
     return tiles
@@ -400,7 +401,7 @@ def _size_table(digest: Digest) -> Table:
 def _case_table(digest: Digest, doubts: Mapping[str, float]) -> Table:
     values = {method: digest.values(method, DICE) for method in digest.methods}
     rows = [
-        [case, f"{doubt:.2f}", *(_number(values[method][case], 3) for method in digest.methods)]
+        [case, f"{doubt:.2f}", *(number(values[method][case], 3) for method in digest.methods)]
         for case, doubt in doubts.items()
     ]
     return Table("Dice of every case, most doubt first", ["case", "disagreement", *digest.methods], rows)
@@ -461,7 +462,7 @@ def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int) 
         if first.reference is not None and not first.reference.any():
             facts.append(("no", "label in the reference"))
         else:
-            facts += [(method, _number(values[method][case], 3)) for method in scans]
+            facts += [(method, number(values[method][case], 3)) for method in scans]
         views.append(CaseView(case, facts, pictures))
     return views
 
@@ -541,10 +542,6 @@ def _sizes(training: Sequence[Any], validation: Sequence[Any], test: Sequence[An
 def _without(row: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     first = {"case": row["case"]}
     return first | {key: value for key, value in row.items() if key not in keys}
-
-
-def _number(value: float, digits: int) -> str:
-    return "–" if math.isnan(value) else "∞" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def _interval(low: float, high: float) -> str:

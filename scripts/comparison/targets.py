@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from common.data import Case
 from common.errors import InputError
-
-Case = dict[str, Any]
 
 
 @dataclass(frozen=True)

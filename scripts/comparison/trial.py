@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from monai.utils import ensure_tuple
 
 from catalog import Inference, Prediction, Stage
-from common.data import Datalist, write_datalist
+from common.data import Case, Datalist, write_datalist
 from common.errors import InputError
 from common.files import done_once, read_json, write_json
 from datalists.survey import read_facts
@@ -26,7 +26,6 @@ from .targets import TARGETS, Target
 
 logger = logging.getLogger(__name__)
 
-Case = dict[str, Any]
 Sections = Mapping[str, Sequence[Case]]
 
 # what a training or an inference may know of a case beside its images

@@ -15,17 +15,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from catalog import folder_of
-from common.data import Datalist, refuse_pseudo_labels, subject_of
+from common.data import Case, Datalist, refuse_pseudo_labels, subject_of
 from common.errors import InputError
 from common.files import read_json, write_atomically
 from common.metrics import best_dice, pooled_dice, threshold_for_false_positive_rate
 from common.options import types as t
+from common.tables import counted
 from common.transforms import BrainMaskd, CheckLabeld, LoadScand
 from running.workflow import config_files, open_configs, without_page
 
 DIGITS = 4  # significant ones of the threshold that is kept
-
-Case = dict[str, Any]
 
 
 class Calibration(NamedTuple):
@@ -118,7 +117,7 @@ def check_cases(cases: Sequence[Case], criterion: str, label_value: int | None =
         refuse_pseudo_labels(cases, "the cases to calibrate with")
         if not any(_label(case, label_value).any() for case in cases):
             raise InputError(
-                f"no label of the {_counted(cases)} has a lesion, expected one to calibrate with best_dice"
+                f"no label of the {counted(len(cases), 'case')} has a lesion, expected one to calibrate with best_dice"
             )
         return
     for case in cases:
@@ -161,11 +160,13 @@ def calibrate(
         labels = [_label(case, label_value)[brain] for case, brain in zip(cases, brains, strict=True)]
         threshold = _rounded(best_dice(scores, labels)[1], up=False)
         reached = pooled_dice([values >= threshold for values in scores], labels)
-        return Calibration(threshold, f"best pooled Dice, {reached:.3f}, in the brain of {_counted(cases)} ({data})")
+        where = counted(len(cases), "case")
+        return Calibration(threshold, f"best pooled Dice, {reached:.3f}, in the brain of {where} ({data})")
     threshold = _rounded(threshold_for_false_positive_rate(scores, rate), up=True)
     reached = np.concatenate([values >= threshold for values in scores]).mean()
-    sentence = f"false-positive rate {rate:g}, {reached:.3g} reached, in the brain of {_counted(cases, 'healthy scan')}"
-    return Calibration(threshold, f"{sentence} ({data})")
+    where = counted(len(cases), "healthy scan")
+    sentence = f"false-positive rate {rate:g}, {reached:.3g} reached, in the brain of {where} ({data})"
+    return Calibration(threshold, sentence)
 
 
 def write_threshold(config: Path, calibration: Calibration) -> None:
@@ -256,7 +257,3 @@ def _rounded(value: float, up: bool) -> float:
     rounded = round(float(value), places)
     beyond = np.float32(rounded) < np.float32(value) if up else np.float32(rounded) > np.float32(value)
     return round(rounded + (1 if up else -1) * 10.0**-places, places) if beyond else rounded
-
-
-def _counted(cases: Sequence[Case], what: str = "case") -> str:
-    return f"{len(cases)} {what}" + "s" * (len(cases) > 1)

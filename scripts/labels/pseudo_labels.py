@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from catalog import Inference, describe, folder_of
-from common.data import Datalist
+from common.data import Case, Datalist
 from common.errors import InputError
 from common.files import read_json, sha256_of, write_json
 from common.scans import grid_difference, voxel_ml
@@ -26,8 +26,6 @@ from running.workflow import config_files
 logger = logging.getLogger(__name__)
 
 UNCERTAIN = 2  # label value of voxels that are neither surely lesion nor surely none
-
-Case = dict[str, Any]
 
 
 @dataclass(frozen=True)

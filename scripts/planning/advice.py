@@ -12,9 +12,10 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from catalog import BUNDLES, Stage, Use, bundle_names, describe, refuse_unknown
-from common.data import Datalist, check_splits, subject_of, write_datalist
+from common.data import Case, Datalist, check_splits, subject_of, write_datalist
 from common.errors import InputError, find_input_error
 from common.files import read_json
+from common.tables import counted
 from datalists.survey import FileFacts, survey
 from running.workflow import Entry, open_configs
 
@@ -23,7 +24,6 @@ from .cost import InferenceCost, TrainingCost, inference_cost, measured, trainin
 
 BRAIN_ML = 2500  # what is not 0 in a scan is more than a brain: the largest ones have about 2 l with all their fluid
 THICK_MM, ANISOTROPY = 3.0, 2.0  # slices from which on a scan is called thick
-Case = dict[str, Any]
 # kind of case of a training -> what it is called; everybody is taken for healthy, and for a patient, where the datalist
 # is silent on health
 NAMES = {
@@ -269,14 +269,14 @@ def _doubts(stage: Stage, used: _Used, data: Data) -> list[str]:
         if 0 < subjects < paper:
             names = {"healthy": "healthy subject", "labeled": "labeled subject", "drawn": "labeled subject"}
             what = names.get(kind, "subject")
-            found.append(f"{stage.configs[-1]} learns from {_counted(subjects, what)}, in the paper from {paper}")
+            found.append(f"{stage.configs[-1]} learns from {counted(subjects, what)}, in the paper from {paper}")
     if "healthy" in stage.learns and not data.speaks_of_health:
         found.append('nobody is said to be healthy: everybody is taken for it; mark patients with "healthy": false')
     for section, (want, cases) in parts.items():
         refused = [case for case in cases if "label" not in case and not case.get("healthy")]
         if want.keys() & {"labeled", "drawn"} and "any" not in want and refused:
             found.append(
-                f"{_counted(len(refused), 'case')} of {section} without label must go into another datalist: "
+                f"{counted(len(refused), 'case')} of {section} without label must go into another datalist: "
                 f"{stage.configs[0]}.json refuses such cases unless they are healthy"
             )
     if stage.note:
@@ -359,14 +359,14 @@ def _doubtful_scans(cases: Sequence[Case], facts: Mapping[str, FileFacts]) -> li
     if heads:
         liters = max(_foreground(images[case["name"]]) for case in heads) / 1000
         found.append(
-            f"no brain mask, and up to {liters:.1f} l that are not 0, in {len(heads)} of {_counted(len(cases), 'case')}"
+            f"no brain mask, and up to {liters:.1f} l that are not 0, in {len(heads)} of {counted(len(cases), 'case')}"
             ": skull-strip them, or give brain masks"
         )
     spacings = [image.spacing for files in images.values() for image in files]
     thick = [max(s) for s in spacings if max(s) >= THICK_MM or max(s) > ANISOTROPY * min(s)]
     if thick:
         found.append(
-            f"voxels of up to {max(thick):g} mm in {len(thick)} of {_counted(len(spacings), 'image')}: they are "
+            f"voxels of up to {max(thick):g} mm in {len(thick)} of {counted(len(spacings), 'image')}: they are "
             "interpolated, and what is smaller is not seen"
         )
     return found
@@ -447,10 +447,6 @@ def _batch(bundle: str, configs: Sequence[str]) -> int:
     """Scans that fill a batch, two at least; slices of two scans fill any."""
     slices = "BrainSlices" in _config(bundle, configs)["train"]["dataset"]["_target_"]
     return 2 if slices else max(_config(bundle, configs).get("batch_size", 1), 2)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _listed(items: Sequence[Any], most: int = 8) -> str:

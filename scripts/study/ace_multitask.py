@@ -17,11 +17,10 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
-from common.scans import read_scan
 from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, result_of
+from .seed import Result, SeedStudy, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -176,9 +175,9 @@ class Study(SeedStudy):
                 datalist_file=data / f"{part}.json", sequences=("T1w", "FLAIR"), require=["label", "dataset"]
             )
             found[part] = (
-                [_read(output_dir / part / f"{case['name']}_seg.nii.gz") for case in cases],
-                [_read(output_dir / part / f"{case['name']}_prob.nii.gz") for case in cases],
-                [_read(case["label"]) for case in cases],
+                [voxels(output_dir / part / f"{case['name']}_seg.nii.gz") for case in cases],
+                [voxels(output_dir / part / f"{case['name']}_prob.nii.gz") for case in cases],
+                [voxels(case["label"]) for case in cases],
                 [case["subject"] for case in cases],
             )
         _, maps, labels, _ = found["calibration"]
@@ -231,7 +230,3 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     write_datalist(folder / "calibration.json", {"all": cases("patients", "validation", "lesion")})
     write_datalist(folder / "joint.json", joint)
     return {}
-
-
-def _read(path: str | Path) -> np.ndarray:
-    return read_scan(path)[0]

@@ -18,11 +18,10 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice
-from common.scans import read_scan
 from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, dice_parts, result_of
+from .seed import Result, SeedStudy, dice_parts, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -229,8 +228,8 @@ class Study(SeedStudy):
         )
         found = []
         for case in self._cases("healthy_test"):
-            brain = _read(case["brain_mask"]) > 0
-            found.append(1 - _read(folder / "healthy" / f"{case['name']}_prob.nii.gz")[brain].mean())
+            brain = voxels(case["brain_mask"]) > 0
+            found.append(1 - voxels(folder / "healthy" / f"{case['name']}_prob.nii.gz")[brain].mean())
         return float(np.mean(found))
 
     def _run(self, arm: str, configs: list[str], cases: str, folder: Path | None = None, **options: Any) -> None:
@@ -250,16 +249,16 @@ class Study(SeedStudy):
         return list_cases(datalist_file=self.data / f"{name}.json", sequences=["T1w"])
 
     def _map(self, arm: str, case: dict[str, Any]) -> np.ndarray:
-        return _read(self.folder / arm / "maps" / f"{case['name']}_prob.nii.gz")
+        return voxels(self.folder / arm / "maps" / f"{case['name']}_prob.nii.gz")
 
     def _score(self, score_of: Callable[[dict[str, Any]], np.ndarray], **more: float) -> Result:
         """AUPRC and best Dice of pooled voxels, the latter subject by subject at the threshold that suits all best."""
         cases, values = {}, {}
         for letter, pathology in (("T", "tumour"), ("K", "infarct")):
             members = [case for case in self._cases("test") if case["pathology"] == pathology]
-            brains = [_read(case["brain_mask"]) > 0 for case in members]
+            brains = [voxels(case["brain_mask"]) > 0 for case in members]
             maps = [score_of(case)[brain] for case, brain in zip(members, brains, strict=True)]
-            truth = [_read(case["label"])[brain] > 0 for case, brain in zip(members, brains, strict=True)]
+            truth = [voxels(case["label"])[brain] > 0 for case, brain in zip(members, brains, strict=True)]
             values[f"auprc_{letter}"] = float(average_precision(maps, truth))
             _, threshold = best_dice(maps, truth)
             cases[f"dice_{letter}"] = {
@@ -305,7 +304,3 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     write_datalist(folder / "healthy_test.json", {"test": cases("test", "healthy")})
     write_datalist(folder / "test.json", {"test": cases("test", "tumour", "infarct")})
     return {}
-
-
-def _read(path: str | Path) -> np.ndarray:
-    return read_scan(path)[0]

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from catalog import describe, descriptions
-from common.data import check_cases
+from common.data import Case, check_cases
 from common.errors import InputError
 from common.files import read_json
 from datalists.survey import read_facts
 
-Case = dict[str, Any]
 SEQUENCES = ("T1w", "FLAIR")
 LABELS = {"lesion": range(2), "tissues": range(5)}  # item of a case -> values that its file may have
 LESION = 4  # in a tissue map

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import difference, fingerprint_of, read_json, write_json
 from common.metrics import voxel_overlap
+from common.scans import read_scan
 
 # of one arm: "values", score -> value; and "cases", score -> subject -> (numerator, denominator)
 Result = dict[str, Any]
@@ -95,3 +96,8 @@ class SeedStudy(ABC):
         """When work on the arms began and ended, in seconds."""
         kept = [read_json(path) for path in self.folder.glob("*/scores.json")]
         return [(result["began"], result["ended"]) for result in kept]
+
+
+def voxels(path: str | Path) -> np.ndarray:
+    """Of a NIfTI file, (X, Y, Z), float32."""
+    return read_scan(path)[0]

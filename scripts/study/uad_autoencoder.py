@@ -15,11 +15,10 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice, lesion_detection
-from common.scans import read_scan
 from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, dice_parts, result_of
+from .seed import Result, SeedStudy, dice_parts, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -236,13 +235,13 @@ class Study(SeedStudy):
         )
 
         def maps(part: str) -> list[np.ndarray]:
-            return [_read(output_dir / f"{case['name']}_prob.nii.gz") for case in self._cases(part)]
+            return [voxels(output_dir / f"{case['name']}_prob.nii.gz") for case in self._cases(part)]
 
         return self._score(maps)
 
     def _score_threshold(self) -> Result:
         def maps(part: str) -> list[np.ndarray]:
-            scans = [_read(case["image"]) for case in self._cases(part)]
+            scans = [voxels(case["image"]) for case in self._cases(part)]
             return [scan / (2 * np.median(scan[scan > 0])) for scan in scans]
 
         return self._score(maps)
@@ -252,12 +251,12 @@ class Study(SeedStudy):
 
     def _score(self, maps: Callable[[str], list[np.ndarray]]) -> Result:
         """Pooled Dice, AUPRC and lesion F1 on both test sets at the threshold of the validation set."""
-        labels = [_read(case["label"]) > 0 for case in self._cases("validation")]
+        labels = [voxels(case["label"]) > 0 for case in self._cases("validation")]
         _, threshold = best_dice(maps("validation"), labels)
         cases, values = {}, {"threshold": float(threshold)}
         for scanner in ("A", "B"):
             members, found = self._cases(f"test_{scanner}"), maps(f"test_{scanner}")
-            truth = [_read(case["label"]) > 0 for case in members]
+            truth = [voxels(case["label"]) > 0 for case in members]
             masks = [scan >= threshold for scan in found]
             f1 = [lesion_detection(m, t).f1 for m, t in zip(masks, truth, strict=True)]
             values[f"auprc_{scanner}"] = float(average_precision(found, truth))
@@ -271,7 +270,3 @@ class Study(SeedStudy):
     @property
     def _residual(self) -> dict[str, Any]:
         return {**self.settings["autoencoder"], **self.settings["residual"]}
-
-
-def _read(path: str | Path) -> np.ndarray:
-    return read_scan(path)[0]

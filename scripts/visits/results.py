@@ -15,6 +15,7 @@ from common.evaluation import versions
 from common.files import difference, fingerprint_of, read_json, sha256_of, write_atomically, write_json, write_text
 from common.scans import json_beside, on_grid_of, open_scan
 from common.tables import delimited
+from common.volumes import for_json
 from preparation.volume import Volume
 
 from .comparing import Comparison, Settings
@@ -86,7 +87,8 @@ def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_changes(output_dir: Path, found: Comparison, facts: Mapping[str, Any], retest: Retest | None) -> None:
     """Write the mask of changes on the grid of each visit's own file, and its JSON."""
     content = dict(facts) | {"values": {str(value): name for value, name in CHANGES.items()}}
-    content |= {"numbers": _for_json(found.row(retest)), "alignment": found.grid.numbers(), "versions": versions()}
+    numbers = {name: for_json(value) for name, value in found.row(retest).items()}
+    content |= {"numbers": numbers, "alignment": found.grid.numbers(), "versions": versions()}
     volume = Volume(found.change, found.grid.affine)
     for number, file in enumerate(files_of(output_dir, found.visits)):
         visit = found.visits[number]
@@ -119,12 +121,6 @@ def lesion_row(found: Comparison, lesion: Any) -> list[Any]:
         *places[0],
         *places[1],
     ]
-
-
-def _for_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no nan."""
-    rounded = {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()}
-    return {name: None if isinstance(v, float) and np.isnan(v) else v for name, v in rounded.items()}
 
 
 def _plain(name: str) -> str:
