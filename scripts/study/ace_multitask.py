@@ -17,10 +17,9 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import best_dice, dice
-from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, result_of, voxels
+from .seed import Result, SeedStudy, phantoms, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -207,12 +206,10 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
         "spacing": settings["common"]["spacing"][0],
         "sequences": ("T1w", "FLAIR"),
         "fine_mm": settings["fine_mm"],
-        "num_workers": 1,
     }
     for number, (name, pathology) in enumerate((("healthy", "healthy"), ("patients", "ms"))):
         groups = {pathology: settings["subjects"][pathology]}
-        if not (folder / name / "datalist.json").is_file():
-            make_cohort(folder / name, groups, prefix=f"{name}{seed}", seed=2000 + 10 * seed + number, **options)
+        phantoms(folder / name, groups, prefix=f"{name}{seed}", seed=2000 + 10 * seed + number, **options)
 
     def cases(cohort: str, section: str, dataset: str) -> list[dict]:
         key = "lesion" if dataset == "lesion" else "tissues"

@@ -22,10 +22,9 @@ from common.data import list_cases
 from common.metrics import dice
 from common.scans import read_scan
 from phantom import STRUCTURES, Grid
-from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, result_of
+from .seed import Result, SeedStudy, phantoms, result_of
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -251,18 +250,16 @@ class Study(SeedStudy):
 
 def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     shape, spacing = (tuple(settings["common"][key]) for key in ("shape", "spacing"))
-    if not (folder / "scans" / "datalist.json").is_file():
-        make_cohort(
-            folder / "scans",
-            {"healthy": settings["scans"]},
-            grid=Grid(shape, template_grid(spacing, shape)),  # that of the networks: nothing is interpolated
-            sequences=("T1w",),
-            seed=5000 + seed,
-            prefix=f"s{seed}",
-            label="structures",
-            displacement=True,
-            affine=False,
-            fine_mm=settings["fine_mm"],
-            num_workers=1,
-        )
+    phantoms(
+        folder / "scans",
+        {"healthy": settings["scans"]},
+        grid=Grid(shape, template_grid(spacing, shape)),  # that of the networks: nothing is interpolated
+        sequences=("T1w",),
+        seed=5000 + seed,
+        prefix=f"s{seed}",
+        label="structures",
+        displacement=True,
+        affine=False,
+        fine_mm=settings["fine_mm"],
+    )
     return {}

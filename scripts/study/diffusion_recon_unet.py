@@ -18,10 +18,9 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice
-from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, dice_parts, result_of, voxels
+from .seed import Result, SeedStudy, dice_parts, phantoms, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -278,20 +277,18 @@ class Study(SeedStudy):
 
 def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     """The cohort, and the lists of who is used for what."""
-    if not (folder / "scans" / "datalist.json").is_file():
-        make_cohort(
-            folder / "scans",
-            settings["groups"],
-            spacing=settings["grid"]["spacing"][0],
-            sequences=("T1w",),
-            seed=6000 + seed,
-            prefix=f"d{seed}",
-            fine_mm=settings["fine_mm"],
-            num_workers=1,
-        )
+    datalist = phantoms(
+        folder / "scans",
+        settings["groups"],
+        spacing=settings["grid"]["spacing"][0],
+        sequences=("T1w",),
+        seed=6000 + seed,
+        prefix=f"d{seed}",
+        fine_mm=settings["fine_mm"],
+    )
 
     def cases(section: str, *pathologies: str) -> list[dict[str, Any]]:
-        every = list_cases(datalist_file=folder / "scans" / "datalist.json", sequences=["T1w"], section=section)
+        every = list_cases(datalist_file=datalist, sequences=["T1w"], section=section)
         return [case for case in every if case["pathology"] in pathologies]
 
     for name, pathology in (("healthy", "healthy"), ("patients", "tumour")):

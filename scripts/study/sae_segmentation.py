@@ -23,10 +23,9 @@ from common.metrics import dice, hd95_mm
 from common.scans import read_scan
 from labels.atlas import read_people, write_average
 from phantom import STRUCTURES
-from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, result_of
+from .seed import Result, SeedStudy, phantoms, result_of
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -173,18 +172,16 @@ def _make_data(folder: Path, seed: int, settings: Mapping[str, Any]) -> Result:
     for number, (name, counts, sequences) in enumerate(
         (("people", (0, 0, people), ("T1w",)), ("scans", settings["scans"], ("T1w", "T2w")))
     ):
-        if not (folder / name / "datalist.json").is_file():
-            make_cohort(
-                folder / name,
-                {"healthy": counts},
-                spacing=settings["common"]["spacing"][0],
-                sequences=sequences,
-                seed=3000 + 10 * seed + number,
-                prefix=f"{name}{seed}",
-                label="structures",
-                fine_mm=settings["fine_mm"],
-                num_workers=1,
-            )
+        phantoms(
+            folder / name,
+            {"healthy": counts},
+            spacing=settings["common"]["spacing"][0],
+            sequences=sequences,
+            seed=3000 + 10 * seed + number,
+            prefix=f"{name}{seed}",
+            label="structures",
+            fine_mm=settings["fine_mm"],
+        )
     scans = folder / "scans" / "datalist.json"
     for sequence in ("T1w", "T2w"):
         sections = {

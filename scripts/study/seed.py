@@ -15,6 +15,7 @@ from common.errors import InputError
 from common.files import difference, fingerprint_of, read_json, write_json
 from common.metrics import voxel_overlap
 from common.scans import read_scan
+from phantom.cohort import make_cohort
 
 # of one arm: "values", score -> value; and "cases", score -> subject -> (numerator, denominator)
 Result = dict[str, Any]
@@ -101,3 +102,10 @@ class SeedStudy(ABC):
 def voxels(path: str | Path) -> np.ndarray:
     """Of a NIfTI file, (X, Y, Z), float32."""
     return read_scan(path)[0]
+
+
+def phantoms(folder: Path, groups: Mapping[str, tuple[int, int, int]], **options: Any) -> Path:
+    """Datalist of a cohort of :func:`phantom.cohort.make_cohort`, which is made where it is not there yet."""
+    if not (folder / "datalist.json").is_file():
+        make_cohort(folder, groups, num_workers=1, **options)
+    return folder / "datalist.json"

@@ -15,10 +15,9 @@ import numpy as np
 
 from common.data import list_cases, write_datalist
 from common.metrics import average_precision, best_dice, lesion_detection
-from phantom.cohort import make_cohort
 from running.workflow import run_configs, without_page
 
-from .seed import Result, SeedStudy, dice_parts, result_of, voxels
+from .seed import Result, SeedStudy, dice_parts, phantoms, result_of, voxels
 from .verdicts import Claim
 
 logger = logging.getLogger(__name__)
@@ -140,18 +139,16 @@ class Study(SeedStudy):
     def _make_data(self) -> Result:
         """Two cohorts, and the lists of who is used for what. Validation is always on scanner A, as in the paper."""
         for scanner, seed in (("A", 1000 + self.seed), ("B", 2000 + self.seed)):  # other people than those of A
-            if not (self.data / scanner / "datalist.json").is_file():
-                make_cohort(
-                    self.data / scanner,
-                    self.settings["subjects"][scanner],
-                    scanner=scanner,
-                    spacing=self.settings["spacing"][0],
-                    sequences=("FLAIR",),
-                    seed=seed,
-                    prefix=f"{scanner}{self.seed}",
-                    fine_mm=self.settings["fine_mm"],
-                    num_workers=1,
-                )
+            phantoms(
+                self.data / scanner,
+                self.settings["subjects"][scanner],
+                scanner=scanner,
+                spacing=self.settings["spacing"][0],
+                sequences=("FLAIR",),
+                seed=seed,
+                prefix=f"{scanner}{self.seed}",
+                fine_mm=self.settings["fine_mm"],
+            )
 
         def cases(scanner: str, section: str, healthy: bool = False) -> list[dict]:
             everyone = list_cases(datalist_file=self.data / scanner / "datalist.json", section=section)
