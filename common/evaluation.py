@@ -33,7 +33,7 @@ from .metrics import (
     volume_ml,
     voxel_overlap,
 )
-from .scans import grid_difference, open_scan, read_scan, whole_numbers
+from .scans import distinct, grid_difference, open_scan, read_scan, whole_numbers
 from .tables import delimited
 
 logger = logging.getLogger(__name__)
@@ -396,7 +396,9 @@ class Evaluation:
     def _labels_of_mask(self, mask: np.ndarray, path: Path) -> np.ndarray:
         known = {0: 0} | self.mask_values
         values = _as_labels(mask, path, known)
-        table = np.zeros(max(known) + 1, dtype=np.int32)
+        if all(value == label for value, label in known.items()):
+            return values
+        table = np.zeros(max(known) + 1, dtype=np.uint8 if max(known.values()) < 256 else np.int32)
         table[list(known)] = list(known.values())
         return table[values]
 
@@ -598,12 +600,14 @@ def _is_one_of(values: np.ndarray, labels: Iterable[int]) -> np.ndarray:
 
 
 def _as_labels(array: np.ndarray, path: str | Path, known: Collection[int]) -> np.ndarray:
-    rounded = whole_numbers(array, path)
-    unknown = set(np.unique(rounded).tolist()) - set(known)
+    rounded = array if array.dtype == np.uint8 else whole_numbers(array, path)
+    if rounded.dtype == np.uint8 and rounded.size and {*range(int(rounded.max()) + 1)} <= {*known}:
+        return rounded
+    unknown = set(distinct(rounded)) - set(known)
     if unknown:
         found = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
         raise InputError(f"{path} has the values {found}, expected {', '.join(map(str, sorted(known)))} only")
-    return rounded.astype(np.int32)
+    return rounded if rounded.dtype == np.uint8 else rounded.astype(np.int32)
 
 
 def _check_grid(scan: Volume, path: str | Path, other: Volume, other_path: str | Path) -> None:

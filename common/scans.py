@@ -269,6 +269,13 @@ def whole_numbers(values: Any, path: str | Path) -> Any:
     return rounded
 
 
+def distinct(values: np.ndarray) -> list[float]:
+    """The values of an array, sorted; small whole numbers are counted, in a fraction of the time of sorting."""
+    if values.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+    return np.unique(values).tolist()
+
+
 def as_mask(values: Any, path: str | Path) -> Any:
     """Where a mask is set.
 

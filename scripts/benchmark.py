@@ -1,4 +1,4 @@
-"""Where the time goes: ``python scripts/benchmark.py inference NAME`` or ``training NAME``.
+"""Where the time goes: ``python scripts/benchmark.py inference``, or ``training NAME``.
 
 ``step NAME`` compares steps of a bundle with the plain way, as its ``benchmark.py`` offers them. ``cohort
 NAME`` compares one process with several that share the scans. ``preparation`` says how good the brain
@@ -15,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.cohort import cohort
-from benchmarks.inference import inference, make_head, parts
+from benchmarks.inference import inference, make_head, parts, record_floor
 from benchmarks.preparation import preparation
 from benchmarks.steps import step, step_peak
 from benchmarks.training import training
 from running.command_line import run_command
 
-OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands beside them
+OWN_PROCESSES = (make_head, parts, record_floor, step_peak)  # of the commands beside them
 COMMANDS = {command.__name__: command for command in (inference, training, step, cohort, preparation, *OWN_PROCESSES)}
 
 if __name__ == "__main__":

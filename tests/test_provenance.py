@@ -97,7 +97,7 @@ def test_a_cohort_goes_on_with_the_cases_that_are_not_done(bundle, infer, tmp_pa
     }
 
 
-def test_the_shards_of_a_job_array_make_what_one_run_makes(bundle, infer, tmp_path):
+def test_shards_of_a_job_array_and_workers_make_what_one_run_makes(bundle, infer, tmp_path):
     cases = [save_case(bundle, tmp_path / f"head{n}.nii.gz", seed=n, shape=SMALL) for n in range(3)]
     datalist = save_datalist(tmp_path, cases)
     for shard, heads in (("1/2", ("head0", "head2")), ("2/2", ("head1",))):
@@ -107,6 +107,12 @@ def test_the_shards_of_a_job_array_make_what_one_run_makes(bundle, infer, tmp_pa
         assert sorted(line.split("\t")[0] for line in table) == list(heads)
     done = infer(tmp_path / "out", datalist_file=datalist)
     assert (done.code, "3 of 3 cases are done" in done.output) == (0, True), done.output[-3000:]
+    done = infer(tmp_path / "side", datalist_file=datalist, workers=2)
+    assert (done.code, "case 3 of 3 done" in done.output) == (0, True), done.output[-3000:]
+    together, side = content(tmp_path / "out"), content(tmp_path / "side")
+    assert {n: b for n, b in side.items() if n.endswith(("gz", "tsv"))} == {
+        n: b for n, b in together.items() if n.endswith(("gz", "tsv"))
+    }
     done = infer(tmp_path / "out", datalist_file=datalist, shard="4/4")
     assert done.code == 1
     assert "shard is 4/4 of 3 cases, expected at most as many shards as cases" in done.errors[0]

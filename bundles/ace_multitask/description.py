@@ -39,6 +39,7 @@ loss asks of a label only what it says. After Roulet et al., MIDL 2019.""",
     ),
     needs=(frozenset({"T1w", "tissues"}), frozenset({"T1w", "FLAIR", "lesion"})),
     suspects_in=("T1w", "FLAIR"),
+    single_pass={"mirror": False, "window_overlap": 0.0},
     small={
         "train": {"network_def#channels": [4, 8], "patch_size": [24, 24, 24], "volumes_per_epoch": 4},
     },

@@ -75,6 +75,7 @@ pseudo-label; pseudo-labels and drawn masks train a U-Net. After Baur et al., MI
     needs=(frozenset({"FLAIR", "lesion"}),),
     suspects_in=("FLAIR",),
     trains_in_label=True,
+    single_pass={"zooms": [1.0]},
     small={
         "train_autoencoder": {"slice_size": [48, 48], "network_def#channels": [4, 8], "network_def#latent_channels": 4},
         "train": {"patch_size": [32, 32], "network_def#features": [4, 4, 8, 8, 8, 4]},

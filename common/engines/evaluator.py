@@ -17,6 +17,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import default_prepare_batch
 from monai.inferers import Inferer, SimpleInferer
 from torch import nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..errors import InputError, find_input_error, is_out_of_memory
@@ -24,6 +25,7 @@ from ..files import Alone
 from .events import gather, progress_bar, words
 from .memory import keep_freed_memory
 from .provenance import Provenance
+from .side_by_side import Outcome, SideBySide, refuse_side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,8 @@ class ScanEvaluator(SupervisedEvaluator):
         keep_going: finish the other cases when one fails by an InputError or by its size. Not with metrics: they would
             describe other cases than the ones that were asked for. Nor with several cases in a batch: one that failed
             has nothing to be put beside the others.
+        workers: cases at a time, each in a process of one thread (:class:`SideBySide`), for a cohort on a processor of
+            several cores. Above 1 not with metrics, nor with several cases in a batch.
         defer_failures: leave the error at the end of the run to :meth:`raise_failures`, unless every case failed.
         progress: draw a bar with the time left (terminals only) and log each case. False inside a training.
         amp: run the network, and nothing else, under autocast, on any device; ``auto`` where :func:`has_bfloat16`.
@@ -81,6 +85,7 @@ class ScanEvaluator(SupervisedEvaluator):
         *,
         inferer: Inferer | None = None,
         keep_going: bool = False,
+        workers: int = 1,
         defer_failures: bool = False,
         progress: bool = True,
         amp: bool | Literal["auto"] = False,
@@ -88,11 +93,15 @@ class ScanEvaluator(SupervisedEvaluator):
         provenance: Provenance | None = None,
         **kwargs: Any,
     ) -> None:
-        if keep_going and (kwargs.get("key_val_metric") or kwargs.get("additional_metrics")):
-            raise InputError("keep_going is True for an evaluator with metrics, expected False: they need every case")
         batch_size = getattr(val_data_loader, "batch_size", None) or 1
-        if keep_going and batch_size > 1:
-            raise InputError(f"keep_going is True with batch_size {batch_size}, expected batch_size 1")
+        has_metrics = kwargs.get("key_val_metric") or kwargs.get("additional_metrics")
+        for option, value, usual in (("keep_going", keep_going, False), ("workers", workers, 1)):
+            if value != usual and has_metrics:
+                raise InputError(f"{option} is {value} with metrics, expected {usual}: they need every case here")
+            if value != usual and batch_size > 1:
+                raise InputError(f"{option} is {value} with batch_size {batch_size}, expected batch_size 1")
+        if workers > 1:
+            refuse_side_by_side(workers, torch.device(device))
         keep_freed_memory()
         inferer = SimpleInferer() if inferer is None else inferer
         amp = has_bfloat16(torch.device(device)) if amp == "auto" else amp
@@ -103,6 +112,7 @@ class ScanEvaluator(SupervisedEvaluator):
         self._precision = str(dtype if amp else torch.float32).removeprefix("torch.")
         self.provenance = provenance
         self.keep_going = keep_going
+        self.workers = workers
         self.defer_failures = defer_failures
         self.progress = progress
         self.failures: dict[str, str] = {}  # name of a case -> sentence
@@ -131,6 +141,7 @@ class ScanEvaluator(SupervisedEvaluator):
                 progress_bar(desc="cases", unit=" case", total=self.state.epoch_length, **options)
             )
             if self.state.epoch_length:
+                stack.enter_context(self._side_by_side())
                 super().run(global_epoch)
         if self.keep_going:
             self.failures = {name: text for part in gather(self.failures) for name, text in part.items()}
@@ -153,6 +164,24 @@ class ScanEvaluator(SupervisedEvaluator):
         finally:
             dataset.data = everybody
 
+    @contextmanager
+    def _side_by_side(self) -> Iterator[None]:
+        """With workers, take batches that other processes have done, as long as this lasts."""
+        loader = self.data_loader
+        if self.workers > 1:
+            self.data_loader = SideBySide(self, self.workers)
+        try:
+            yield
+        finally:
+            self.data_loader = loader
+
+    def run_case(self, index: int, loader: DataLoader) -> Outcome:
+        """One case from its files to its results, with no handler called: in a process of :class:`SideBySide`."""
+        start = self._case_start = time.monotonic()
+        self.state.batch = loader.collate_fn([loader.dataset[index]])
+        self._iteration(self, self.state.batch)
+        return Outcome(self._names, self.failures.get(", ".join(self._names), ""), time.monotonic() - start)
+
     def raise_failures(self) -> None:
         """Raise InputError naming the cases of the last run that failed; nothing if none did.
 
@@ -164,6 +193,10 @@ class ScanEvaluator(SupervisedEvaluator):
             raise InputError(f"{len(self.failures)} of {self._cases} cases failed: {listed}")
 
     def _iteration(self, engine: Engine, batchdata: Any) -> Any:
+        if isinstance(batchdata, Outcome):
+            self._names, failure, seconds = batchdata
+            self._case_start = time.monotonic() - seconds
+            return self._without_result(engine, failure)
         self._names = case_names(batchdata) or [f"case {engine.state.iteration}"]
         self._failed = False
         try:
@@ -180,8 +213,13 @@ class ScanEvaluator(SupervisedEvaluator):
                 raise
             if not self.keep_going:
                 raise failure from error
-            self._failed = True
-            self.failures[", ".join(self._names)] = str(failure)
+            return self._without_result(engine, str(failure))
+
+    def _without_result(self, engine: Engine, failure: str) -> list[Any]:
+        """Leave handlers nothing to look at, of a case that failed, or was done elsewhere."""
+        self._failed = bool(failure)
+        if failure:
+            self.failures[", ".join(self._names)] = failure
         engine.state.batch = []
         return []
 

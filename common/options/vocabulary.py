@@ -53,6 +53,7 @@ VOCABULARY: dict[str, Option] = {
     "amp": Option(t.FlagOrAuto, "mixed precision, in bfloat16; auto where the processor has it"),
     "keep_going": Option(t.Flag, "go on with the next case if one fails"),
     "num_workers": Option(t.Whole, "processes that read scans; 0 for none but the main one"),
+    "workers": Option(t.Count, "cases at a time, each in a process of one thread; processors only"),
     "cache_rate": Option(t.Share, "share of the cases that is kept in memory"),
     "seed": Option(t.Seed, "seed of all that is random"),
     "resume": Option(t.Flag, "go on with a training that was stopped; false starts over"),

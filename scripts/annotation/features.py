@@ -19,8 +19,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from common.atlas import TemplateSpaced
+from common.processes import process_pool
 from common.transforms import BrainMaskd, LoadScand
-from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
 

@@ -226,6 +226,7 @@ class Description:
         suspects_in: sequences in which its shipped weights say where a scan has lesions, for who implants others; none
             where they do not.
         exporter: how its network becomes TorchScript, ``script`` or ``trace``.
+        single_pass: entries of ``inference.json`` with which the network looks at each voxel once, for benchmarks.
         trains_in_label: whether MONAI Label can train it, with one image and one label a case.
         small: config -> entries that let it run in seconds on small scans of 4 mm or more, for tests.
         name: of its folder; filled in when the description is read.
@@ -245,6 +246,7 @@ class Description:
     neighbor_table: str = ""
     suspects_in: tuple[str, ...] = ()
     exporter: str = "script"
+    single_pass: Mapping[str, Any] = field(default_factory=dict)
     trains_in_label: bool = False
     small: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     name: str = ""

@@ -18,6 +18,7 @@ from common.errors import InputError
 from common.evaluation import Evaluation, Volumes, mean_dice
 from common.files import Alone, write_atomically, write_text
 from common.pictures import Picture, case_pictures
+from common.processes import in_forks
 from phantom import TISSUES
 from phantom.cohort import make_cohort
 
@@ -58,6 +59,7 @@ def run(
     """
     with Alone(output_dir, is_file=True):
         start = time.monotonic()
+        workers = num_workers or os.cpu_count() or 1
         clear(output_dir)
         print(f"Making {sum(map(sum, groups.values()))} synthetic brains at {spacing:g} mm: {', '.join(SEQUENCES)}")
         datalist = make_cohort(output_dir / "cohort", groups, "A", spacing, SEQUENCES, SEED, num_workers=num_workers)
@@ -73,9 +75,9 @@ def run(
             "Quickstart",
             "Synthetic brains made from an average anatomy: they show that it works, and say little of patients.",
             "python scripts/quickstart.py",
-            num_workers=num_workers or os.cpu_count() or 1,
+            num_workers=workers,
         )
-        write_pictures(comparisons, output_dir / "pictures")
+        write_pictures(comparisons, output_dir / "pictures", workers)
         print(f"\nDone in {time.monotonic() - start:.0f} s. Open {page} in a browser.")
         return comparisons
 
@@ -100,22 +102,26 @@ def clear(output_dir: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_pictures(comparisons: Sequence[Comparison], folder: Path) -> None:
+def write_pictures(comparisons: Sequence[Comparison], folder: Path, workers: int = 1) -> None:
     """For each bundle, of the cases with its median and its lowest Dice, three panels side by side as one PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     results = [result for comparison in comparisons for result in comparison.results]
-    for bundle in dict.fromkeys(result.method.bundle for result in results):
-        found = [r for r in results if r.method.bundle == bundle and not r.method.inference.layers]
-        evaluation = found[0].evaluation
-        scored = [case for case in evaluation.ranked() if not np.isnan(mean_dice(evaluation.rows_of(case)))]
+
+    def write(bundle: str) -> None:
+        result = next(r for r in results if r.method.bundle == bundle and not r.method.inference.layers)
+        cases = {case["name"]: case for case in result.evaluation.cases}
+        dice = {name: mean_dice([row for row in result.rows if row["name"] == name]) for name in sorted(cases)}
+        scored = [cases[name] for name in sorted(dice, key=dice.get) if not np.isnan(dice[name])]
         for name, case in ((bundle, scored[len(scored) // 2]), (f"{bundle}_worst", scored[0])):
-            panels = [Image.open(io.BytesIO(p.data)).convert("RGB") for p in _pictures(found[0], case)[:3]]
+            panels = [Image.open(io.BytesIO(p.data)).convert("RGB") for p in _pictures(result, case)[:3]]
             strip = Image.new("RGB", (sum(p.width for p in panels), max(p.height for p in panels)))
             for i, panel in enumerate(panels):
                 strip.paste(panel, (sum(p.width for p in panels[:i]), 0))
             strip = strip.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
             file = folder / f"{name}.png"
             write_atomically(file, lambda part, strip=strip: strip.save(part, format="png", optimize=True))
+
+    in_forks(write, list(dict.fromkeys(result.method.bundle for result in results)), workers, "drawing")
 
 
 def _pictures(result: Result, case: Mapping[str, Any]) -> list[Picture]:

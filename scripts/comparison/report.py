@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from tqdm import tqdm
 
 from common.data import subject_of
 from common.errors import InputError
 from common.evaluation import Scans, shown, versions
 from common.files import Alone, sha256_of, write_text
-from common.metrics import Summary, dice, summarize
+from common.metrics import Summary, summarize
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
+from common.processes import in_forks
 from common.report import number
 from common.tables import delimited
 from common.viewer import write_view
@@ -199,7 +199,8 @@ def compare(
         command: that made it.
         max_pictures: cases with pictures, those with most doubt.
         max_views: cases of these with a page to scroll through, ``views/<target>/<case>.html``, some MB each.
-        num_workers: processes for the bundles, with shipped weights only; 1 runs one method after the other.
+        num_workers: processes for the bundles, with shipped weights only, and for the cases of the page; 1 runs one
+            after the other.
 
     Returns:
         Path of the page.
@@ -215,10 +216,10 @@ def compare(
         for comparison in comparisons:
             comparison.run()
         digests = [Digest(comparison) for comparison in comparisons]
-        sections = [_section(digest, command, max_pictures) for digest in digests]
+        sections = [_section(digest, command, max_pictures, num_workers) for digest in digests]
         for digest in digests:
             _write_tables(digest)
-        sections = [_with_views(*pair, max_views) for pair in zip(digests, sections, strict=True)]
+        sections = [_with_views(*pair, max_views, num_workers) for pair in zip(digests, sections, strict=True)]
         page = write_html_report(output_dir / "report.html", title, sections, lead)
     for digest in digests:
         print(f"\n{digest.comparison.target}\n{_summary_text(digest)}")
@@ -239,9 +240,9 @@ def _summary_text(digest: Digest) -> str:
     )
 
 
-def _section(digest: Digest, command: str, max_pictures: int) -> Section:
+def _section(digest: Digest, command: str, max_pictures: int, workers: int) -> Section:
     comparison = digest.comparison
-    doubts = _doubts(digest)
+    doubts = _doubts(digest, workers)
     return Section(
         title=comparison.target.capitalize(),
         lead=_lead(digest),
@@ -250,7 +251,7 @@ def _section(digest: Digest, command: str, max_pictures: int) -> Section:
         summary=[Table("Summary, best marked", digest.summary_columns(), digest.summary_rows(), bars=[1])],
         charts=_charts(digest),
         tables=_tables(digest, doubts),
-        cases=_case_views(digest, doubts, max_pictures),
+        cases=_case_views(digest, doubts, max_pictures, workers),
         cases_note="Most disagreement between the methods first. R and L are the patient's sides.",
         details=_provenance(comparison, command),
         definitions=_definitions(comparison),
@@ -420,28 +421,32 @@ def _scans(result: Result, case: str) -> Scans:
 
 def disagreement(masks: Sequence[np.ndarray]) -> float:
     """One minus the mean Dice of all pairs of label maps, each the mean over labels that either has; 0 for one map."""
+    somewhere = np.any([mask != 0 for mask in masks], axis=0)
+    labels = [mask[somewhere] for mask in masks]
+    count = 1 + max((int(mask.max()) for mask in labels if mask.size), default=0)
     values = []
-    for a, b in itertools.combinations(masks, 2):
-        labels = np.union1d(np.unique(a), np.unique(b))
-        pairs = [dice(a == v, b == v) if (b == v).any() else 0.0 for v in labels if v]
-        values.append(float(np.mean(pairs)) if pairs else 1.0)
+    for a, b in itertools.combinations(labels, 2):
+        together = np.bincount(a.astype(np.intp) * count + b, minlength=count**2).reshape(count, count)
+        sizes = (together.sum(0) + together.sum(1))[1:]
+        found = 2 * np.diagonal(together)[1:][sizes > 0] / sizes[sizes > 0]
+        values.append(float(found.mean()) if len(found) else 1.0)
     return 1 - float(np.mean(values)) if values else 0.0
 
 
-def _doubts(digest: Digest) -> Values:
+def _doubts(digest: Digest, workers: int) -> Values:
     """Case -> disagreement of the methods, largest first."""
-    cases = tqdm(digest.common, desc="comparing masks", unit="case", disable=None)
-    doubts = {
-        case: disagreement([_scans(result, case).prediction for result in _first_results(digest, case).values()])
-        for case in cases
-    }
+
+    def doubt(case: str) -> float:
+        return disagreement([_scans(result, case).prediction for result in _first_results(digest, case).values()])
+
+    doubts = dict(zip(digest.common, in_forks(doubt, digest.common, workers, "comparing masks"), strict=True))
     return dict(sorted(doubts.items(), key=lambda item: -item[1]))
 
 
-def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int) -> list[CaseView]:
+def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int, workers: int) -> list[CaseView]:
     values = {method: digest.values(method, DICE) for method in digest.methods}
-    views = []
-    for case in tqdm([*doubts][:max_pictures], desc="drawing", unit="case", disable=None):
+
+    def view(case: str) -> CaseView:
         results = _first_results(digest, case)
         scans = {method: _scans(result, case) for method, result in results.items()}
         first = next(iter(scans.values()))
@@ -463,11 +468,12 @@ def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int) 
             facts.append(("no", "label in the reference"))
         else:
             facts += [(method, number(values[method][case], 3)) for method in scans]
-        views.append(CaseView(case, facts, pictures))
-    return views
+        return CaseView(case, facts, pictures)
+
+    return in_forks(view, [*doubts][:max_pictures], workers, "drawing")
 
 
-def _with_views(digest: Digest, section: Section, max_views: int) -> Section:
+def _with_views(digest: Digest, section: Section, max_views: int, workers: int) -> Section:
     """The section with the addresses of its first cases' pages to scroll through, which are written; no others stay."""
     output_dir, target = digest.comparison.output_dir, digest.comparison.target
     files: dict[str, str] = {}
@@ -476,13 +482,16 @@ def _with_views(digest: Digest, section: Section, max_views: int) -> Section:
         files[case.name] = f"{file}_{len(files)}.html" if f"{file}.html" in files.values() else f"{file}.html"
     for old in (output_dir / "views" / target).glob("*.html"):
         old.unlink()
-    for case in tqdm(section.cases[: len(files)], desc="writing views", unit="case", disable=None):
+
+    def write(case: CaseView) -> None:
         scans = {method: _scans(result, case.name) for method, result in _first_results(digest, case.name).items()}
         first = next(iter(scans.values()))
         masks = {method: scan.prediction for method, scan in scans.items()}
         arrays = (first.image, first.affine, masks, first.reference, None)
         links = [("all cases", "../../report.html")]
         write_view(output_dir / files[case.name], case.name, arrays, digest.comparison.aim.labels, 1, case.facts, links)
+
+    in_forks(write, section.cases[: len(files)], workers, "writing views")
     return replace(section, cases=[replace(case, view=quote(files.get(case.name, ""))) for case in section.cases])
 
 

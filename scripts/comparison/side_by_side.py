@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from common.errors import InputError
+from common.processes import process_pool
 from running.command_line import show_progress
-from running.processes import process_pool
 
 from .comparison import Comparison
 

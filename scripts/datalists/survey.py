@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from common.data import subject_of
 from common.errors import InputError
+from common.processes import process_pool
 from common.scans import as_mask, foreground, read_scan, voxel_ml, whole_numbers
-from running.processes import process_pool
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from common.errors import InputError
 from common.files import read_json, refuse_filled, whole_folder, write_json
 from common.options import types as t
+from common.processes import process_pool
 from common.scans import read_scan, whole_numbers
-from running.processes import process_pool
 
 from . import (
     PATHOLOGIES,

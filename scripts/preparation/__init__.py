@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.files import Alone
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
-from running.processes import process_pool
+from common.processes import process_pool
 
 from .case import Settings, prepare_case, read_record, restore
 from .dicom import FOLDER, convert_dicom

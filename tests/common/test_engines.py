@@ -704,6 +704,75 @@ def test_keep_going_refuses_batches_of_several_cases():
         ScanEvaluator("cpu", loader, Doubling(), keep_going=True)
 
 
+class FromThree(Doubling):
+    """Doubles an image, and does to the case of the value 3 what it was made with."""
+
+    def __init__(self, action):
+        super().__init__()
+        self.action = action
+
+    def forward(self, x):
+        return self.action() if x.max() == 3 else super().forward(x)
+
+
+def raise_input_error():
+    raise InputError("all zero")
+
+
+def four_cases():
+    items = [
+        {"name": name, "image": torch.full((1, 2, 2), value)}
+        for name, value in zip("abcd", (1.0, 2, 3, 4), strict=True)
+    ]
+    return DataLoader(items, batch_size=1)
+
+
+def test_workers_share_the_weights_that_a_handler_has_loaded_and_a_case_that_fails_stops_no_other(caplog, tmp_path):
+    network = FromThree(raise_input_error)
+    network.factor = nn.Parameter(torch.zeros(()), requires_grad=False)
+    network.register_forward_hook(lambda module, inputs, output: output * module.factor)
+
+    def save(item):
+        (tmp_path / item["name"]).write_text(f"{item['pred'].max():g} of process {os.getpid()}")
+        return item
+
+    evaluator = ScanEvaluator(
+        "cpu", four_cases(), network, keep_going=True, workers=2, defer_failures=True, postprocessing=save
+    )
+    evaluator.add_event_handler(Events.STARTED, lambda engine: network.factor.fill_(5))
+    caplog.set_level(logging.INFO, logger="common")
+    evaluator.run()
+    assert evaluator.failures == {"c": "all zero"}
+    found = {path.name: path.read_text().split(" of process ") for path in tmp_path.iterdir()}
+    assert {name: value for name, (value, _) in found.items()} == {"a": "10", "b": "20", "d": "40"}
+    assert str(os.getpid()) not in {process for _, process in found.values()}
+    assert "case 4 of 4" in caplog.text
+    assert "failed: c: all zero" in caplog.text
+    with pytest.raises(InputError, match="1 of 4 cases failed: c: all zero"):
+        evaluator.raise_failures()
+
+
+@pytest.mark.parametrize(
+    ("action", "sentence"),
+    [(raise_input_error, "all zero"), (lambda: os._exit(9), "one of 2 processes was stopped, maybe by a lack of mem")],
+)
+def test_without_keep_going_a_worker_that_fails_or_is_killed_ends_the_run(action, sentence):
+    evaluator = ScanEvaluator("cpu", four_cases(), FromThree(action), workers=2)
+    with pytest.raises(Exception) as raised:  # MONAI wraps it
+        evaluator.run()
+    assert sentence in str(find_input_error(raised.value))
+
+
+def test_workers_are_refused_with_metrics_and_with_batches_of_several_cases():
+    metric = {"score": value_metric(lambda e: 1)}
+    with pytest.raises(InputError, match="workers is 2 with metrics, expected 1"):
+        ScanEvaluator("cpu", four_cases(), Doubling(), workers=2, key_val_metric=metric)
+    with pytest.raises(InputError, match="workers is 2 with batch_size 2, expected batch_size 1"):
+        ScanEvaluator("cpu", DataLoader([one_case()] * 2, batch_size=2), Doubling(), workers=2)
+    with pytest.raises(InputError, match="workers is 2 on meta, expected 1, or device cpu"):
+        ScanEvaluator("meta", four_cases(), Doubling(), workers=2)
+
+
 def test_failures_can_wait_until_the_other_cases_were_used():
     cases = [one_case("a.nii.gz", 1), {"name": ["b"], "failure": ["found no voxels"]}]
     evaluator = ScanEvaluator("cpu", cases, Doubling(), keep_going=True, defer_failures=True)
@@ -798,7 +867,7 @@ def test_a_mirrored_inferer_gives_the_mean_over_an_image_and_its_mirror_image():
 
 
 def test_keep_going_is_refused_with_metrics():
-    with pytest.raises(InputError, match="keep_going is True for an evaluator with metrics"):
+    with pytest.raises(InputError, match="keep_going is True with metrics"):
         ScanEvaluator(
             "cpu", [one_case()], Doubling(), keep_going=True, key_val_metric={"score": value_metric(lambda e: 1)}
         )

@@ -11,7 +11,7 @@ from bundle_tools import ROOT
 PROGRAM = """
 import os, sys, time
 sys.path[:0] = [{root!r}, {scripts!r}]
-from running.processes import process_pool
+from common.processes import process_pool
 
 def identity(_):
     time.sleep(0.1)

@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
 
 # where there is a fork server: PyTorch and MONAI are imported once, by it, and the processes are its forks
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+FORKS = "fork" in multiprocessing.get_all_start_methods()
 PRELOADED = ["monai.bundle"]  # nothing of the repository: up to Python 3.12 the server has another import path
 
 
@@ -43,6 +47,41 @@ def process_pool(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_forks(work: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> list[Any]:
+    """What a function makes of each item, in their order, with a progress bar.
+
+    The function runs in forks of this process and sees all that this one has in memory: not for work that PyTorch does.
+    With one worker, or one item, or where a system does not fork, it runs here.
+
+    Args:
+        work: of one item; only what it returns is pickled.
+        items: one after the other.
+        workers: number of processes.
+        title: of the bar.
+    """
+    global _work
+    workers = min(workers, len(items)) if FORKS else 1
+
+    def shown(results: Iterable[Any]) -> list[Any]:
+        return list(tqdm(results, desc=title, total=len(items), unit="case", disable=None))
+
+    if workers <= 1:
+        return shown(map(work, items))
+    _work = work
+    try:
+        with process_pool(workers, method="fork") as pool:
+            return shown(pool.map(_do, items))
+    finally:
+        _work = None
+
+
+_work: Callable[[Any], Any] | None = None  # of :func:`in_forks`, which its forks have too
+
+
+def _do(item: Any) -> Any:
+    return _work(item)
 
 
 def _start(prepare: Callable[[], None] | None) -> None:
