@@ -110,7 +110,9 @@ def repeated_keys(path: Path) -> list[str]:
 
 
 def config_files(bundle: Path) -> list[Path]:
-    return sorted(path for path in (bundle / "configs").glob("*.json") if path.name != "metadata.json")
+    """Configs of a bundle, and those that it shares with the others."""
+    own = [path for path in (bundle / "configs").glob("*.json") if path.name != "metadata.json"]
+    return sorted([*own, *bundle.parent.glob("*.json")])
 
 
 def stacks(bundle: Path) -> list[list[Path]]:
@@ -128,7 +130,7 @@ def stacks(bundle: Path) -> list[list[Path]]:
             continue
         assert said, f"{path.name} is no complete config, so its _desc_ must begin with 'Layer on <file>.json'"
         for text in {said[1], re.sub(r"\(.*?\)", "", said[1])}:
-            found.append([*(path.with_name(name) for name in re.findall(r"\w+\.json", text)), path])
+            found.append([*(bundle / "configs" / name for name in re.findall(r"\w+\.json", text)), path])
     return found
 
 

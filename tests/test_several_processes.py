@@ -36,7 +36,9 @@ def run(bundle, monai_bundle) -> Callable[..., Finished]:
 
 
 def paths(bundle: Path, *configs: str | Path) -> list[str]:
-    return [str(name) if isinstance(name, Path) else f"bundles/{bundle.name}/configs/{name}.json" for name in configs]
+    shared = [path.stem for path in bundle.parent.glob("*.json")]
+    folders = {name: "bundles" if name in shared else f"bundles/{bundle.name}/configs" for name in configs}
+    return [str(name) if isinstance(name, Path) else f"{folders[name]}/{name}.json" for name in configs]
 
 
 def files(folder: Path) -> set[str]:

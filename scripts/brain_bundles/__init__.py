@@ -87,7 +87,8 @@ def _config_file(config: str, folder: Path, known: Sequence[str]) -> str:
     """A config of the bundle by its name, or a layer of the user's own by its path."""
     name = config.removesuffix(".json")
     if name in known:
-        return f"{folder / 'configs' / name}.json"
+        own = folder / "configs" / f"{name}.json"
+        return str(own if own.is_file() else folder.parent / own.name)
     if not Path(config).is_file():
         sys.exit(f"error: {config!r} is no config of {folder.name} and no file, expected some of {', '.join(known)}")
     try:
@@ -98,9 +99,10 @@ def _config_file(config: str, folder: Path, known: Sequence[str]) -> str:
 
 
 def bundle_configs(folder: Path = ROOT / "bundles") -> Mapping[str, list[str]]:
-    """Name of a bundle -> names of its configs that can be run."""
+    """Name of a bundle -> names of its configs that can be run, those that all bundles share among them."""
+    shared = {path.stem for path in folder.glob("*.json")}
     return {
-        path.parents[1].name: [c.stem for c in sorted(path.parent.glob("*.json")) if c.stem != path.stem]
+        path.parents[1].name: sorted(shared | {c.stem for c in path.parent.glob("*.json")} - {path.stem})
         for path in sorted(folder.glob("*/configs/metadata.json"))
     }
 

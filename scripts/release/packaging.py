@@ -21,7 +21,10 @@ from common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 # what is the same in every bundle stands once: path in a package -> path in the repository
-SHARED_FILES = {"LICENSE": "LICENSE"}
+SHARED_FILES = {
+    "LICENSE": "LICENSE",
+    "configs/multi_gpu_inference.json": "bundles/multi_gpu_inference.json",
+}
 REQUIRED_FILES = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
 # results and data of whoever works with the bundle; what tools of the repository read; a large_files list would make a
 # verification download

@@ -26,13 +26,17 @@ class Entry(NamedTuple):
 
 
 def config_files(bundle: str | Path, names: Sequence[str]) -> list[Path]:
-    """Files in ``configs/`` of a bundle's folder, of names without or with ``.json``.
+    """Files in ``configs/`` of a bundle's folder, or beside that folder, of names without or with ``.json``.
 
     Raises:
         InputError: if one does not exist.
     """
     root = Path(bundle).resolve()
-    files = [root / "configs" / f"{name.removesuffix('.json')}.json" for name in names]
+    files = []
+    for name in names:
+        own = root / "configs" / f"{name.removesuffix('.json')}.json"
+        shared = root.parent / own.name
+        files.append(shared if shared.is_file() and not own.is_file() else own)
     missing = next((path for path in files if not path.is_file()), None)
     if missing:
         raise InputError(f"{missing} does not exist, expected a config of the bundle {root.name}")
