@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.brains import brains
 from benchmarks.cohort import cohort
+from benchmarks.contrast import contrast
 from benchmarks.coregistration import coregistration
 from benchmarks.inference import inference, make_head, parts
 from benchmarks.preparation import preparation
@@ -27,7 +28,7 @@ from running.command_line import run_command
 OWN_PROCESSES = (make_head, parts, step_peak)  # of the commands beside them
 COMMANDS = {
     command.__name__: command
-    for command in (inference, training, step, cohort, preparation, brains, coregistration, *OWN_PROCESSES)
+    for command in (inference, training, step, cohort, preparation, brains, coregistration, contrast, *OWN_PROCESSES)
 }
 
 if __name__ == "__main__":
