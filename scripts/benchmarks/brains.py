@@ -187,7 +187,7 @@ def scan_of_labels(labels: Volume, classes: np.ndarray, sequence: str, rng: np.r
         image[part] = (
             tones[SEQUENCES.index(sequence)] * (1 + AROUND_SD * rng.standard_normal()) * (1 + AROUND_SD * patches[part])
         )
-    image = ndimage.gaussian_filter(image.clip(0), BLUR_MM / spacing) * np.exp(SHADING * (shading - shading.mean()))
+    image = ndimage.gaussian_filter(image.clip(0), BLUR_MM / spacing) * np.exp(SHADING * shading)
     real, imaginary = NOISE * rng.standard_normal((2, *shape))
     return labels.like((1000 * np.hypot(image + real, imaginary)).astype(np.float32))
 

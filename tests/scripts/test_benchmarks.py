@@ -39,11 +39,10 @@ def test_masks_of_a_head_are_what_its_labels_say(labels, tmp_path):
     assert np.array_equal(head.around, head.skull_inside | (labels == CORD))
     t1w, flair = (head.scans[sequence].values for sequence in ("T1w", "FLAIR"))
     inner = (slice(20, 24),) * 3
-    assert t1w[inner].mean() == pytest.approx(1000, rel=0.15)
     middle = (slice(12, 32), slice(12, 32), 15)  # of cortex
     assert t1w[middle][4:-4, 4:-4].mean() < 0.85 * t1w[inner].mean()
     assert flair[middle][4:-4, 4:-4].mean() > 1.02 * flair[inner].mean()
-    assert t1w[labels == BONE].mean() < 300 < t1w[labels == SCALP].mean()
+    assert t1w[labels == BONE].mean() < 0.4 * t1w[inner].mean() < 0.8 * t1w[labels == SCALP].mean()
 
 
 def test_shares_of_a_mask_are_those_counted_by_hand():
