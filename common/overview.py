@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import ensure_tuple
 from scipy.ndimage import binary_fill_holes
 
-from .data import subject_of
+from .data import sequence_name, subject_of
 from .evaluation import Scans, shown, versions
 from .files import write_text
 from .intervals import VolumeIntervals
@@ -18,7 +19,7 @@ from .page import CaseView, Section, Table, Tile
 from .report import Report, number
 from .scans import as_mask, foreground, read_scan
 from .tables import delimited
-from .volumes import BRAIN_ML, MANY_TINY, TINY_ML, measure
+from .volumes import BRAIN_ML, MANY_TINY, TINY_ML, contrast_flags, measure
 
 _DEFINITIONS = (
     ("brain, ml", "Volume of the brain mask; without one, of what is not 0 in the scan."),
@@ -34,6 +35,7 @@ _DEFINITIONS = (
         "many tiny components",
         f"{MANY_TINY} or more, and more than half, are smaller than {TINY_ML:g} ml: often noise, or another contrast.",
     ),
+    ("contrast unlike ...", "Tissue is brighter or fainter than in usual scans of this sequence: is it one?"),
     ("no ...", "Nothing has this label."),
 )
 
@@ -50,6 +52,7 @@ class Overview(Report):
         classes: background included, where there may be more than have a name.
         probability: the map holds probabilities, whose sum is the expected volume.
         mask_key: item with the path of the brain mask.
+        sequences: what the images of a case are, whose contrast is looked at.
         intervals: of the volumes; they come with the scaling that makes the expected volume one.
         kwargs: further arguments of :class:`common.report.Report`.
     """
@@ -63,6 +66,7 @@ class Overview(Report):
         classes: int | None = None,
         probability: bool = True,
         mask_key: str = "brain_mask",
+        sequences: Sequence[str] = (),
         intervals: VolumeIntervals | None = None,
         **kwargs: Any,
     ) -> None:
@@ -73,6 +77,7 @@ class Overview(Report):
         super().__init__(cases, output_dir, label_names=names, **kwargs)
         self.probability = probability
         self.mask_key = mask_key
+        self.sequences = sequences
         self.intervals = intervals
 
     def save(self) -> None:
@@ -112,7 +117,13 @@ class Overview(Report):
         row = measure(scans.prediction, brain, scans.spacing, *known, expected)
         for name in self.label_names.values() if self.intervals else ():
             row[f"{name}_low_ml"], row[f"{name}_high_ml"] = self.intervals.of(name, row[f"{name}_ml"])
-        return {"case": case["name"], "subject": subject_of(dict(case))} | row | {"flags": row["flags"]}
+        flags = row["flags"] + self._contrasts(case, brain)
+        return {"case": case["name"], "subject": subject_of(dict(case))} | row | {"flags": flags}
+
+    def _contrasts(self, case: Mapping[str, Any], brain: np.ndarray) -> list[str]:
+        images = zip(ensure_tuple(case[self.image_key]), self.sequences, strict=False)  # () where they are not told
+        named = [(path, sequence_name(sequence)) for path, sequence in images if path is not None]
+        return [flag for path, name in named for flag in contrast_flags(read_scan(path)[0], brain, name)]
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:
         path = case.get(self.mask_key)

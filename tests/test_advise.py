@@ -87,7 +87,7 @@ def test_one_label_is_enough_for_joint_training_if_validation_has_two(datalist):
     found = of(datalist(sections, ["T1w"]), "deepatlas_joint", JOINT)
     assert found.missing == ()
     assert "train learns from 2 subjects, in the paper from 65" in found.remarks
-    assert len(found.commands) == 3
+    assert len(found.commands) == 4
 
 
 def test_masks_in_both_sections_are_enough_for_the_unet(datalist):

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.config_item import ConfigComponent
 from monai.bundle.reference_resolver import ReferenceResolver
 
+from catalog import describe
 from common.engines.settings import settings_of_training
 from common.files import difference
 from common.options import VOCABULARY
@@ -264,7 +265,10 @@ def test_training_and_inference_have_the_same_network(bundle):
 
 def test_training_prepares_an_image_like_inference(bundle):
     """Every transform of inference but padding stands in training too, in that order, with the same settings."""
-    train, inference = (parsed([bundle / "configs" / f"{name}.json"]) for name in ("train", "inference"))
+    stages = [stage for use in describe(bundle.name).uses for stage in use.stages if stage.configs[0] == "train"]
+    layers = next(stage.configs for stage in reversed(stages) if stage.writes == "model.pt")
+    train = parsed([bundle / "configs" / f"{name}.json" for name in layers])
+    inference = parsed([bundle / "configs" / "inference.json"])
     wanted = prepared(inference, "preprocessing")
     for key in ("train::preprocessing", "validate::preprocessing"):
         if key in train:

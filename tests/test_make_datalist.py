@@ -49,6 +49,23 @@ def test_a_field_is_the_same_wherever_it_stands(scans):
     assert [item["subject"] for item in found] == ["p1"]
 
 
+def test_files_and_columns_may_have_another_name_of_the_sequence(tmp_path):
+    for name in ("a_T1", "a_t2_flair", "a_T1_lesion", "b_T1w", "b_MPRAGE", "b_FLAIR"):
+        save_nifti(tmp_path / f"{name}.nii.gz", np.ones((3, 3, 3), np.float32), AFFINE)
+    pattern, label = f"{tmp_path}/{{subject}}_{{sequence}}.nii.gz", f"{tmp_path}/{{subject}}_{{sequence}}_lesion.nii.gz"
+    a, b = items_of_pattern(pattern, ["T1w", "FLAIR"], label)
+    assert [Path(path).name for path in a["image"]] == ["a_T1.nii.gz", "a_t2_flair.nii.gz"]
+    assert Path(a["label"]).name == "a_T1_lesion.nii.gz"
+    assert [Path(path).name for path in b["image"]] == ["b_T1w.nii.gz", "b_FLAIR.nii.gz"]  # its very name wins
+    with pytest.raises(InputError, match=r"b_MPRAGE.nii.gz and .*b_T1w.nii.gz are both T1, expected one of a subject"):
+        items_of_pattern(pattern, ["T1", "FLAIR"])
+    table = write_table(tmp_path / "cases.csv", "T1,flair,subject", "a_T1.nii.gz,a_t2_flair.nii.gz,a")
+    assert items_of_table(table, ["T1w", "FLAIR"]) == [{"image": a["image"], "subject": "a"}]
+    table = write_table(tmp_path / "cases.csv", "T1,MPRAGE", "a_T1.nii.gz,a_T1.nii.gz")
+    with pytest.raises(InputError, match="has the columns T1 and MPRAGE, expected one for T1w"):
+        items_of_table(table, ["T1w"])
+
+
 def test_sessions_are_cases_of_their_own(tmp_path):
     for session in ("a", "b"):
         save_nifti(tmp_path / "x" / session / "T1w.nii.gz", np.ones((3, 3, 3), np.float32), AFFINE)

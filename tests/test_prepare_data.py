@@ -444,6 +444,26 @@ def test_the_mask_of_deepbet_comes_from_the_t1w_and_goes_to_the_reference(head, 
     assert dice(found, Volume(expected, RAW).to_ras().values) > 0.97
 
 
+def test_without_deepbet_it_is_said_how_to_get_it_and_once_it_is_there_its_mask_is_made(
+    head, tmp_path, monkeypatch, caplog
+):
+    save_nifti(tmp_path / "raw" / "a_T1w.nii.gz", 100 * head.images["T1w"], RAW)
+    options = {"dataset_dir": str(tmp_path / "raw"), "sequences": ("T1w",), "bias_correction": False, "num_workers": 1}
+    truth = Volume(head.brain_mask, RAW).to_ras()
+    monkeypatch.setattr(preparation.case, "deepbet_brain", lambda scan: truth)
+    for installed, brain in ((False, "template"), (True, "deepbet")):
+        caplog.clear()
+        monkeypatch.setattr(preparation.case, "deepbet_is_installed", lambda installed=installed: installed)
+        main(str(tmp_path / "out"), **options)
+        assert read_record(tmp_path / "out" / "a" / "a.json")["brain"] == brain
+        assert ("pip install deepbet" in caplog.text) is not installed
+    monkeypatch.setattr(preparation.case, "deepbet_is_installed", lambda: False)
+    caplog.clear()
+    save_nifti(tmp_path / "raw" / "a_brainmask.nii.gz", head.brain_mask, RAW)
+    main(str(tmp_path / "out"), **options)
+    assert "deepbet" not in caplog.text
+
+
 @pytest.mark.slow
 def test_deepbet_finds_the_brain_of_a_t1w_without_any_download(head):
     pytest.importorskip("deepbet")

@@ -139,6 +139,20 @@ def test_a_result_that_was_made_in_another_way_is_kept_unless_the_user_says_so(b
     assert mask.read_bytes() == before[mask.name]
 
 
+@pytest.mark.parametrize("bundle", [b for b in BUNDLES if b.name == "uad_autoencoder"], indirect=True)
+def test_two_bundles_do_not_share_a_table_and_a_page(run, tmp_path):
+    assert run().code == 0
+    out = tmp_path / "out"
+    for file in sorted(out.glob("head_*")):  # of another sequence, so that no name is the same
+        file.rename(out / file.name.replace("head_", "other_"))
+    change(out / "other_seg.json", bundle="another_bundle", version="1.2.3")
+    before = content(out)
+    assert_refused(run(), f"{out / 'other_seg.nii.gz'} and the page beside it were made by another_bundle 1.2.3")
+    assert content(out) == before
+    assert run(overwrite="true").code == 0
+    assert content(out)["other_seg.nii.gz"] == before["other_seg.nii.gz"]
+
+
 def test_other_scans_under_the_same_names_are_refused(bundle, run, tmp_path):
     assert run().code == 0
     save_case(bundle, tmp_path / "head.nii.gz", seed=1, shape=SMALL)

@@ -73,8 +73,9 @@ def test_options_of_other_commands_of_monai_are_their_parameters(words):
 
 @pytest.mark.parametrize("words", [w for w in commands() if w[1:2] and w[1].startswith("scripts/")], ids=shown)
 def test_options_of_a_script_are_parameters_of_its_main(words):
-    main = load_script(Path(words[1]).stem).main
-    positional = list(itertools.takewhile(lambda word: not word.startswith("--"), words[2:]))
+    script, rest = load_script(Path(words[1]).stem), words[2:]
+    main = script.COMMANDS[rest.pop(0)] if hasattr(script, "COMMANDS") else script.main
+    positional = list(itertools.takewhile(lambda word: not word.startswith("--"), rest))
     bound = inspect.signature(main).bind(*positional, **options(words))  # raises TypeError where they do not fit
     assert set(options(words)) <= set(bound.arguments)
 

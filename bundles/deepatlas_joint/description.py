@@ -29,12 +29,21 @@ JOINT = Stage(
     given={"registration_weights": REGISTRATION, "segmentation_weights": SEGMENTATION},
     note="the measured steps of train are of registration; one in 21 is of segmentation and takes longer",
 )
+FINE = Stage(
+    ("train", "train_segmentation", "train_fine"),
+    name="fine",
+    learns={"any": 2, "labeled": 1},
+    validates={"any": 2, "labeled": 2},
+    paper={"any": 65},
+    given={"segmentation_weights": JOINT},
+    options={"max_epochs": 8},
+)
 SEGMENTATION_OF_LABELS = Stage(
-    ("train", "train_segmentation"),
+    ("train", "train_segmentation", "train_fine"),
     name="plain",
     learns={"any": 2, "labeled": 1},
     validates={"any": 2, "labeled": 2},
-    options={"anatomy": False, "registration_weights": None},
+    options={"segmentation_weights": None, "segmentation_rate": 0.002},
 )
 
 DESCRIPTION = Description(
@@ -48,13 +57,13 @@ After Xu and Niethammer, MICCAI 2019.""",
         Use(
             "train both networks, from one label map up",
             "a segmenter and an inter-subject registration",
-            (REGISTRATION, SEGMENTATION, JOINT),
+            (REGISTRATION, SEGMENTATION, JOINT, FINE),
             values=(0, 1, 2, 3),
             any_sequence=True,
         ),
     ),
     methods=(
-        Method("deepatlas", "DeepAtlas", "tissue", NETWORK, JOINT),
+        Method("deepatlas", "DeepAtlas", "tissue", NETWORK, FINE),
         Method("propagation", "label propagation", "tissue", PROPAGATION, REGISTRATION, is_baseline=True),
         Method(
             "unet_tissue",

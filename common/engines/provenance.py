@@ -90,7 +90,8 @@ class Provenance:
         self._made_from = self._facts() | {"precision": precision, "device": _device_name(device)}
         if self.intervals is not None:
             self.intervals.check_origin(self._made_from)
-        found = [sentence for part in gather([*self._refused()]) for sentence in part]
+        refused = [] if self.overwrite else [*self._refused()] or [*self._of_other_bundles()]
+        found = [sentence for part in gather(refused) for sentence in part]
         if found:
             more = f" ({len(found) - 1} other files likewise)" if len(found) > 1 else ""
             raise InputError(f"{found[0]}{more}, expected --overwrite true to replace it, or another --output_dir")
@@ -131,11 +132,20 @@ class Provenance:
                     json_beside(file).unlink(missing_ok=True)
 
     def _refused(self) -> Iterator[str]:
-        for name, case in self._cases.items() if not self.overwrite else ():
+        for name, case in self._cases.items():
             for file in filter(Path.exists, self._files(name)):
                 reason = self._difference(file, self._made_from | self._inputs_of(case))
                 if reason:
                     yield f"{file} {reason}"
+
+    def _of_other_bundles(self) -> Iterator[str]:
+        """The first result of another bundle that lies where this run would replace the table and the page."""
+        for folder in dict.fromkeys(step.output_dir for step in self._writers):
+            for file in sorted(Path(folder).glob("*.nii.gz")):
+                known = _record_of(file)
+                if known.get("bundle", self.bundle) != self.bundle:
+                    yield f"{file} and the page beside it were made by {known['bundle']} {known.get('version')}"
+                    return
 
     def _files(self, name: str) -> list[Path]:
         postfixes = [(step.output_dir, postfix) for step in self._writers for postfix in ensure_tuple(step.postfix)]

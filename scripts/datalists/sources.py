@@ -6,12 +6,13 @@ import csv
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Formatter
 from typing import Any
 
 from common.data import NOTHING, check_cases, list_cases, write_datalist
+from common.data.names import short_name
 from common.errors import InputError
 from common.files import read_text
 from common.options import types as t
@@ -162,9 +163,9 @@ def refuse_without(columns: Sequence[str], lines: Sequence[tuple[int, dict[str, 
 def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str, Any]]:
     """Cases of a table, see :func:`read_table`.
 
-    Columns: one per sequence, called like it (or ``image`` where there is one sequence); ``label``, ``brain_mask``,
-    ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute or relative to
-    the table; an empty cell and ``n/a`` say that there is no such file or value.
+    Columns: one per sequence, called by one of its names (or ``image`` where there is one sequence); ``label``,
+    ``brain_mask``, ``subject``, ``healthy`` (true or false) and any others, which are kept as text. Paths are absolute
+    or relative to the table; an empty cell and ``n/a`` say that there is no such file or value.
 
     Args:
         path: ``.csv``, or ``.tsv``.
@@ -177,9 +178,18 @@ def items_of_table(path: str | Path, sequences: Sequence[str]) -> list[dict[str,
         InputError: as there, or if a cell makes no sense.
     """
     lines = read_table(path)
-    wanted = ["image"] if len(sequences) == 1 and "image" in lines[0][1] else list(sequences)
+    heading = lines[0][1]
+    wanted = ["image"] if len(sequences) == 1 and "image" in heading else [_column(n, heading, path) for n in sequences]
     refuse_without(wanted, lines, path)
     return [_item_of_line(cells, wanted, Path(path), number) for number, cells in lines]
+
+
+def _column(sequence: str, heading: Iterable[str], path: str | Path) -> str:
+    """The column of a sequence, which may have another of its names, as T1 for T1w."""
+    fitting = [name for name in heading if short_name(name) == short_name(sequence)]
+    if len(fitting) > 1 and sequence not in fitting:
+        raise InputError(f"{path} has the columns {' and '.join(fitting)}, expected one for {sequence}")
+    return sequence if sequence in fitting or not fitting else fitting[0]
 
 
 def _item_of_line(line: dict[str, str], wanted: list[str], path: Path, number: int) -> dict[str, Any]:
@@ -212,7 +222,7 @@ def items_of_pattern(
     Args:
         pattern: path of an image with ``{subject}``, and with ``{sequence}`` where there are several, as
             ``scans/{subject}/{session}/{sequence}.nii.gz``; a field is the same wherever it stands.
-        sequences: what the images of a case are, in the order of the channels.
+        sequences: what the images of a case are, in the order of the channels; files may have another of their names.
         label, brain_mask: likewise, the path of the label and of the brain mask; taken where the file is there.
         optional_sequences: those that a case may lack.
 
@@ -220,7 +230,7 @@ def items_of_pattern(
         Items as in a datalist, with absolute paths, ordered by subject and session.
 
     Raises:
-        InputError: if a pattern names another field, nothing fits, or a case lacks a sequence.
+        InputError: if a pattern names another field, nothing fits, or a case lacks a sequence or has it twice.
     """
     patterns = {"pattern": pattern, "label": label, "brain_mask": brain_mask}
     for name, text in patterns.items():
@@ -229,10 +239,21 @@ def items_of_pattern(
     if "{sequence}" not in pattern and len(sequences) > 1:
         raise InputError(f"pattern is {pattern}, expected {{sequence}} in it: there are {len(sequences)} sequences")
     found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    written: dict[str, str] = {}  # path -> its own name of the sequence
+    asked = {short_name(sequence): sequence for sequence in sequences}
     for path, fields in _matches(pattern):
-        sequence = fields.get("sequence", sequences[0])
-        if sequence in sequences:
-            found[fields["subject"], fields.get("session", "")][sequence] = path
+        written[path] = fields.get("sequence", sequences[0])
+        sequence = asked.get(short_name(written[path]))
+        if sequence is None:
+            continue
+        files = found[fields["subject"], fields.get("session", "")]
+        others = [
+            name for name in (written.get(files.get(sequence, "")), written[path]) if name not in (None, sequence)
+        ]
+        if len(others) > 1:
+            raise InputError(f"{files[sequence]} and {path} are both {sequence}, expected one of a subject and session")
+        if sequence not in files or written[path] == sequence:
+            files[sequence] = path
     if not found:
         raise InputError(f"no file is called like {pattern} with {', '.join(sequences)}, expected one case or more")
     items = []
@@ -248,7 +269,8 @@ def items_of_pattern(
             item["session"] = session
         for key in _PATHS:
             if patterns[key]:
-                path = Path(patterns[key].format(subject=subject, session=session, sequence=sequences[0]))
+                first = written[next(path for path in images if path is not None)]
+                path = Path(patterns[key].format(subject=subject, session=session, sequence=first))
                 if path.is_file():
                     item[key] = str(path.absolute())
         items.append(item)

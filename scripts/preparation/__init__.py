@@ -86,6 +86,10 @@ def _prepare(
     sections: dict[str, Sequence[dict[str, Any]]], output_dir: Path, settings: Settings, num_workers: int | None
 ) -> Path:
     cases = _named([dict(case) for part in sections.values() for case in part], settings.sequences)
+    if settings.would_take_deepbet and not all("brain_mask" in case for case in cases):
+        logger.warning(
+            "deepbet is not installed, so the template makes brain masks, of T1w less well; pip install deepbet"
+        )
     done: dict[str, Path] = {}
     failures: dict[str, str] = {}
     outcomes = tqdm(

@@ -81,6 +81,12 @@ class Settings:
             if not re.fullmatch(r"\w[\w.+-]*", name):
                 raise InputError(f"{name!r} is no name of a sequence or a label, expected letters, digits, _ and -")
 
+    @property
+    def would_take_deepbet(self) -> bool:
+        """Whether deepbet would make masks of these sequences, if it were installed."""
+        wanted = self.brain_extraction == "auto" and "T1w" in self.sequences and not self.skull_stripped
+        return wanted and not deepbet_is_installed()
+
 
 @dataclass(frozen=True)
 class _Scans:
@@ -136,7 +142,8 @@ def prepare_case(case: Mapping[str, Any], output_dir: str | Path, settings: Sett
     folder = Path(output_dir) / name
     inputs = {role: {"file": Path(path).name, "sha256": sha256_of(path)} for role, path in files.items()}
     record_file = folder / f"{name}.json"
-    wanted = fingerprint_of(asdict(settings))
+    may_take_deepbet = settings.brain_extraction == "auto" and deepbet_is_installed()
+    wanted = fingerprint_of(asdict(settings) | {"may_take_deepbet": may_take_deepbet})
     if _is_done(record_file, inputs, wanted):
         logger.info("%s: done before", name)
         return record_file

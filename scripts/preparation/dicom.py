@@ -38,6 +38,7 @@ PRIVATE = re.compile(r"Patient|Name|Birth|Date|Time$|Operator|Physician|Institut
 KEPT = {"SeriesInstanceUID", "RepetitionTime", "EchoTime", "InversionTime", "ManufacturersModelName"}
 LONG_INVERSION_S, LONG_ECHO_S, SHORT_ECHO_S = 1.5, 0.06, 0.03
 POSITION_TOLERANCE = 0.05  # voxels
+MULTI_FRAME = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.4\.[134]\0")  # classes of objects, DICOM PS3.4, B.5
 
 
 def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequence[str]) -> Path:
@@ -79,20 +80,40 @@ def convert_dicom(dicom_dir: str | Path, output_dir: str | Path, sequences: Sequ
 def _run_dcm2niix(program: str, dicom_dir: Path, output_dir: str) -> tuple[int, str]:
     """Convert one series after the other; the exit code and the last line of what failed, or of the last one.
 
-    Not all in one call: of two multi-frame files dcm2niix 1.0.20260724 gave the first the gray values of no memory in
-    particular, where its frames were out of order.
+    Not all in one call: of two multi-frame files dcm2niix 1.0.20260724 gave the second gray values that it does not
+    have. Several of one series, which differ in nothing by which a call could name them, are given file by file.
+
+    Raises:
+        InputError: if a series has such files beside files of single slices.
     """
 
-    def run(*options: str) -> subprocess.CompletedProcess:
-        command = [program, *options, "-f", "%j", str(dicom_dir)]
+    def run(source: Path | str, *options: str) -> subprocess.CompletedProcess:
+        command = [program, *options, "-f", "%j", str(source)]
         return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
 
-    numbers = dict.fromkeys(re.findall(r"^\s*(\d+)\t", run("-n", "-1").stdout, re.MULTILINE))
+    first_files: dict[str, list[str]] = defaultdict(list)  # of what a call with this number would convert
+    for number, file in re.findall(r"^\t(\d+)\t.*\n (.+)$", run(dicom_dir, "-n", "-1").stdout, re.MULTILINE):
+        first_files[number].append(file)
+    calls: list[tuple[Path | str, ...]] = []
+    for number, files in first_files.items():
+        several = [file for file in files if _is_multi_frame(file)] if len(files) > 1 else []
+        singles = [file for file in files if file not in several]
+        if several and singles:
+            raise InputError(
+                f"{several[0]} with many frames and {singles[0]} with one are one series, expected one kind of file"
+            )
+        calls += [(file, "-s", "y") for file in several] or [(dicom_dir, "-n", number)]
     options = ("-b", "y", "-ba", "n", "-z", "i", "-i", "y", "-d", "9", "-o", output_dir)
-    series = tqdm(numbers, desc="converting", unit="series", disable=None)
-    done = [run("-n", number, *options) for number in series] or [run(*options)]
+    series = tqdm(calls, desc="converting", unit="series", disable=None)
+    done = [run(source, *which, *options) for source, *which in series] or [run(dicom_dir, *options)]
     told = next((one for one in done if one.returncode), done[-1])
     return told.returncode, ((told.stderr or told.stdout).strip().splitlines()[-1:] or ["no message"])[0]
+
+
+def _is_multi_frame(file: str) -> bool:
+    """Whether the head of a file says that it is an enhanced MR object, one that was converted, or one in color."""
+    with Path(file).open("rb") as content:
+        return MULTI_FRAME.search(content.read(1024)) is not None
 
 
 def sequence_of_series(sidecar: Mapping[str, Any]) -> str | None:
@@ -258,17 +279,21 @@ def _slices(folder: Path, uid: str) -> list[Any]:
         except pydicom.errors.InvalidDicomError:
             continue
         if header.get("SeriesInstanceUID") == uid:
-            found.append(pydicom.dcmread(path))
+            found.append((path, pydicom.dcmread(path)))
     if not found:
         raise InputError(f"{folder} has no file of the series {uid}, expected the DICOM files that were converted")
-    if len(found) == 1 and "PerFrameFunctionalGroupsSequence" in found[0]:
-        return found
-    if any("ImagePositionPatient" not in one for one in found):
+    frames = [path for path, one in found if "PerFrameFunctionalGroupsSequence" in one]
+    if frames and len(found) > 1:
         raise InputError(
-            f"{folder}: the series {uid} is neither a file per slice nor one multi-frame file, expected one of both"
+            f"{found[0][0]} and {found[1][0]} are one series, expected a file per slice or one multi-frame file"
         )
-    normal = np.cross(*np.reshape(np.array(found[0].ImageOrientationPatient, float), (2, 3)))
-    return sorted(found, key=lambda one: float(normal @ np.array(one.ImagePositionPatient, float)))
+    slices = [one for _, one in found]
+    if frames:
+        return slices
+    if any("ImagePositionPatient" not in one for one in slices):
+        raise InputError(f"{found[0][0]} and its series {uid} do not say where their slices lie, expected a position")
+    normal = np.cross(*np.reshape(np.array(slices[0].ImageOrientationPatient, float), (2, 3)))
+    return sorted(slices, key=lambda one: float(normal @ np.array(one.ImagePositionPatient, float)))
 
 
 def _places(slices: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,32 @@ def test_volumes_of_lesions_are_those_that_one_counts_by_hand(make, tmp_path):
         "lesion_expected_ml": "300",
         "flags": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("bright", "sequence", "flags"),
+    [
+        (1.4, "t2_flair", ""),  # the name is understood
+        (2.2, "FLAIR", "contrast unlike FLAIR"),  # as the fluid of a T2w
+        (1.02, "FLAIR", "contrast unlike FLAIR"),  # nothing stands out
+        (1.4, "T1", ""),
+        (2.2, "T1", "contrast unlike T1w"),
+        (2.2, "T2w", ""),
+    ],
+)
+def test_a_scan_that_is_no_such_sequence_is_flagged(make, tmp_path, bright, sequence, flags):
+    overview = make([[(1, 10, 10, 10)]], sequences=[sequence])
+    path = Path(overview.cases[0]["image"])
+    image = np.zeros(SHAPE, np.float32)
+    image[BRAIN] = np.random.default_rng(0).choice(
+        [0.4, 1, 1 + (bright - 1) / 3, bright], (50, 60, 40), p=[0.2, 0.4, 0.3, 0.1]
+    )
+    save_nifti(path, 100 * image, AFFINE)
+    overview.write()
+    assert table(tmp_path / "out")[0]["flags"] == flags
+    save_nifti(path, 100 * (image - 1) * (image > 0), AFFINE)  # z-scores, of which nothing is said
+    make_again = Overview(overview.cases, tmp_path / "out", {"1": "lesion"}, title="page", sequences=[sequence])
+    assert not any("contrast" in flag for flag in make_again.rows[0]["flags"])
 
 
 def test_the_sum_of_a_map_is_no_volume_where_it_holds_no_probabilities(make, tmp_path):

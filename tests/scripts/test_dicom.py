@@ -261,13 +261,50 @@ def test_multi_frame_files_go_there_and_back_in_whatever_order_their_frames_are(
     assert np.array_equal(back, head.tissues)
     uid = json.loads(sidecar.read_text())["SeriesInstanceUID"]
     assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
-    write_multi_frame(tmp_path / "dicom" / "FLAIR" / "b" / "all.dcm", volumes["FLAIR"], TILTED, order, **times)
-    other = tmp_path / "dicom" / "FLAIR" / "b" / "all.dcm"
-    second = pydicom.dcmread(other)
-    second.SeriesInstanceUID = uid
-    second.save_as(other)
-    with pytest.raises(InputError, match="is neither a file per slice nor one multi-frame file"):
-        write_segmentation(tmp_path / "p-1_FLAIR_seg.nii.gz", sidecar, tmp_path / "dicom", tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("of_one_series", [False, True])
+def test_two_multi_frame_files_of_one_number_in_one_folder_keep_their_gray_values(head, tmp_path, of_one_series):
+    volumes, files = {}, {}
+    times = {"RepetitionTime": "9000", "EchoTime": "120", "InversionTime": "2500", "SeriesDescription": "t2_flair"}
+    for seed, (name, fields) in enumerate((("T1w", {"SeriesDescription": "t1_mprage"}), ("FLAIR", times))):
+        volumes[name] = np.rint(500 * head.images[name]).astype(np.uint16)
+        order = np.random.default_rng(seed).permutation(SHAPE[2])
+        made = tmp_path / name / "all.dcm"
+        write_multi_frame(made, volumes[name], TILTED, order, SeriesNumber=5, **fields)
+        files[name] = tmp_path / "dicom" / f"{name}.dcm"
+        files[name].parent.mkdir(exist_ok=True)
+        made.rename(files[name])
+    if of_one_series:
+        second = pydicom.dcmread(files["FLAIR"])
+        second.SeriesInstanceUID = pydicom.dcmread(files["T1w"]).SeriesInstanceUID
+        second.save_as(files["FLAIR"])
+    cases = convert_dicom(tmp_path / "dicom", tmp_path / "out", ("T1w", "FLAIR"))
+    (case,) = list_cases(datalist_file=cases, sequences=("T1w", "FLAIR"), one_grid=False)
+    assert case["series"] == "T1w: t1_mprage; FLAIR: t2_flair"
+    for path, volume in zip(case["image"], volumes.values(), strict=True):
+        assert np.array_equal(np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj), volume)
+
+    nib.save(nib.Nifti1Image(head.tissues.astype(np.uint8), TILTED), tmp_path / "seg.nii.gz")
+    told = (tmp_path / "seg.nii.gz", tmp_path / "out" / "p-1_FLAIR.json", tmp_path / "dicom", tmp_path / "seg.dcm")
+    if not of_one_series:
+        assert write_segmentation(*told).is_file()
+        return
+    with pytest.raises(InputError, match=r"FLAIR\.dcm and .*T1w\.dcm are one series, expected a file per slice or one"):
+        write_segmentation(*told)
+
+
+def test_a_series_of_files_with_many_frames_and_with_one_is_refused(head, tmp_path):
+    volume = np.rint(500 * head.images["T1w"]).astype(np.uint16)
+    uid = write_series(tmp_path / "dicom", volume, TILTED, 5, SeriesDescription="t1_mprage")
+    many = tmp_path / "dicom" / "many" / "all.dcm"
+    write_multi_frame(many, volume, TILTED, np.arange(SHAPE[2]), SeriesNumber=5, SeriesDescription="t1_mprage")
+    both = pydicom.dcmread(many)
+    both.SeriesInstanceUID = uid
+    both.save_as(many)
+    sentence = r"all\.dcm with many frames and .*\d{3}\.dcm with one are one series, expected one kind of file"
+    with pytest.raises(InputError, match=sentence):
+        convert_dicom(tmp_path / "dicom", tmp_path / "out", ("T1w",))
 
 
 @pytest.mark.parametrize(

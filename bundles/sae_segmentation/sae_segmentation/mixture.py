@@ -39,16 +39,18 @@ def fit_mixture(
         Van Leemput et al., "Automated model-based tissue classification of MR images of the brain", IEEE TMI 1999,
         without its bias field.
     """
-    posterior = log_prior.exp()
-    for _ in range(iterations):
-        mass = posterior.sum(0) + 1e-6
-        mean = (posterior.T @ values) / mass[:, None]
-        variance = (posterior.T @ values.square()) / mass[:, None] - mean.square()
-        precision = 1 / variance.clamp(min=variance_floor)
-        distance = values.square() @ precision.T - 2 * values @ (mean * precision).T
-        distance = distance + (mean.square() * precision).sum(1)
-        log_posterior = log_prior - 0.5 * distance + 0.5 * precision.log().sum(1)
-        posterior = log_posterior.softmax(1)
+    # sums over a million voxels want all their digits, under autocast too
+    with torch.autocast(values.device.type, enabled=False):
+        posterior = log_prior.exp()
+        for _ in range(iterations):
+            mass = posterior.sum(0) + 1e-6
+            mean = (posterior.T @ values) / mass[:, None]
+            variance = (posterior.T @ values.square()) / mass[:, None] - mean.square()
+            precision = 1 / variance.clamp(min=variance_floor)
+            distance = values.square() @ precision.T - 2 * values @ (mean * precision).T
+            distance = distance + (mean.square() * precision).sum(1)
+            log_posterior = log_prior - 0.5 * distance + 0.5 * precision.log().sum(1)
+            posterior = log_posterior.softmax(1)
     return mean, log_posterior
 
 
