@@ -14,7 +14,7 @@ from bundle_tools import BUNDLES, load_script, make_head, save_nifti
 
 from catalog import describe, descriptions
 from common.errors import InputError
-from study.evidence import machine
+from running.machine import machine
 from study.real_scans import (
     BEST_DICE,
     CALLED_LESION,

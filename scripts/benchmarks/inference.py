@@ -233,7 +233,7 @@ def _write(
     file: Path, found: dict[str, Any], shape: Sequence[int], threads: int, repeats: int, amp: bool | str
 ) -> None:
     from comparison.report import to_markdown
-    from study.evidence import machine
+    from running.machine import machine
 
     size = " x ".join(map(str, shape))
     about = {"machine": machine("cpu"), "shape": list(shape), "threads": threads, "repeats": repeats, "amp": amp}

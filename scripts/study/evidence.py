@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.errors import InputError
 from common.files import read_json, write_json, write_text
@@ -20,14 +17,6 @@ from .verdicts import HELD, METHOD, NOT_HELD, WITHIN_NOISE
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("experiment", "real_scans")
 FEW_SUBJECTS = 3  # up to so many, a mean is shown with what it is of
-
-
-def machine(device: str | None = None) -> str:
-    """System, cores, memory, GPU where one is used, versions of Python and PyTorch; nothing that names the computer."""
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() and device != "cpu" else ""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    versions = f"Python {platform.python_version()}, PyTorch {torch.__version__.split('+')[0]}"
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB{gpu}, {versions}"
 
 
 def version_of(bundle: str) -> str:

@@ -17,8 +17,9 @@ import torch
 from catalog import bundle_names
 from common.files import Alone
 from running.command_line import show_progress
+from running.machine import machine
 
-from .evidence import machine, update, version_of
+from .evidence import update, version_of
 from .verdicts import summarize
 
 logger = logging.getLogger(__name__)

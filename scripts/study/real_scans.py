@@ -20,6 +20,7 @@ from common.files import done_once, read_json
 from common.metrics import best_dice, summarize
 from comparison import TARGETS
 from comparison.trial import Split, Trial
+from running.machine import machine
 from running.workflow import Entry
 
 from . import evidence
@@ -211,7 +212,7 @@ def write_evidence(scoring: Scoring, bundles: list[str], evidence_dir: Path) -> 
         start = time.monotonic()
         content = {
             "command": _command(bundle, scoring),
-            "machine": evidence.machine(scoring.device),
+            "machine": machine(scoring.device),
             "version": scoring.metadata(bundle)["version"],
             "sets": scoring.tables(bundle),
         }
