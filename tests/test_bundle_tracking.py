@@ -58,6 +58,14 @@ TRAININGS = {
             **PAIRS,
         },
     ),
+    "deepatlas_joint train train_segmentation train_fine": (
+        "healthy",
+        {
+            "segmentation_steps": 1,
+            "segmentation_weights": f"{ROOT}/bundles/deepatlas_joint/models/model.pt",
+            **PAIRS,
+        },
+    ),
     "ace_multitask train": ("both", ACE),
     "ace_multitask train train_single": ("both", ACE),
     "sae_segmentation train": ("healthy", PATCHES),
@@ -66,7 +74,7 @@ TRAININGS = {
 EVALUATIONS = {
     "uad_autoencoder inference evaluate": ("lesions", COARSE),
     "diffusion_recon_unet inference evaluate": ("lesions", {"noise_levels": [249], **COARSE}),
-    "deepatlas_joint inference evaluate": ("healthy", {}),
+    "deepatlas_joint inference evaluate": ("healthy", {"spacing": [4.0, 4.0, 4.0], "shape": [48, 48, 48]}),
     "ace_multitask inference evaluate": ("both", COARSE),
     "sae_segmentation inference evaluate": ("healthy", COARSE),
 }

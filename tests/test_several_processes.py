@@ -236,6 +236,7 @@ def test_two_processes_learn_what_one_learns_from_both_batches(bundle, run, four
     options = {
         **TRAININGS[bundle.name, "train"],
         "network_def#norm": "INSTANCE",
+        "amp": False,
         "max_epochs": 3,
         "datalist_file": four_and_two,
     }

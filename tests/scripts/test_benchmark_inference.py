@@ -43,6 +43,6 @@ def test_cpu_seconds_are_those_of_the_process_and_its_failure_is_none():
     busy = "import time\nwhile time.process_time() < 0.5: pass"
     cpu, wall, peak = inference._measured([sys.executable, "-c", busy], 1)
     assert 0.5 <= cpu < 0.5 + wall
-    assert 0.001 < peak < 1
+    assert peak > 0.001  # a fork begins with what its parent has, here a process of tests
     with pytest.raises(Exception, match="non-zero exit status 3"):
         inference._measured([sys.executable, "-c", "raise SystemExit(3)"], 1)

@@ -100,7 +100,8 @@ def test_a_step_is_printed_after_those_whose_results_it_takes():
 
 def test_options_of_a_printed_step_are_those_that_a_comparison_gives():
     (use,) = (use for use in describe("deepatlas_joint").uses if use.stages)
-    joint = command_of("deepatlas_joint", use.stages[-1], "my cases.json", ["FLAIR"])
+    (stage,) = (stage for stage in use.stages if stage.name == "joint")
+    joint = command_of("deepatlas_joint", stage, "my cases.json", ["FLAIR"])
     assert joint == (
         "python -m monai.bundle run --config_file bundles/deepatlas_joint/configs/train.json "
         "--datalist_file 'my cases.json' --registration_weights bundles/deepatlas_joint/models/registration.pt "
