@@ -25,6 +25,7 @@ from common.scans import stem
 from deepatlas_joint.classical import ClassicalRegistration
 from deepatlas_joint.filters import box, gaussian
 from deepatlas_joint.joint import JointLoss, JointTrainer
+from deepatlas_joint.labels import BrainLabelsd
 from deepatlas_joint.loss import (
     BendingEnergy,
     GlobalCorrelation,
@@ -59,6 +60,15 @@ TINY = {"spacing": [8.0, 8.0, 8.0], "shape": [24, 24, 24], "correlation_window":
 
 def parameters(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+def test_in_the_brain_background_does_not_win_unless_it_may():
+    # four voxels: outside, a ventricle as dark as air, white matter, the rim
+    p = torch.tensor([[0.0, 0.6, 0.1, 0.5], [0, 0.3, 0.2, 0.1], [0, 0.1, 0.7, 0.4]]).reshape(3, 4, 1, 1)
+    for background, expected in ((False, [0, 1, 2, 2]), (True, [0, 0, 2, 0])):
+        found = BrainLabelsd("pred", background)({"pred": p})["pred"]
+        assert found.shape == (1, 4, 1, 1)
+        assert found.flatten().tolist() == expected
 
 
 def test_the_networks_have_as_many_parameters_as_the_authors():
