@@ -26,7 +26,7 @@ FLOOR = """
 import json, sys
 import torch
 torch.set_num_threads(int(sys.argv[2]))
-network, inputs = torch.jit.load(sys.argv[1] + "/network.ts"), torch.load(sys.argv[1] + "/inputs.pt")
+network, inputs = torch.jit.load(sys.argv[1] + "/network.ts"), torch.load(sys.argv[1] + "/inputs.pt", weights_only=True)
 with torch.no_grad():
     for tensor in inputs:
         network(tensor)
