@@ -6,12 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
-
-from tqdm import tqdm
 
 # where there is a fork server: PyTorch and MONAI are imported once, by it, and the processes are its forks
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -49,30 +47,29 @@ def process_pool(
             raise
 
 
-def in_forks(work: Callable[[Any], Any], items: Sequence[Any], workers: int, title: str) -> list[Any]:
-    """What a function makes of each item, in their order, with a progress bar.
+def in_forks(
+    work: Callable[[Any], Any], items: Sequence[Any], workers: int, prepare: Callable[[], None] | None = None
+) -> Iterator[Any]:
+    """What a function makes of each item, in their order, in forks of this process: they see all that it has in memory.
 
-    The function runs in forks of this process and sees all that this one has in memory: not for work that PyTorch does.
-    With one worker, or one item, or where a system does not fork, it runs here.
+    A fork lacks the pool of threads that PyTorch may have here, so work of PyTorch has to be prepared to do without.
+    With one worker, or one item, or where a system does not fork, it is done here.
 
     Args:
         work: of one item; only what it returns is pickled.
         items: one after the other.
         workers: number of processes.
-        title: of the bar.
+        prepare: called in each of them first.
     """
     global _work
     workers = min(workers, len(items)) if FORKS else 1
-
-    def shown(results: Iterable[Any]) -> list[Any]:
-        return list(tqdm(results, desc=title, total=len(items), unit="case", disable=None))
-
     if workers <= 1:
-        return shown(map(work, items))
+        yield from map(work, items)
+        return
     _work = work
     try:
-        with process_pool(workers, method="fork") as pool:
-            return shown(pool.map(_do, items))
+        with process_pool(workers, prepare, "fork") as pool:
+            yield from pool.map(_do, items)
     finally:
         _work = None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from common.data import Datalist
 from common.errors import InputError
@@ -121,7 +122,8 @@ def write_pictures(comparisons: Sequence[Comparison], folder: Path, workers: int
             file = folder / f"{name}.png"
             write_atomically(file, lambda part, strip=strip: strip.save(part, format="png", optimize=True))
 
-    in_forks(write, list(dict.fromkeys(result.method.bundle for result in results)), workers, "drawing")
+    bundles = list(dict.fromkeys(result.method.bundle for result in results))
+    list(tqdm(in_forks(write, bundles, workers), "drawing", len(bundles), disable=None))
 
 
 def _pictures(result: Result, case: Mapping[str, Any]) -> list[Picture]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+from tqdm import tqdm
 
 from common.data import subject_of
 from common.errors import InputError
@@ -439,7 +440,8 @@ def _doubts(digest: Digest, workers: int) -> Values:
     def doubt(case: str) -> float:
         return disagreement([_scans(result, case).prediction for result in _first_results(digest, case).values()])
 
-    doubts = dict(zip(digest.common, in_forks(doubt, digest.common, workers, "comparing masks"), strict=True))
+    found = tqdm(in_forks(doubt, digest.common, workers), "comparing masks", len(digest.common), disable=None)
+    doubts = dict(zip(digest.common, found, strict=True))
     return dict(sorted(doubts.items(), key=lambda item: -item[1]))
 
 
@@ -470,7 +472,8 @@ def _case_views(digest: Digest, doubts: Mapping[str, float], max_pictures: int, 
             facts += [(method, number(values[method][case], 3)) for method in scans]
         return CaseView(case, facts, pictures)
 
-    return in_forks(view, [*doubts][:max_pictures], workers, "drawing")
+    cases = [*doubts][:max_pictures]
+    return list(tqdm(in_forks(view, cases, workers), "drawing", len(cases), disable=None))
 
 
 def _with_views(digest: Digest, section: Section, max_views: int, workers: int) -> Section:
@@ -491,7 +494,7 @@ def _with_views(digest: Digest, section: Section, max_views: int, workers: int) 
         links = [("all cases", "../../report.html")]
         write_view(output_dir / files[case.name], case.name, arrays, digest.comparison.aim.labels, 1, case.facts, links)
 
-    in_forks(write, section.cases[: len(files)], workers, "writing views")
+    list(tqdm(in_forks(write, section.cases[: len(files)], workers), "writing views", len(files), disable=None))
     return replace(section, cases=[replace(case, view=quote(files.get(case.name, ""))) for case in section.cases])
 
 

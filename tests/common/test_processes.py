@@ -1,5 +1,6 @@
 """Worker processes: none is left when the main one is gone."""
 
+import os
 import subprocess
 import sys
 import time
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from bundle_tools import ROOT
+
+from common.processes import in_forks
 
 PROGRAM = """
 import os, sys, time
@@ -36,3 +39,11 @@ def test_workers_end_with_a_main_process_that_is_killed(tmp_path, method):
     while any(worker.exists() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker.name for worker in workers if worker.exists()]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_forks_see_what_is_in_memory_and_give_results_in_order(workers):
+    names = ["a", "b", "c", "d"]
+    found = list(in_forks(lambda index: (names[index], os.getpid()), range(4), workers))
+    assert [name for name, _ in found] == names
+    assert (os.getpid() in {number for _, number in found}) == (workers == 1)
