@@ -123,7 +123,7 @@ class Overview(Report):
     def _contrasts(self, case: Mapping[str, Any], brain: np.ndarray) -> list[str]:
         images = zip(ensure_tuple(case[self.image_key]), self.sequences, strict=False)  # () where they are not told
         named = [(path, sequence_name(sequence)) for path, sequence in images if path is not None]
-        return [flag for path, name in named for flag in contrast_flags(read_scan(path)[0], brain, name)]
+        return [flag for path, name in named for flag in contrast_flags(self.volumes.read(path).values, brain, name)]
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:
         path = case.get(self.mask_key)

@@ -11,9 +11,9 @@ from typing import Any
 from ..errors import InputError
 from ..scans import is_scan_name, stem
 
-# what files call a sequence, in upper or lower case
 Case = dict[str, Any]  # item of a datalist, or what became of it
 
+# what files call a sequence, in upper or lower case
 SEQUENCES = {"T1w": r"t1w?|(?:t1w?[-_]?)?mp-?rage", "T2w": "t2w?", "PDw": "pdw?", "FLAIR": r"(?:t2w?[-_]?)?flair"}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: <case>_<channel>
 # how names tell the visits of a person apart, behind the person: _study2, _ses-01, _baseline, _m12, _20190131

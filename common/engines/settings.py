@@ -17,17 +17,7 @@ from ..files import fingerprint_of
 # what is in their files
 MAY_CHANGE = {
     *("max_epochs", "max_minutes", "resume", "progress"),
-    *(
-        "device",
-        "device_ids",
-        "shuffle",
-        "num_workers",
-        "workers",
-        "cache_rate",
-        "pin_memory",
-        "copy_cache",
-        "is_not_rank0",
-    ),
+    *("device", "device_ids", "shuffle", "num_workers", "workers", "cache_rate", "pin_memory", "copy_cache"),
     *("is_not_rank0", "bundle_root", "output_dir", "ckpt_dir", "dataset_dir", "datalist_file", "handlers"),
     *("tracking_uri", "experiment_name", "run_name", "save_execute_config", "run", "finalize"),
 }
