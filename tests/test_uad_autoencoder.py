@@ -23,8 +23,9 @@ from uad_autoencoder.loss import GradientDifferenceSchedule, ReconstructionLoss,
 from uad_autoencoder.network import SpatialAutoencoder
 from uad_autoencoder.patches import PatchCentersd, RandZoomedPatchesd, lesion_centers
 from uad_autoencoder.pseudo_label import SoftLabeld, training_cases, write_pseudo_datalist
-from uad_autoencoder.residual import KeepBrightd, NeighboringSlicesd, ResidualMapd, keep_bright, residual_map
+from uad_autoencoder.residual import KeepBrightd, ResidualMapd, keep_bright, residual_map
 from uad_autoencoder.scales import ZoomedInferer
+from uad_autoencoder.slices import NeighboringSlicesd
 
 BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "uad_autoencoder"
 
