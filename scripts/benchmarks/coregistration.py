@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.errors import InputError
 from common.options import types as t
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def coregistration(
     from preparation.registration import head_mask, require_simpleitk
 
     require_simpleitk()
+    if len(sequences) != 2:
+        raise InputError(f"sequences are {', '.join(sequences)}, expected two, the fixed one first")
     pairs = _phantoms(seeds, sequences) if datalist_file is None else _pairs_of(datalist_file, sequences)
     counts: dict[tuple[bool, bool], int] = dict.fromkeys(itertools.product((True, False), repeat=2), 0)
     errors, plain = [], []
@@ -121,7 +124,6 @@ def _from_moments(fixed: Volume, moving: Volume) -> np.ndarray:
     """Where SimpleITK ends from the moments of both scans, by mutual information on copies of 3 mm."""
     import SimpleITK as sitk
 
-    from common.errors import InputError
     from preparation.registration import WORKING_MM, execute, matrix_of, padded, registration_method, to_itk
 
     fixed, moving = (scan.isotropic(WORKING_MM) for scan in (fixed, moving))

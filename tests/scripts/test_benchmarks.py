@@ -96,3 +96,8 @@ def test_errors_of_a_coregistration_are_those_of_the_motion(tmp_path, capsys):
     assert row.split()[:4] == ["a_T1w", "60", "0", "60.0"]  # off by the headers as far as was asked
     assert counts == "of 1: 1 right, 0 off and warned of, 0 off and not, 0 right and warned of"
     assert float(found.split()[2]) < 4
+
+
+def test_a_coregistration_is_of_two_sequences():
+    with pytest.raises(InputError, match="sequences are T1w, FLAIR, T2w, expected two, the fixed one first"):
+        coregistration(sequences=("T1w", "FLAIR", "T2w"))
