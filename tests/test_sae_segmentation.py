@@ -27,6 +27,7 @@ from sae_segmentation.loss import (
     neighbor_sum,
     neighbor_table,
 )
+from sae_segmentation.mixture import fit_mixture
 from sae_segmentation.network import ImageDecoder, SegmentationAutoencoder, SegmentationEncoder
 from sae_segmentation.start import KeepBetter, StartAtClassMeans
 from sae_segmentation.validation import MeanEvidence, SplitOutputd
@@ -388,6 +389,18 @@ def test_the_mixture_finds_classes_whose_intensities_it_was_never_told(means):
     assert (found.argmax(1) == truth[..., 1:] + 1).float().mean() > 0.98
     assert AtlasMixture(4)(scan)[..., 0].argmax(1).max() == 0
     assert AtlasOnly(4)(scan).softmax(1).allclose(scan[:, 1:], atol=1e-4)
+
+
+def test_the_mixture_of_a_large_scan_has_the_means_and_variances_of_its_classes():
+    truth = torch.arange(1_500_000) % 2
+    values = 0.9 * truth + 0.6 * (1 - truth) + 0.04 * torch.randn(len(truth), generator=torch.Generator().manual_seed(1))
+    sure = torch.log(torch.nn.functional.one_hot(truth).float() + 1e-30)
+    mean, posterior = fit_mixture(values[:, None], sure)
+    classes = [values[truth == k].numpy().astype(np.float64) for k in (0, 1)]
+    assert mean[:, 0].tolist() == pytest.approx([x.mean() for x in classes], rel=1e-7)
+    # of the most probable value only the variance remains
+    peaks = [posterior[truth == k, k].max().item() for k in (0, 1)]
+    assert peaks == pytest.approx([-0.5 * np.log(x.var()) for x in classes], abs=1e-5)
 
 
 # --- the bundle ------------------------------------------------------------------------------------------------------

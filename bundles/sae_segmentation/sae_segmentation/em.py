@@ -47,5 +47,5 @@ class AtlasMixture(AtlasOnly):
             x = volume[:images, brain].T  # (voxels, images)
             log_prior = torch.log(volume[images + 1 :, brain].T + PRIOR_FLOOR)  # (voxels, classes - 1)
             _, log_p = fit_mixture(x, log_prior, self.iterations, self.variance_floor)
-            result[1:, brain] = log_p.T
+            result[1:, brain] = log_p.T.to(result)
         return out

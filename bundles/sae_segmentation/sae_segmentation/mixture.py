@@ -33,13 +33,14 @@ def fit_mixture(
         variance_floor: smallest variance of a class.
 
     Returns:
-        Means, (classes, images), and logarithms of unnormalized posteriors, (voxels, classes).
+        Means, (classes, images), and logarithms of unnormalized posteriors, (voxels, classes), both in float64.
 
     Reference:
         Van Leemput et al., "Automated model-based tissue classification of MR images of the brain", IEEE TMI 1999,
         without its bias field.
     """
-    # sums over a million voxels want all their digits, under autocast too
+    # in float32 sums over a million voxels lose digits, other ones with every number of threads
+    values, log_prior = values.double(), log_prior.double()
     with torch.autocast(values.device.type, enabled=False):
         posterior = log_prior.exp()
         for _ in range(iterations):
@@ -67,7 +68,7 @@ def class_means(image: torch.Tensor, prior: torch.Tensor, affine: np.ndarray, sp
     every = tuple(slice(None, None, step) for step in steps)
     brain = prior[0][every] < 0.5
     log_prior = torch.log(prior[1:][(slice(None), *every)][:, brain].T.double() + 1e-30)
-    mean, _ = fit_mixture(image[every][brain].double()[:, None], log_prior)
+    mean, _ = fit_mixture(image[every][brain][:, None], log_prior)
     return mean[:, 0].tolist()
 
 
