@@ -16,13 +16,6 @@ from .warned import HEARD, listen
 BRAIN_ML = (800.0, 2200.0)  # of an adult, with its fluid
 TINY_ML = 0.03
 MANY_TINY = 100
-# percentile of the brain -> its usual range, the median being 1: what scripts/benchmark.py contrast says of training
-# scans of five sources (T1w 1.06 to 1.36 and 1.12 to 1.68, FLAIR 1.07 to 1.19 and 1.16 to 1.51), and some more; of T2w
-# the second is 1.66 to 2.23 there
-USUAL_CONTRAST = {
-    "T1w": {75: (1.03, 1.42), 95: (1.08, 1.75)},
-    "FLAIR": {75: (1.04, 1.23), 95: (1.1, 1.58)},
-}
 _NAN = float("nan")
 _SIZES = {"median": np.median, "largest": np.max}
 
@@ -65,22 +58,6 @@ def measure(
         if value in (expected_ml or {}):
             row[f"{name}_expected_ml"] = expected_ml[value]
     return row | {"flags": flags}
-
-
-def contrast_flags(image: np.ndarray, brain: np.ndarray, sequence: str) -> list[str]:
-    """``contrast unlike FLAIR`` where bright tissue is not as bright, against the median, as in usual scans.
-
-    Args:
-        image: intensities from 0 up, (X, Y, Z); of others, as of scans with z-scores, nothing can be said.
-        brain: bool, same shape.
-        sequence: BIDS' name of what it should be; of those without a usual range nothing is said.
-    """
-    values, usual = image[brain], USUAL_CONTRAST.get(sequence, {})
-    if not usual or not values.size or values.min() < 0 or np.median(values) == 0:
-        return []
-    shares = np.percentile(values, [*usual]) / np.median(values)
-    is_usual = all(low <= share <= high for share, (low, high) in zip(shares, usual.values(), strict=True))
-    return [] if is_usual else [f"contrast unlike {sequence}"]
 
 
 def _touches_border(mask: np.ndarray) -> bool:

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
+from ..contrast import USUAL_CONTRAST, unlike
 from ..errors import InputError
 from ..scans import as_mask, foreground, grid_difference, voxel_ml
 from .io import file_of
@@ -36,6 +37,7 @@ class BrainMaskd(MapTransform):
         largest_brain_ml: warn if the brain is larger than this.
         largest_negative_share: of the voxels of the brain that may be below 0, by interpolation, where what follows
             takes 0 for dark; None for what takes any intensities, z-scored ones too.
+        sequences: BIDS' names of the channels; warn if one looks unlike its own, see :func:`common.contrast.unlike`.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -52,9 +54,11 @@ class BrainMaskd(MapTransform):
         largest_ratio: float = 1.5,
         largest_brain_ml: float = 2400.0,
         largest_negative_share: float | None = 0.01,
+        sequences: Sequence[str] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.sequences = sequences
         self.mask_key = mask_key
         self.skull_stripped_share = skull_stripped_share
         self.largest_ratio = largest_ratio
@@ -71,6 +75,7 @@ class BrainMaskd(MapTransform):
                 self._check_size(d[self.mask_key], image, "are not 0" if made else "are in the brain mask")
             d[key] = image * d[self.mask_key].as_tensor()
             self._check_inside(image, d[key])
+            self._check_contrast(image, d[self.mask_key])
         return d
 
     def _check_inside(self, image: MetaTensor, masked: MetaTensor) -> None:
@@ -89,6 +94,22 @@ class BrainMaskd(MapTransform):
                 raise InputError(
                     f"{file_of(image)}: channel {index} is below 0 in {100 * negative:.0f} % of the brain, expected "
                     "intensities from 0 up, not z-scored ones"
+                )
+
+    def _check_contrast(self, image: MetaTensor, mask: MetaTensor) -> None:
+        channels, brain = (tensor.as_tensor().numpy(force=True) for tensor in (image, mask))
+        for channel, sequence in zip(channels, self.sequences, strict=False):
+            found = unlike(channel, brain[0] > 0, sequence)
+            if found:
+                usual = " and ".join(f"{low:g} to {high:g}" for low, high in USUAL_CONTRAST[sequence].values())
+                logger.warning(
+                    "%s: contrast unlike %s: percentiles %s of the brain are %s times its median, usual are %s; is it "
+                    "another sequence?",
+                    file_of(image),
+                    sequence,
+                    " and ".join(str(percentile) for percentile in USUAL_CONTRAST[sequence]),
+                    found,
+                    usual,
                 )
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:

@@ -92,6 +92,26 @@ def test_what_was_said_of_the_files_on_the_way_is_told_without_their_folders(tmp
     json.dumps(first, allow_nan=False)
 
 
+def test_a_scan_that_looks_like_another_sequence_is_told(tmp_path):
+    scan = np.zeros((40, 40, 40), np.float32)
+    scan[5:35, 5:35, 5:35] = np.linspace(50, 250, 30)  # a percentile of 95 is 1.6 times the median
+    nib.save(nib.Nifti1Image(scan, np.diag([4.0, 4.0, 4.0, 1.0])), tmp_path / "b_FLAIR.nii.gz")
+    path = str(tmp_path / "b_FLAIR.nii.gz")
+
+    def warnings_of(sequence: str) -> list[str]:
+        HEARD.kept.clear()
+        steps = Compose([LoadScand("image"), BrainMaskd("image", sequences=[sequence])])
+        item = steps({"image": path, "image_path": path})
+        item["pred"] = MetaTensor(torch.zeros(1, 40, 40, 40), item["image"].affine)
+        return MeasureForServerd("pred", {"1": "lesion"})(item)["result"]["warnings"]
+
+    assert warnings_of("FLAIR") == [
+        "b_FLAIR.nii.gz: contrast unlike FLAIR: percentiles 75 and 95 of the brain are 1.34 and 1.62 times its median, "
+        "usual are 1.04 to 1.23 and 1.1 to 1.58; is it another sequence?"
+    ]
+    assert warnings_of("T1w") == warnings_of("T2w") == []
+
+
 def test_without_a_server_nothing_is_measured(item):
     del item["image_path"], item["brain_mask"]
     assert MeasureForServerd("pred", {"1": "lesion"})(item).keys() == {"pred"}
