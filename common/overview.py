@@ -124,7 +124,8 @@ class Overview(Report):
     def _contrasts(self, case: Mapping[str, Any], brain: np.ndarray) -> list[str]:
         images = zip(ensure_tuple(case[self.image_key]), self.sequences, strict=False)  # () where they are not told
         named = [(path, sequence_name(sequence)) for path, sequence in images if path is not None]
-        return [f"contrast unlike {name}" for path, name in named if unlike(self.volumes.read(path).values, brain, name)]
+        found = [name for path, name in named if unlike(self.volumes.read(path).values, brain, name)]
+        return [f"contrast unlike {name}" for name in found]
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:
         path = case.get(self.mask_key)

@@ -393,7 +393,8 @@ def test_the_mixture_finds_classes_whose_intensities_it_was_never_told(means):
 
 def test_the_mixture_of_a_large_scan_has_the_means_and_variances_of_its_classes():
     truth = torch.arange(1_500_000) % 2
-    values = 0.9 * truth + 0.6 * (1 - truth) + 0.04 * torch.randn(len(truth), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(len(truth), generator=torch.Generator().manual_seed(1))
+    values = torch.where(truth == 1, 0.9, 0.6) + 0.04 * noise
     sure = torch.log(torch.nn.functional.one_hot(truth).float() + 1e-30)
     mean, posterior = fit_mixture(values[:, None], sure)
     classes = [values[truth == k].numpy().astype(np.float64) for k in (0, 1)]

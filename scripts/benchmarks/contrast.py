@@ -15,9 +15,9 @@ def contrast(datalist_file: t.File, sequence: t.Text, section: t.Text | None = N
     """
     import numpy as np
 
+    from common.contrast import USUAL_CONTRAST
     from common.data import Datalist
     from common.scans import as_mask, foreground, read_scan
-    from common.contrast import USUAL_CONTRAST
 
     percentiles = sorted({value for usual in USUAL_CONTRAST.values() for value in usual})
     shares = []
