@@ -80,7 +80,9 @@ one; a U-Net looks at the scan and at what was changed. After Behrendt et al., M
     rows=(
         Row("sum of both", BOTH),
         Row("U-Net alone", UNET),
+        Row("U-Net, and darker than healthy people", FUSED),
         Row("reconstruction alone", RECONSTRUCTION),
+        Row("darker than healthy people", HEALTHY, is_baseline=True),
         Row("plain T1w threshold", T1W_THRESHOLD, is_baseline=True),
     ),
     needs=(frozenset({"T1w", "lesion"}),),
