@@ -197,9 +197,10 @@ def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int |
     if not factors:
         return value
     sizes = value if isinstance(value, list) else [value]
-    sizes = sizes * len(factors) if len(sizes) == 1 else sizes
-    used = sizes[: len(factors)] if name == "pad_multiple" and len(sizes) == 3 else sizes
-    if len(used) != len(factors) or any(size % factor for size, factor in zip(used, factors, strict=True)):
+    axes = 3 if name == "pad_multiple" else len(factors)  # the volume is padded, not the slice
+    sizes = sizes * axes if len(sizes) == 1 else sizes
+    if len(sizes) != axes or any(size % factor for size, factor in zip(sizes, factors, strict=False)):
         expected = f"{len(factors)} multiples of {', '.join(map(str, dict.fromkeys(factors)))}"
-        raise InputError(f"{name} is {value}, expected {expected}")
+        more = " and a third number" if axes > len(factors) else ""
+        raise InputError(f"{name} is {value}, expected {expected}{more}")
     return sizes if isinstance(value, list) else value

@@ -228,6 +228,9 @@ Minutes = amount("minutes, above 0", gt=0)
 Whole = count("a whole number of 0 or more", ge=0)
 Count = count("a whole number of 1 or more", ge=1)
 OddCount = count("an odd number of 1 or more", _odd, ge=1)
+Edge = count("a whole number from 1 to 1024", ge=1, le=1024)  # of a grid: more fits into no memory
+Processes = count("a whole number from 1 to 1024", ge=1, le=1024)  # more bring a machine down
+ProcessesOrNone = count("a whole number from 0 to 1024", ge=0, le=1024)
 Seed = count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
 
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1), "a text"]
@@ -247,8 +250,8 @@ Shares = list_of(Share, "a list of shares from 0 to 1", min_length=1)
 Positives = list_of(Positive, "a list of numbers above 0", min_length=1)
 FilesOrNone = list_of(File, "files that are there, or an empty list")
 Spacing = list_of(Positive, "three edges of a voxel, each above 0 mm", before=_three, min_length=3, max_length=3)
-Grid = list_of(Count, "whole numbers of 1 or more, one per axis", min_length=1, max_length=3)
-Multiple = Count | Grid
+Grid = list_of(Edge, "whole numbers from 1 to 1024, one per axis", min_length=1, max_length=3)
+Multiple = Edge | Grid
 Levels = list_of(Whole, "a list of whole numbers of 0 or more", min_length=1)
 Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _different, min_length=1)
 Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)

@@ -212,6 +212,7 @@ def test_an_entry_of_a_layer_is_checked_like_an_option(tmp_path):
         ("patch_size", 16, [16, 16]),
         ("pad_multiple", 32, 32),
         ("pad_multiple", "16,16,1", [16, 16, 1]),
+        ("pad_multiple", "[16]", [16, 16, 16]),
     ],
 )
 def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
@@ -219,7 +220,15 @@ def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("patch_size", "7,7"), ("patch_size", "32,32,32"), ("slice_size", "16,4"), ("pad_multiple", 3)]
+    ("name", "value"),
+    [
+        ("patch_size", "7,7"),
+        ("patch_size", "32,32,32"),
+        ("slice_size", "16,4"),
+        ("pad_multiple", 3),
+        ("pad_multiple", "16,16"),
+        ("pad_multiple", "16,3,1"),
+    ],
 )
 def test_a_grid_that_the_network_cannot_halve_is_refused(name, value):
     with pytest.raises(InputError, match=rf"{name} is .*, expected 2 multiples of 8"):
