@@ -124,7 +124,7 @@ def test_the_bound_by_hand():
     field = EvidenceLowerBound(3, table, beta=0.01, variance_floor=0.04).eval()
     energy = -26 * (0.75**2 + 0.25**2 - 2 * 2 * 0.75 * 0.25)
     assert bound_of(field, q, prior, 0.5, 0.5) == pytest.approx(kl + 0.5 * log(0.04) + 0.01 * energy, abs=1e-4)
-    with pytest.raises(ValueError, match="table of neighbors is not 3 x 3"):
+    with pytest.raises(InputError, match="neighbors is a table of 2 rows of 3, expected 3 x 3, a row for every class"):
         EvidenceLowerBound(3, [[0.0] * 3] * 2)
 
 
