@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_tools import nodes, parsed
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.inferers import SimpleInferer, SliceInferer
@@ -235,6 +236,12 @@ def test_patches_lie_around_lesions_as_often_as_they_are_to():
     assert np.mean([patch["label"].item() for patch in cut(dict(item))]) == pytest.approx(0.25, abs=0.07)
     healthy = PatchCentersd("label")({"image": image, "label": 0 * label})
     assert not any(patch["label"].item() for patch in cut(dict(healthy)))
+
+
+def test_the_training_takes_a_quarter_of_its_patches_from_anywhere_in_the_brain_as_its_card_says():
+    config = parsed([BUNDLE / "configs" / "train.json"])
+    (place,) = [name for name, node in nodes(config.get()) if str(node).endswith("RandZoomedPatchesd")]
+    assert config.get_parsed_content(place.removesuffix("::_target_")).lesion_share == 0.75
 
 
 @pytest.mark.parametrize(
