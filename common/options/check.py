@@ -188,7 +188,7 @@ def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int |
     Half of what the metadata promise to whoever runs the bare network is enough here.
 
     Raises:
-        InputError: if it is none; ``pad_multiple`` may have three axes for a network of slices.
+        InputError: if it is none; ``pad_multiple`` has three axes for a network of slices too.
     """
     described = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape", [])
     factors = [

@@ -167,7 +167,7 @@ def test_what_was_built_before_the_run_is_not_built_again():
         ({"threshold": "abc"}, "threshold is 'abc', expected a number above 0"),
         ({"threshold": float("nan")}, "threshold is nan, expected a number above 0"),
         ({"threshold": 50}, "threshold is 50, expected a number from 0 to 1"),
-        ({"spacing": [0, 0, 0]}, "spacing is [0, 0, 0], expected three edges of a voxel, each above 0 mm"),
+        ({"spacing": [0, 0, 0]}, "spacing is [0, 0, 0], expected three edges of a voxel, each from 0.05 to 20 mm"),
         ({"output_dir": "$1 + 'a'"}, "output_dir is \"$1 + 'a'\", which cannot be evaluated (unsupported operand"),
         ({"output_dir": ""}, "output_dir is '' (empty), expected a folder to write to"),
         ({"bundle_root": "none_of_this_name"}, "bundle_root is 'none_of_this_name' (no such file or folder)"),
