@@ -227,6 +227,18 @@ def test_patches_are_seen_as_if_voxels_had_another_size():
     assert not outside["image"][0, 0].any()
 
 
+def test_patches_are_as_often_twice_as_large_as_half_as_large():
+    ramp, label = torch.arange(12.0).reshape(1, 12, 1, 1).expand(1, 12, 12, 12), torch.zeros(1, 12, 12, 12)
+    label[:, 6, 6, 6] = 1
+    item = PatchCentersd("label")({"image": ramp, "label": label})
+    cut = RandZoomedPatchesd(["image", "label"], "label", (2, 1, 1), 1, 0, num_samples=400, zoom=(0.5, 2.0))
+    patches = cut.set_random_state(0)(item)
+    zooms = np.array([1 / patch["image"].diff(dim=1).item() for patch in patches])
+    assert 0.5 <= zooms.min() < 0.52
+    assert 1.9 < zooms.max() <= 2
+    assert np.mean(zooms < 1) == pytest.approx(0.5, abs=0.08)
+
+
 def test_patches_lie_around_lesions_as_often_as_they_are_to():
     image, label = torch.ones(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
     label[:, 4, 4, 4] = 1
@@ -299,6 +311,9 @@ def test_a_scan_is_seen_at_two_sizes_with_the_neighbors_of_each_size():
     torch.testing.assert_close(half[..., 4:-4], torch.full((1, 1, 32, 48, 12), -2.0))  # a neighbor is 2 voxels away
     both = ZoomedInferer(inferer, zooms=[1.0, 0.5])(stacked, network)
     torch.testing.assert_close(both, (plain + half) / 2)
+    across = torch.arange(32.0)[:, None, None].expand(1, 3, 32, 48, 20)  # what lies where stays there at another size
+    same = ZoomedInferer(inferer, zooms=[0.5])(across, lambda slices: slices[:, 1:2])
+    torch.testing.assert_close(same[:, :, 4:-4], across[:, :1, 4:-4])
     with pytest.raises(InputError, match="expected one or more numbers above 0"):
         ZoomedInferer(inferer, zooms=[1.0, 0.0])
 

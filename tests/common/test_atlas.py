@@ -131,6 +131,20 @@ def test_the_prior_follows_the_channels_of_the_scan():
     np.testing.assert_allclose(out.affine, affine)
 
 
+def test_all_classes_but_background_have_their_part_of_the_floor_everywhere_in_the_brain(tmp_path):
+    probabilities = np.zeros((10, 10, 10, 4), np.float32)
+    probabilities[..., 0] = 1
+    probabilities[2:8, 2:8, 2:8] = [0, 1, 0, 0]
+    probabilities[5:8, 2:8, 2:8] = [0, 0, 0.5, 0.5]
+    nib.save(nib.Nifti1Image(probabilities, np.eye(4)), tmp_path / "atlas.nii.gz")
+    scan = MetaTensor(torch.from_numpy(1 - probabilities[None, ..., 0]), affine=torch.eye(4))
+    prior = AtlasPriord("image", files=str(tmp_path / "atlas.nii.gz"), floor=0.3, align=False)({"image": scan})["image"]
+    # 0.7 of the atlas and 0.3 in three parts
+    torch.testing.assert_close(prior[1:, 3, 4, 4].as_tensor(), torch.tensor([0, 0.8, 0.1, 0.1]))
+    torch.testing.assert_close(prior[1:, 6, 4, 4].as_tensor(), torch.tensor([0, 0.1, 0.45, 0.45]))
+    torch.testing.assert_close(prior[1:, 0, 4, 4].as_tensor(), torch.tensor([1.0, 0, 0, 0]))
+
+
 @pytest.mark.parametrize("means", [[0.1, 0.5, 1.0], [0.3, 0.5, 0.6]])
 def test_every_scan_gets_the_same_class_means(means):
     image, affine = scan_of(icbm_atlas(), np.eye(4), means)
