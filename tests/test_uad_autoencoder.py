@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_tools import nodes, parsed
+from bundle_tools import nodes, parsed, read_json
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.inferers import SimpleInferer, SliceInferer
@@ -316,6 +316,11 @@ def test_a_scan_is_seen_at_two_sizes_with_the_neighbors_of_each_size():
     torch.testing.assert_close(same[:, :, 4:-4], across[:, :1, 4:-4])
     with pytest.raises(InputError, match="expected one or more numbers above 0"):
         ZoomedInferer(inferer, zooms=[1.0, 0.0])
+
+
+def test_the_second_size_of_a_scan_has_voxels_of_1_4_mm_as_the_card_says():
+    config = read_json(BUNDLE / "configs" / "inference.json")
+    assert [round(mm / zoom, 1) for zoom in config["zooms"] for mm in config["spacing"]] == [1.0] * 3 + [1.4] * 3
 
 
 def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of():
