@@ -21,7 +21,7 @@ from phantom import (
     ms_lesion_volumes,
 )
 from phantom.anatomy import CORTEX, Deformation
-from phantom.cohort import make_cohort
+from phantom.cohort import make_cohort, make_phantom
 from phantom.contrast import CONTRAST, LESION_RANGE, SCANNERS, Scanner, lesion_contrasts
 
 COARSE = Grid.axial(3.0)
@@ -392,6 +392,7 @@ def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, pati
         ("[", "is no valid JSON"),
         ('{"tissues": {"training": [{"image": "x.nii.gz"}]}}', "is not understood"),
         ('{"tissues": {"training": [{"label": "none.nii.gz"}]}}', "none.nii.gz"),
+        ('{"lesions": {"learning": [{"label": "a.nii.gz"}]}}', "the section 'learning', expected training, validation"),
     ],
 )
 def test_extra_data_that_cannot_be_used_is_refused(tmp_path, content, match):
@@ -399,6 +400,13 @@ def test_extra_data_that_cannot_be_used_is_refused(tmp_path, content, match):
         (tmp_path / "extra.json").write_text(content)
     with pytest.raises(InputError, match=match):
         make_cohort(tmp_path / "new", {"ms": (1, 0, 0)}, extra_data=tmp_path / "extra.json", num_workers=1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_extra_data_of_another_kind_is_refused_and_not_passed_over(tmp_path):
+    (tmp_path / "extra.json").write_text('{"tisues": {"training": [{"label": "a.nii.gz"}]}}')
+    with pytest.raises(InputError, match="lists neither tissues nor lesions, expected one of them"):
+        make_phantom(str(tmp_path / "new"), ms=[1, 0, 0], extra_data=str(tmp_path / "extra.json"), num_workers=1)
     assert not (tmp_path / "new").exists()
 
 
