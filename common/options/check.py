@@ -199,8 +199,11 @@ def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int |
     sizes = value if isinstance(value, list) else [value]
     axes = 3 if name == "pad_multiple" else len(factors)  # the volume is padded, not the slice
     sizes = sizes * axes if len(sizes) == 1 else sizes
-    if len(sizes) != axes or any(size % factor for size, factor in zip(sizes, factors, strict=False)):
+    least = 1 if name == "pad_multiple" else 2  # times the factor: what is halved to one voxel cannot be normalized
+    pairs = zip(sizes, factors, strict=False)
+    if len(sizes) != axes or any(size % factor or size < least * factor for size, factor in pairs):
         expected = f"{len(factors)} multiples of {', '.join(map(str, dict.fromkeys(factors)))}"
+        expected += f", {least * max(factors)} or more" if least > 1 else ""
         more = " and a third number" if axes > len(factors) else ""
         raise InputError(f"{name} is {value}, expected {expected}{more}")
     return sizes if isinstance(value, list) else value

@@ -225,6 +225,7 @@ def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
         ("patch_size", "7,7"),
         ("patch_size", "32,32,32"),
         ("slice_size", "16,4"),
+        ("patch_size", "8,8"),
         ("pad_multiple", 3),
         ("pad_multiple", "16,16"),
         ("pad_multiple", "16,3,1"),
