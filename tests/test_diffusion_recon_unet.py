@@ -456,7 +456,7 @@ def test_scores_are_split_and_fused():
     assert d["deviation"].shape == (1, 12, 12, 12)
     fused = FuseScoresd(beta=0.25)(d)["pred"]
     torch.testing.assert_close(fused.as_tensor(), 0.25 * d["deviation"].as_tensor() + 0.75 * 0.5)
-    with pytest.raises(ValueError, match=r"beta is 1\.5"):
+    with pytest.raises(InputError, match=r"beta is 1\.5"):
         FuseScoresd(beta=1.5)
 
 

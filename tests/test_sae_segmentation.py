@@ -271,7 +271,7 @@ def test_the_training_begins_at_the_atlas():
 def test_sizes_and_channels_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="the scan has 4 channels, expected 5"):
         SegmentationEncoder()(torch.zeros(1, 4, 16, 16, 16))
-    with pytest.raises(ValueError, match="a size of the scan is 24, expected a multiple of 16"):
+    with pytest.raises(InputError, match="a size of the scan is 24, expected a multiple of 16"):
         SegmentationEncoder()(torch.zeros(1, 5, 16, 24, 16))
 
 

@@ -92,6 +92,8 @@ def test_what_is_no_atlas_is_named(tmp_path, maps):
         open_atlas(files)
     with pytest.raises(InputError, match="expected whole numbers in a label map"):
         open_atlas(save(tmp_path / "half.nii", maps[..., 1]), label_sigma_mm=1.0)
+    with pytest.raises(InputError, match="atlas_label_sigma_mm is 5 without atlas_files, expected a label map"):
+        open_atlas(label_sigma_mm=5.0)
 
 
 def scan_of(atlas: Atlas, to_atlas: np.ndarray, means: list[float], spacing: float = 3.0) -> tuple:
@@ -172,6 +174,8 @@ def test_a_scan_of_another_contrast_than_the_reference_keeps_its_gray_values_and
         (message,) = [text for text in caplog.messages if "mean intensities" in text]
         seen = re.search("mean intensities (.*) in its", message)[1].split(", ")
         assert [float(m) for m in seen] == pytest.approx([float(m) for m in found.split(", ")], abs=0.05)
+    with pytest.raises(InputError, match=r"class_means of T1w are \[0\.9, 0\.6, 0\.3\], expected means that rise"):
+        MatchClassMeansd("image", ["T1w"], {"T1w": [0.9, 0.6, 0.3]})
 
 
 def test_a_header_that_says_another_orientation_is_suspected(caplog):
