@@ -190,6 +190,16 @@ def test_what_moves_an_image_moves_its_label_and_takes_the_nearest_value_of_it(b
                     assert step.get("mode", ["bilinear", "nearest"]) == ["bilinear", "nearest"], step["_target_"]
 
 
+def test_a_map_goes_back_to_the_grid_of_the_file_by_interpolation(bundle):
+    """It is cut to a mask there, whose edge would have steps of the network's voxels otherwise."""
+    found = 0
+    for files in stacks(bundle):
+        steps = [v for _, v in nodes(parsed(files).get()) if isinstance(v, dict) and v.get("_target_") == "Invertd"]
+        assert all(step["nearest_interp"] is False for step in steps), described(files)
+        found += len(steps)
+    assert found
+
+
 def test_a_brain_is_mirrored_left_to_right_only(bundle):
     for files in trainings(bundle):
         flips = [v for _, v in nodes(parsed(files).get()) if isinstance(v, dict) and v.get("_target_") == "RandFlipd"]

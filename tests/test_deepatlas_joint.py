@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundle_tools import OBLIQUE, make_head, read_json, save_nifti
+from bundle_tools import OBLIQUE, make_head, parsed, read_json, save_nifti
 from monai.data import MetaTensor
 from monai.losses import BendingEnergyLoss, DiceLoss, LocalNormalizedCrossCorrelationLoss
 from monai.networks.nets import UNet
@@ -235,6 +235,15 @@ def test_bending_is_that_of_monai_and_affine_maps_do_not_bend():
 @pytest.fixture
 def loss() -> JointLoss:
     return JointLoss(3, GlobalCorrelation(), BendingEnergy(), anatomy_weight=2.0, supervised_weight=3.0)
+
+
+def test_a_training_weighs_a_label_three_times_as_much_as_the_other_network():
+    config = parsed([BUNDLE / "configs" / "train.json"])
+    loss = config.get_parsed_content("loss")
+    assert (loss.smoothness_weight, loss.anatomy_weight, loss.supervised_weight) == (1, 1, 3)
+    config = parsed([BUNDLE / "configs" / "train.json"], smoothness_weight=2, anatomy_weight=5, supervised_weight=15)
+    loss = config.get_parsed_content("loss")
+    assert (loss.smoothness_weight, loss.anatomy_weight, loss.supervised_weight) == (2, 5, 15)
 
 
 def test_the_table_of_cases(loss):

@@ -440,6 +440,10 @@ def test_the_deviation_by_hand_far_from_every_border():
     c1 = (0.01 * 0.5) ** 2
     expected = 1 - (2 * 0.5 * 0.4 + c1) / (0.5**2 + 0.4**2 + c1)
     assert structural_deviation(image, reconstruction)[10, 10, 10] == pytest.approx(expected, rel=1e-4)
+    image, reconstruction = np.full((20, 20, 20), 0.02), np.full((20, 20, 20), 0.01)
+    image[0, 0, 0], reconstruction[0, 0, 0] = 0.5, 2.01  # now the range of the reconstruction is, 2: c1 is 0.0004
+    found = structural_deviation(image, reconstruction)[10, 10, 10]
+    assert found == pytest.approx((0.02 - 0.01) ** 2 / (0.02**2 + 0.01**2 + 0.0004), rel=1e-4)
 
 
 def test_scores_are_split_and_fused():
@@ -452,7 +456,7 @@ def test_scores_are_split_and_fused():
     assert d["deviation"].shape == (1, 12, 12, 12)
     fused = FuseScoresd(beta=0.25)(d)["pred"]
     torch.testing.assert_close(fused.as_tensor(), 0.25 * d["deviation"].as_tensor() + 0.75 * 0.5)
-    with pytest.raises(ValueError, match=r"beta is 1\.5"):
+    with pytest.raises(InputError, match=r"beta is 1\.5"):
         FuseScoresd(beta=1.5)
 
 

@@ -125,7 +125,7 @@ def test_the_bound_by_hand():
     field = EvidenceLowerBound(3, table, beta=0.01, variance_floor=0.04).eval()
     energy = -26 * (0.75**2 + 0.25**2 - 2 * 2 * 0.75 * 0.25)
     assert bound_of(field, q, prior, 0.5, 0.5) == pytest.approx(kl + 0.5 * log(0.04) + 0.01 * energy, abs=1e-4)
-    with pytest.raises(ValueError, match="table of neighbors is not 3 x 3"):
+    with pytest.raises(InputError, match="neighbors is a table of 2 rows of 3, expected 3 x 3, a row for every class"):
         EvidenceLowerBound(3, [[0.0] * 3] * 2)
 
 
@@ -272,7 +272,7 @@ def test_the_training_begins_at_the_atlas():
 def test_sizes_and_channels_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="the scan has 4 channels, expected 5"):
         SegmentationEncoder()(torch.zeros(1, 4, 16, 16, 16))
-    with pytest.raises(ValueError, match="a size of the scan is 24, expected a multiple of 16"):
+    with pytest.raises(InputError, match="a size of the scan is 24, expected a multiple of 16"):
         SegmentationEncoder()(torch.zeros(1, 5, 16, 24, 16))
 
 

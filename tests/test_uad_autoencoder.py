@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from bundle_tools import nodes, parsed, read_json
 from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.inferers import SimpleInferer, SliceInferer
@@ -226,6 +227,18 @@ def test_patches_are_seen_as_if_voxels_had_another_size():
     assert not outside["image"][0, 0].any()
 
 
+def test_patches_are_as_often_twice_as_large_as_half_as_large():
+    ramp, label = torch.arange(12.0).reshape(1, 12, 1, 1).expand(1, 12, 12, 12), torch.zeros(1, 12, 12, 12)
+    label[:, 6, 6, 6] = 1
+    item = PatchCentersd("label")({"image": ramp, "label": label})
+    cut = RandZoomedPatchesd(["image", "label"], "label", (2, 1, 1), 1, 0, num_samples=400, zoom=(0.5, 2.0))
+    patches = cut.set_random_state(0)(item)
+    zooms = np.array([1 / patch["image"].diff(dim=1).item() for patch in patches])
+    assert 0.5 <= zooms.min() < 0.52
+    assert 1.9 < zooms.max() <= 2
+    assert np.mean(zooms < 1) == pytest.approx(0.5, abs=0.08)
+
+
 def test_patches_lie_around_lesions_as_often_as_they_are_to():
     image, label = torch.ones(1, 8, 8, 8), torch.zeros(1, 8, 8, 8)
     label[:, 4, 4, 4] = 1
@@ -235,6 +248,12 @@ def test_patches_lie_around_lesions_as_often_as_they_are_to():
     assert np.mean([patch["label"].item() for patch in cut(dict(item))]) == pytest.approx(0.25, abs=0.07)
     healthy = PatchCentersd("label")({"image": image, "label": 0 * label})
     assert not any(patch["label"].item() for patch in cut(dict(healthy)))
+
+
+def test_the_training_takes_a_quarter_of_its_patches_from_anywhere_in_the_brain_as_its_card_says():
+    config = parsed([BUNDLE / "configs" / "train.json"])
+    (place,) = [name for name, node in nodes(config.get()) if str(node).endswith("RandZoomedPatchesd")]
+    assert config.get_parsed_content(place.removesuffix("::_target_")).lesion_share == 0.75
 
 
 @pytest.mark.parametrize(
@@ -292,8 +311,16 @@ def test_a_scan_is_seen_at_two_sizes_with_the_neighbors_of_each_size():
     torch.testing.assert_close(half[..., 4:-4], torch.full((1, 1, 32, 48, 12), -2.0))  # a neighbor is 2 voxels away
     both = ZoomedInferer(inferer, zooms=[1.0, 0.5])(stacked, network)
     torch.testing.assert_close(both, (plain + half) / 2)
+    across = torch.arange(32.0)[:, None, None].expand(1, 3, 32, 48, 20)  # what lies where stays there at another size
+    same = ZoomedInferer(inferer, zooms=[0.5])(across, lambda slices: slices[:, 1:2])
+    torch.testing.assert_close(same[:, :, 4:-4], across[:, :1, 4:-4])
     with pytest.raises(InputError, match="expected one or more numbers above 0"):
         ZoomedInferer(inferer, zooms=[1.0, 0.0])
+
+
+def test_the_second_size_of_a_scan_has_voxels_of_1_4_mm_as_the_card_says():
+    config = read_json(BUNDLE / "configs" / "inference.json")
+    assert [round(mm / zoom, 1) for zoom in config["zooms"] for mm in config["spacing"]] == [1.0] * 3 + [1.4] * 3
 
 
 def test_brightness_puts_a_halo_below_the_lesion_that_the_network_is_as_sure_of():

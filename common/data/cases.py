@@ -91,10 +91,10 @@ def _refuse_split_channels(cases: Sequence[Mapping[str, Any]], source: str | Pat
 
 
 def _warn_of_numbered_subjects(cases: Sequence[Mapping[str, Any]], source: str | Path) -> None:
-    """p01_01 and p01_02 may be two visits of one or two people: nobody can tell by the names."""
+    """p01_01 and p01_02, or p01a and p01b, may be two visits of one or two people: nobody can tell by the names."""
     alike: dict[str, set[str]] = {}
     for case in cases:
-        match = re.fullmatch(r"(.*\d.*)[_-]\d{1,2}", subject_of(case))
+        match = re.fullmatch(r"(.*\d.*?)(?:[_-]\d{1,2}|[_-]?[a-z])", subject_of(case), re.IGNORECASE)
         if match and not bids_subject(images_of(case)[0]):
             alike.setdefault(match[1], set()).add(subject_of(case))
     found = [", ".join(sorted(names)) for names in alike.values() if len(names) > 1]

@@ -16,10 +16,10 @@ Case = dict[str, Any]  # item of a datalist, or what became of it
 # what files call a sequence, in upper or lower case
 SEQUENCES = {"T1w": r"t1w?|(?:t1w?[-_]?)?mp-?rage", "T2w": "t2w?", "PDw": "pdw?", "FLAIR": r"(?:t2w?[-_]?)?flair"}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: <case>_<channel>
-# how names tell the visits of a person apart, behind the person: _study2, _ses-01, _baseline, _m12, _20190131
+# how names tell the visits of a person apart, behind the person: _study2, _ses-01, _baseline, _m12, _20190131, 01v2
 _VISIT = re.compile(
-    r"(.+?)[_.-](?:ses-[a-z0-9]+|(?:baseline|bl|pre|post|follow-?up|fu)[_-]?\d{0,2}|(?:19|20)\d\d-?\d\d-?\d\d|"
-    r"(?:ses|session|study|visit|scan|exam|run|time|timepoint|tp|wave|day|week|month|year)[_-]?\d{1,2}|[tvmwyd]\d{1,3})",
+    r"(.+?)(?:(?<=\d)v\d{1,2}|[_.-](?:ses-[a-z0-9]+|(?:baseline|bl|pre|post|follow-?up|fu)[_-]?\d{0,2}|(?:19|20)\d\d-?\d\d-?\d\d|"
+    r"(?:ses|session|study|visit|scan|exam|run|time|timepoint|tp|wave|day|week|month|year)[_-]?\d{1,2}|[tvmwyd]\d{1,3}))",
     re.IGNORECASE,
 )
 _SEQUENCE_ENDING = re.compile(rf"(.+?)_(?:{'|'.join(SEQUENCES.values())})", re.IGNORECASE)

@@ -188,7 +188,7 @@ def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int |
     Half of what the metadata promise to whoever runs the bare network is enough here.
 
     Raises:
-        InputError: if it is none; ``pad_multiple`` may have three axes for a network of slices.
+        InputError: if it is none; ``pad_multiple`` has three axes for a network of slices too.
     """
     described = metadata.get("network_data_format", {}).get("inputs", {}).get("image", {}).get("spatial_shape", [])
     factors = [
@@ -197,9 +197,13 @@ def _fitting_grid(name: str, value: int | list[int], metadata: Mapping) -> int |
     if not factors:
         return value
     sizes = value if isinstance(value, list) else [value]
-    sizes = sizes * len(factors) if len(sizes) == 1 else sizes
-    used = sizes[: len(factors)] if name == "pad_multiple" and len(sizes) == 3 else sizes
-    if len(used) != len(factors) or any(size % factor for size, factor in zip(used, factors, strict=True)):
+    axes = 3 if name == "pad_multiple" else len(factors)  # the volume is padded, not the slice
+    sizes = sizes * axes if len(sizes) == 1 else sizes
+    least = 1 if name == "pad_multiple" else 2  # times the factor: what is halved to one voxel cannot be normalized
+    pairs = zip(sizes, factors, strict=False)
+    if len(sizes) != axes or any(size % factor or size < least * factor for size, factor in pairs):
         expected = f"{len(factors)} multiples of {', '.join(map(str, dict.fromkeys(factors)))}"
-        raise InputError(f"{name} is {value}, expected {expected}")
+        expected += f", {least * max(factors)} or more" if least > 1 else ""
+        more = " and a third number" if axes > len(factors) else ""
+        raise InputError(f"{name} is {value}, expected {expected}{more}")
     return sizes if isinstance(value, list) else value

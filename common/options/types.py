@@ -17,6 +17,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ..errors import InputError
+from ..scans import EXTENT_MM, VOXEL_MM
 
 
 def converted(name: str, value: Any, kind: Any) -> Any:
@@ -132,6 +133,12 @@ def _not_falling(values: list) -> list:
     return values
 
 
+def _file_name(text: str) -> str:
+    if not text.strip(" .") or not set(text).isdisjoint("/\\\0"):
+        raise ValueError("no name" if not text.strip(" .") else "a folder in it")
+    return text
+
+
 def _usable(device: Any) -> Any:
     """Put a number there and get it back: no other question is answered alike by all kinds of devices."""
     try:
@@ -218,19 +225,30 @@ FlagOrAuto = Annotated[bool | Literal["auto"], "true, false or auto"]
 Number = amount("a number")
 Positive = amount("a number above 0", gt=0)
 NotNegative = amount("a number of 0 or more", ge=0)
+Rate = amount("a number above 0 and at most 10", gt=0, le=10)
+Decay = amount("a number from 0 to 10", ge=0, le=10)
 Share = amount("a share from 0 to 1", ge=0, le=1)
 ShareBelowOne = amount("a share of at least 0 and below 1", ge=0, lt=1)
 ShareAboveZero = amount("a share above 0 and at most 1", gt=0, le=1)
-Millimeters = amount("a length of 0 mm or more", ge=0)
+Millimeters = amount("a length from 0 to 1000 mm", ge=0, le=EXTENT_MM)
 CubicMillimeters = amount("a volume of 0 mm3 or more", ge=0)
+_Edge = amount("an edge from 0.05 to 20 mm", ge=VOXEL_MM[0], le=VOXEL_MM[1])
+_Zoom = amount("a size from 0.1 to 10", ge=0.1, le=10)
 Minutes = amount("minutes, above 0", gt=0)
 
 Whole = count("a whole number of 0 or more", ge=0)
 Count = count("a whole number of 1 or more", ge=1)
 OddCount = count("an odd number of 1 or more", _odd, ge=1)
+# voxels of an edge, processes, patches of a volume: more bring a machine down
+Few = count("a whole number from 1 to 1024", ge=1, le=1024)
+FewOrNone = count("a whole number from 0 to 1024", ge=0, le=1024)
+Many = count("a whole number from 1 to 1000000", ge=1, le=10**6)
+_Level = count("a whole number from 0 to 999", ge=0, le=999)  # steps of a diffusion
+_LevelBound = count("a whole number from 0 to 1000", ge=0, le=1000)
 Seed = count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
 
 Text = Annotated[str, BeforeValidator(_text), Field(min_length=1), "a text"]
+FileName = Annotated[str, BeforeValidator(_text), AfterValidator(_file_name), "a file name without a folder"]
 TextOrEmpty = Annotated[str, BeforeValidator(_text), "a text, or none"]
 Shard = Annotated[str, BeforeValidator(_text), AfterValidator(_shard), "a share of the cases, such as 2/10"]
 Device = Annotated[Any, AfterValidator(_usable), "a device that torch can use here, such as cpu, cuda or cuda:0"]
@@ -244,17 +262,20 @@ Names = list_of(Text, "a list of different names, such as T1w,FLAIR", _different
 NamesOrNone = list_of(Text, "a list of different names, or an empty one", _different)
 Files = list_of(File, "a file that is there, or a list of them", min_length=1)
 Shares = list_of(Share, "a list of shares from 0 to 1", min_length=1)
-Positives = list_of(Positive, "a list of numbers above 0", min_length=1)
+Zooms = list_of(_Zoom, "a list of sizes from 0.1 to 10", min_length=1)
 FilesOrNone = list_of(File, "files that are there, or an empty list")
-Spacing = list_of(Positive, "three edges of a voxel, each above 0 mm", before=_three, min_length=3, max_length=3)
-Grid = list_of(Count, "whole numbers of 1 or more, one per axis", min_length=1, max_length=3)
-Multiple = Count | Grid
-Levels = list_of(Whole, "a list of whole numbers of 0 or more", min_length=1)
+Spacing = list_of(_Edge, "three edges of a voxel, each from 0.05 to 20 mm", before=_three, min_length=3, max_length=3)
+Grid = list_of(Few, "whole numbers from 1 to 1024, one per axis", min_length=1, max_length=3)
+Multiple = Few | Grid
+Levels = list_of(_Level, "a list of whole numbers from 0 to 999", min_length=1)
 Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _different, min_length=1)
 Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)
 Counts = list_of(Count, "a list of whole numbers of 1 or more", min_length=1)
+ZoomPair = list_of(_Zoom, "two sizes from 0.1 to 10, the lower one first", _not_falling, min_length=2, max_length=2)
 PositivePair = list_of(Positive, "two numbers above 0, the lower one first", _not_falling, min_length=2, max_length=2)
-WholePair = list_of(Whole, "two whole numbers of 0 or more, the lower one first", _rising, min_length=2, max_length=2)
+LevelPair = list_of(
+    _LevelBound, "two whole numbers from 0 to 1000, the lower one first", _rising, min_length=2, max_length=2
+)
 RisingPair = list_of(Number, "two numbers, the lower one first", _rising, min_length=2, max_length=2)
 Means = Annotated[dict[str, list[Number]], "sequences with the means of their classes, or {}"]
 Matrix = list_of(list[Number], "a list of rows of numbers", min_length=1)

@@ -64,7 +64,7 @@ def make_phantom(
     scalp: t.Flag = False,
     displacement: t.Flag = False,
     extra_data: t.File | None = None,
-    num_workers: t.Count | None = None,
+    num_workers: t.Few | None = None,
 ) -> None:
     """Make a phantom cohort.
 
@@ -89,6 +89,8 @@ def make_phantom(
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     groups = {"healthy": healthy, "ms": ms, "tumour": tumour, "infarct": infarct}
+    if extra_data is not None and not any(read_extra_data(extra_data).values()):
+        raise InputError(f"{extra_data} lists neither tissues nor lesions, expected one of them")
     datalist = make_cohort(
         output_dir,
         {name: tuple(counts) for name, counts in groups.items() if any(counts)},
@@ -348,6 +350,9 @@ def read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]
     path = Path(path)
     content = read_json(path, "extra data: tissues and lesions", dict)
     try:
+        sections = [name for kind in ("tissues", "lesions") for name in content.get(kind, {}) if name not in SECTIONS]
+        if sections:
+            raise InputError(f"{path} has the section {sections[0]!r}, expected {', '.join(SECTIONS)}")
         return {
             kind: {
                 section: [
@@ -358,6 +363,8 @@ def read_extra_data(path: str | Path | None) -> dict[str, dict[str, list[tuple]]
             }
             for kind in ("tissues", "lesions")
         }
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise InputError(
             f"{path} is not understood ({e}), expected tissues and lesions, dicts of sections with lists of labels"

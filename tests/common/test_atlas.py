@@ -92,6 +92,8 @@ def test_what_is_no_atlas_is_named(tmp_path, maps):
         open_atlas(files)
     with pytest.raises(InputError, match="expected whole numbers in a label map"):
         open_atlas(save(tmp_path / "half.nii", maps[..., 1]), label_sigma_mm=1.0)
+    with pytest.raises(InputError, match="atlas_label_sigma_mm is 5 without atlas_files, expected a label map"):
+        open_atlas(label_sigma_mm=5.0)
 
 
 def scan_of(atlas: Atlas, to_atlas: np.ndarray, means: list[float], spacing: float = 3.0) -> tuple:
@@ -131,6 +133,20 @@ def test_the_prior_follows_the_channels_of_the_scan():
     np.testing.assert_allclose(out.affine, affine)
 
 
+def test_all_classes_but_background_have_their_part_of_the_floor_everywhere_in_the_brain(tmp_path):
+    probabilities = np.zeros((10, 10, 10, 4), np.float32)
+    probabilities[..., 0] = 1
+    probabilities[2:8, 2:8, 2:8] = [0, 1, 0, 0]
+    probabilities[5:8, 2:8, 2:8] = [0, 0, 0.5, 0.5]
+    nib.save(nib.Nifti1Image(probabilities, np.eye(4)), tmp_path / "atlas.nii.gz")
+    scan = MetaTensor(torch.from_numpy(1 - probabilities[None, ..., 0]), affine=torch.eye(4))
+    prior = AtlasPriord("image", files=str(tmp_path / "atlas.nii.gz"), floor=0.3, align=False)({"image": scan})["image"]
+    # 0.7 of the atlas and 0.3 in three parts
+    torch.testing.assert_close(prior[1:, 3, 4, 4].as_tensor(), torch.tensor([0, 0.8, 0.1, 0.1]))
+    torch.testing.assert_close(prior[1:, 6, 4, 4].as_tensor(), torch.tensor([0, 0.1, 0.45, 0.45]))
+    torch.testing.assert_close(prior[1:, 0, 4, 4].as_tensor(), torch.tensor([1.0, 0, 0, 0]))
+
+
 @pytest.mark.parametrize("means", [[0.1, 0.5, 1.0], [0.3, 0.5, 0.6]])
 def test_every_scan_gets_the_same_class_means(means):
     image, affine = scan_of(icbm_atlas(), np.eye(4), means)
@@ -158,6 +174,8 @@ def test_a_scan_of_another_contrast_than_the_reference_keeps_its_gray_values_and
         (message,) = [text for text in caplog.messages if "mean intensities" in text]
         seen = re.search("mean intensities (.*) in its", message)[1].split(", ")
         assert [float(m) for m in seen] == pytest.approx([float(m) for m in found.split(", ")], abs=0.05)
+    with pytest.raises(InputError, match=r"class_means of T1w are \[0\.9, 0\.6, 0\.3\], expected means that rise"):
+        MatchClassMeansd("image", ["T1w"], {"T1w": [0.9, 0.6, 0.3]})
 
 
 def test_a_header_that_says_another_orientation_is_suspected(caplog):

@@ -742,6 +742,7 @@ def test_subjects_do_not_depend_on_sequence_and_visit_in_a_file_name():
     images = {
         "a/P14_T1_FLAIR.nii.gz": "P14",  # a visit called T1
         "a/p1_v2_T1w.nii.gz": "p1",
+        "a/MS01v2_FLAIR.nii.gz": "MS01",
         "a/07/visit2/FLAIR.nii.gz": "07",
         "a/07_m12/T1.nii": "07",
         "a/scan_0001.nii.gz": "scan_0001",
@@ -754,10 +755,11 @@ def test_subjects_do_not_depend_on_sequence_and_visit_in_a_file_name():
 
 
 def test_numbered_names_that_may_be_visits_are_warned_of(tmp_path, caplog):
-    for name in ("training01_01", "training01_02", "training02_01", "patient_1", "patient_2"):
+    for name in ("training01_01", "training01_02", "training02_01", "patient_1", "patient_2", "MS3a", "MS3b"):
         save(tmp_path / f"{name}_flair.nii.gz")
-    assert len({case["subject"] for case in list_cases(tmp_path)}) == 5
-    assert "training01_01, training01_02 are taken for people of their own" in caplog.text
+    assert len({case["subject"] for case in list_cases(tmp_path)}) == 7
+    assert "MS3a, MS3b are taken for people of their own" in caplog.text
+    assert "; 1 others likewise" in caplog.text  # training01_01 and _02
     assert "patient_1" not in caplog.text
 
 

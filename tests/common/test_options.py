@@ -167,7 +167,7 @@ def test_what_was_built_before_the_run_is_not_built_again():
         ({"threshold": "abc"}, "threshold is 'abc', expected a number above 0"),
         ({"threshold": float("nan")}, "threshold is nan, expected a number above 0"),
         ({"threshold": 50}, "threshold is 50, expected a number from 0 to 1"),
-        ({"spacing": [0, 0, 0]}, "spacing is [0, 0, 0], expected three edges of a voxel, each above 0 mm"),
+        ({"spacing": [0, 0, 0]}, "spacing is [0, 0, 0], expected three edges of a voxel, each from 0.05 to 20 mm"),
         ({"output_dir": "$1 + 'a'"}, "output_dir is \"$1 + 'a'\", which cannot be evaluated (unsupported operand"),
         ({"output_dir": ""}, "output_dir is '' (empty), expected a folder to write to"),
         ({"bundle_root": "none_of_this_name"}, "bundle_root is 'none_of_this_name' (no such file or folder)"),
@@ -212,6 +212,7 @@ def test_an_entry_of_a_layer_is_checked_like_an_option(tmp_path):
         ("patch_size", 16, [16, 16]),
         ("pad_multiple", 32, 32),
         ("pad_multiple", "16,16,1", [16, 16, 1]),
+        ("pad_multiple", "[16]", [16, 16, 16]),
     ],
 )
 def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
@@ -219,7 +220,16 @@ def test_a_grid_that_fits_the_network_is_taken(name, value, grid):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("patch_size", "7,7"), ("patch_size", "32,32,32"), ("slice_size", "16,4"), ("pad_multiple", 3)]
+    ("name", "value"),
+    [
+        ("patch_size", "7,7"),
+        ("patch_size", "32,32,32"),
+        ("slice_size", "16,4"),
+        ("patch_size", "8,8"),
+        ("pad_multiple", 3),
+        ("pad_multiple", "16,16"),
+        ("pad_multiple", "16,3,1"),
+    ],
 )
 def test_a_grid_that_the_network_cannot_halve_is_refused(name, value):
     with pytest.raises(InputError, match=rf"{name} is .*, expected 2 multiples of 8"):

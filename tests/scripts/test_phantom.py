@@ -21,7 +21,7 @@ from phantom import (
     ms_lesion_volumes,
 )
 from phantom.anatomy import CORTEX, Deformation
-from phantom.cohort import make_cohort
+from phantom.cohort import make_cohort, make_phantom
 from phantom.contrast import CONTRAST, LESION_RANGE, SCANNERS, Scanner, lesion_contrasts
 
 COARSE = Grid.axial(3.0)
@@ -241,6 +241,27 @@ def test_noise_and_bias_are_as_strong_as_the_scanner_says(healthy):
     assert 0 < steps.max() < 0.1  # smooth
 
 
+def test_noise_in_air_is_that_of_a_magnitude():
+    """Of two Gaussian parts: never below 0, with the mean of a Rayleigh distribution, 1.25 sd of each."""
+    scanner = replace(SCANNERS["A"], noise=(0.05, 0.05), bias=(0.0, 0.0))
+    image = make_subject(1, "healthy", scanner, COARSE, sequences=("T1w",), scalp=True).images["T1w"]
+    air = image[:4, :4]  # a corner, beyond the scalp
+    assert air.min() > 0
+    assert air.mean() / air.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.1)
+
+
+def test_csf_of_t2_does_not_vary_from_person_to_person():
+    """On T1w and FLAIR it does: both draw a factor, T2w of free fluid has none."""
+    plain, bright = (replace(SCANNERS["A"], csf=(factor, factor)) for factor in (0.8, 1.2))
+    found = {}
+    for name, scanner in (("plain", plain), ("bright", bright)):
+        subject = make_subject(1, "healthy", scanner, COARSE, sequences=("T1w", "T2w"))
+        fluid = ndimage.binary_erosion(subject.tissues == 1)
+        found[name] = {sequence: np.median(image[fluid]) for sequence, image in subject.images.items()}
+    assert found["bright"]["T2w"] == pytest.approx(found["plain"]["T2w"], rel=0.01)
+    assert found["bright"]["T1w"] > 1.2 * found["plain"]["T1w"]
+
+
 def test_the_second_scanner_is_flatter_softer_noisier_and_more_shaded():
     first, second = SCANNERS["A"], SCANNERS["B"]
     assert second.gamma[1] < first.gamma[0] < 1
@@ -392,6 +413,7 @@ def test_a_cohort_is_made_from_label_maps_of_real_people(tmp_path, healthy, pati
         ("[", "is no valid JSON"),
         ('{"tissues": {"training": [{"image": "x.nii.gz"}]}}', "is not understood"),
         ('{"tissues": {"training": [{"label": "none.nii.gz"}]}}', "none.nii.gz"),
+        ('{"lesions": {"learning": [{"label": "a.nii.gz"}]}}', "the section 'learning', expected training, validation"),
     ],
 )
 def test_extra_data_that_cannot_be_used_is_refused(tmp_path, content, match):
@@ -399,6 +421,13 @@ def test_extra_data_that_cannot_be_used_is_refused(tmp_path, content, match):
         (tmp_path / "extra.json").write_text(content)
     with pytest.raises(InputError, match=match):
         make_cohort(tmp_path / "new", {"ms": (1, 0, 0)}, extra_data=tmp_path / "extra.json", num_workers=1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_extra_data_of_another_kind_is_refused_and_not_passed_over(tmp_path):
+    (tmp_path / "extra.json").write_text('{"tisues": {"training": [{"label": "a.nii.gz"}]}}')
+    with pytest.raises(InputError, match="lists neither tissues nor lesions, expected one of them"):
+        make_phantom(str(tmp_path / "new"), ms=[1, 0, 0], extra_data=str(tmp_path / "extra.json"), num_workers=1)
     assert not (tmp_path / "new").exists()
 
 

@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from skimage.metrics import structural_similarity
 
+from common.errors import InputError
 from common.transforms.intensity import fill_holes
 
 
@@ -111,13 +112,13 @@ class FuseScoresd(MapTransform):
         beta: weight of the reconstruction, in [0, 1].
 
     Raises:
-        ValueError: if ``beta`` is outside of [0, 1].
+        InputError: if ``beta`` is outside of [0, 1].
     """
 
     def __init__(self, keys: KeysCollection = "pred", deviation_key: str = "deviation", beta: float = 0.5) -> None:
         super().__init__(keys)
         if not 0 <= beta <= 1:
-            raise ValueError(f"beta is {beta}, expected a number in [0, 1]")
+            raise InputError(f"beta is {beta}, expected a number in [0, 1]")
         self.deviation_key = deviation_key
         self.beta = beta
 

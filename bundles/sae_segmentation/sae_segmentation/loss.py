@@ -139,7 +139,7 @@ class EvidenceLowerBound(nn.Module):
         variance_floor: smallest s^2.
 
     Raises:
-        ValueError: if the table does not fit the classes.
+        InputError: if the table does not fit the classes.
     """
 
     def __init__(
@@ -155,7 +155,8 @@ class EvidenceLowerBound(nn.Module):
     ) -> None:
         super().__init__()
         if table is not None and (len(table) != classes or any(len(row) != classes for row in table)):
-            raise ValueError(f"the table of neighbors is not {classes} x {classes}, expected a row for every class")
+            sizes = f"{len(table)} rows of {', '.join(sorted({str(len(row)) for row in table}))}"
+            raise InputError(f"neighbors is a table of {sizes}, expected {classes} x {classes}, a row for every class")
         self.classes, self.beta, self.one_sided = classes, beta, one_sided
         self.class_variance, self.variance_floor = class_variance, variance_floor
         self.warmup, self.memory = warmup, memory

@@ -91,7 +91,7 @@ class MatchClassMeansd(MapTransform):
     A scan whose means do not rise with the references keeps its gray values, and a warning says so.
 
     Raises:
-        InputError: if there is not one reference for every class.
+        InputError: if there is not one reference for every class, or references do not rise.
     """
 
     def __init__(
@@ -104,6 +104,9 @@ class MatchClassMeansd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.sequences, self.means = list(sequences), dict(means)
+        for sequence, reference in self.means.items():
+            if any(high <= low for low, high in itertools.pairwise(reference)):
+                raise InputError(f"class_means of {sequence} are {list(reference)}, expected means that rise")
         self.spacing_mm, self.smallest_step = spacing_mm, smallest_step
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gumbel_softmax, interpolate, max_pool3d
 
+from common.errors import InputError
+
 PRIOR_FLOOR = 1e-30  # of a class that the atlas rules out, so that its logarithm is a number
 SKIP_SCALE = 100.0  # of the intensities: Adam moves all weights alike, and those of this skip have a long way to go
 
@@ -57,13 +59,14 @@ class SegmentationEncoder(nn.Module):
             scan: (B, images + classes, *spatial): intensities, about 0 to 1, then the prior probabilities.
 
         Raises:
-            ValueError: if the channels are others, or a spatial size is no multiple of ``factor``.
+            ValueError: if the channels are others.
+            InputError: if a spatial size is no multiple of ``factor``.
         """
         if scan.shape[1] != self.images + self.classes:
             raise ValueError(f"the scan has {scan.shape[1]} channels, expected {self.images + self.classes}")
         for size in scan.shape[2:]:
             if size % self.factor != 0:
-                raise ValueError(f"a size of the scan is {size}, expected a multiple of {self.factor}")
+                raise InputError(f"a size of the scan is {size}, expected a multiple of {self.factor}")
         image, prior = scan[:, : self.images], scan[:, self.images :]
         x = image
         skips: list[torch.Tensor] = []

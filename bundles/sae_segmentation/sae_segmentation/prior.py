@@ -35,6 +35,8 @@ def open_atlas(
         InputError: if a file cannot be read, files lie on different grids, a probability is negative, a class is empty,
             a sum over classes is not 1, or the number of classes is not ``classes``.
     """
+    if files is None and label_sigma_mm is not None:
+        raise InputError(f"atlas_label_sigma_mm is {label_sigma_mm:g} without atlas_files, expected a label map")
     if files is None:
         atlas, source = icbm_atlas(), "the atlas of the ICBM template"
     else:
