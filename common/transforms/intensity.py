@@ -37,6 +37,7 @@ class BrainMaskd(MapTransform):
         largest_brain_ml: warn if the brain is larger than this.
         largest_negative_share: of the voxels of the brain that may be below 0, by interpolation, where what follows
             takes 0 for dark; None for what takes any intensities, z-scored ones too.
+        largest_empty_share: warn if more than this share of a mask item lies where all channels are 0.
         sequences: BIDS' names of the channels; warn if one looks unlike its own, see :func:`common.contrast.unlike`.
         allow_missing_keys: do not raise if a key is missing.
 
@@ -54,10 +55,12 @@ class BrainMaskd(MapTransform):
         largest_ratio: float = 1.5,
         largest_brain_ml: float = 2400.0,
         largest_negative_share: float | None = 0.01,
+        largest_empty_share: float = 0.2,
         sequences: Sequence[str] = (),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.largest_empty_share = largest_empty_share
         self.sequences = sequences
         self.mask_key = mask_key
         self.skull_stripped_share = skull_stripped_share
@@ -73,6 +76,8 @@ class BrainMaskd(MapTransform):
             d[self.mask_key] = self._checked(self._nonzero(image) if made and number == 0 else d[self.mask_key], image)
             if number == 0:
                 self._check_size(d[self.mask_key], image, "are not 0" if made else "are in the brain mask")
+            if not made:
+                self._check_place(d[self.mask_key], image)
             d[key] = image * d[self.mask_key].as_tensor()
             self._check_inside(image, d[key])
             self._check_contrast(image, d[self.mask_key])
@@ -139,6 +144,19 @@ class BrainMaskd(MapTransform):
                 brain_ml / 1000,
                 what,
                 self.largest_brain_ml / 1000,
+            )
+
+    def _check_place(self, mask: MetaTensor, image: MetaTensor) -> None:
+        """A mask of another person, or moved, reaches into the air around a skull-stripped head."""
+        brain = mask.as_tensor() > 0
+        empty = (~image.as_tensor().any(0, keepdim=True) & brain).sum() / brain.sum()
+        if empty > self.largest_empty_share:
+            logger.warning(
+                "%s: in %.0f %% of the brain mask the scan is 0, expected less than %.0f %%; is it the "
+                "mask of this scan?",
+                file_of(image),
+                100 * empty,
+                100 * self.largest_empty_share,
             )
 
     def _check_background(self, channels: np.ndarray, nonzero: np.ndarray, image: MetaTensor) -> None:

@@ -311,6 +311,22 @@ def test_rounding_is_no_third_value_of_a_mask(caplog):
     assert not caplog.text
 
 
+def test_a_mask_that_lies_beside_the_brain_is_told(caplog):
+    image = torch.zeros(1, 20, 20, 20)
+    image[0, 5:15, 5:15, 5:15] = 1 + torch.rand(10, 10, 10)
+    image[0, 8, 8, 8] = 0  # fluid may be 0
+    for shift, said in (
+        (0, ""),
+        (1, ""),
+        (3, "scan.nii.gz: in 30 % of the brain mask the scan is 0, expected less than 20 %"),
+    ):
+        caplog.clear()
+        mask = torch.zeros(1, 20, 20, 20)
+        mask[0, 5 + shift : 15 + shift, 5:15, 5:15] = 1
+        BrainMaskd()({"image": meta(image), "brain_mask": meta(mask)})
+        assert (said in caplog.text) if said else not caplog.text
+
+
 def test_a_given_mask_is_looked_at_as_the_image_would_be(caplog):
     caplog.set_level(logging.WARNING)
     image = torch.zeros(1, 20, 20, 20)
