@@ -12,7 +12,7 @@ USUAL_CONTRAST = {
 
 
 def unlike(image: np.ndarray, brain: np.ndarray, sequence: str) -> str:
-    """ "1.06 and 1.22", what the percentiles are, where bright tissue is not as bright as usual; else nothing.
+    """What the percentiles are, as "1.06 and 1.22", where bright tissue is not as bright as usual; else nothing.
 
     Args:
         image: intensities from 0 up, (X, Y, Z); of others, as of scans with z-scores, nothing can be said.
