@@ -11,14 +11,14 @@ import numpy as np
 from monai.utils import ensure_tuple
 from scipy.ndimage import binary_fill_holes
 
-from .contrast import unlike
-from .data import sequence_name, subject_of
+from .data import subject_of
 from .evaluation import Scans, shown, versions
 from .files import write_text
 from .intervals import VolumeIntervals
 from .page import CaseView, Section, Table, Tile
 from .report import Report, number
 from .scans import as_mask, foreground, read_scan
+from .sequences import contrast_difference, sequence_name
 from .tables import delimited
 from .volumes import BRAIN_ML, MANY_TINY, TINY_ML, measure
 
@@ -124,7 +124,7 @@ class Overview(Report):
     def _contrasts(self, case: Mapping[str, Any], brain: np.ndarray) -> list[str]:
         images = zip(ensure_tuple(case[self.image_key]), self.sequences, strict=False)  # () where they are not told
         named = [(path, sequence_name(sequence)) for path, sequence in images if path is not None]
-        found = [name for path, name in named if unlike(self.volumes.read(path).values, brain, name)]
+        found = [name for path, name in named if contrast_difference(self.volumes.read(path).values, brain, name)]
         return [f"contrast unlike {name}" for name in found]
 
     def _brain(self, case: Mapping[str, Any], scans: Scans) -> np.ndarray:

@@ -20,9 +20,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import preparation
-from common.data import list_cases, prefix_of, sequence_name
+from common.data import list_cases, prefix_of
 from common.errors import InputError
 from common.geometry import rotation_matrix
+from common.sequences import sequence_name
 from phantom import Grid, make_subject
 from preparation import Settings, prepare_cases, read_record, restore, sections_to_prepare
 from preparation.bias import bias_field

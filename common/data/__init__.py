@@ -5,7 +5,7 @@ from .datalist import NOTHING, Datalist, write_datalist
 from .datasets import BrainSlices, CachedScans, ScanDataset
 from .folder import paths_beside
 from .listing import list_cases
-from .names import Case, prefix_of, sequence_name, subject_of, visit_of
+from .names import Case, prefix_of, subject_of, visit_of
 from .splits import check_lesions, check_splits, refuse_pseudo_labels, share_of_process, share_of_shard
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "paths_beside",
     "prefix_of",
     "refuse_pseudo_labels",
-    "sequence_name",
     "share_of_process",
     "share_of_shard",
     "subject_of",

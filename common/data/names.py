@@ -10,11 +10,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..scans import is_scan_name, stem
+from ..sequences import SEQUENCES, sequence_name
 
 Case = dict[str, Any]  # item of a datalist, or what became of it
 
-# what files call a sequence, in upper or lower case
-SEQUENCES = {"T1w": r"t1w?|(?:t1w?[-_]?)?mp-?rage", "T2w": "t2w?", "PDw": "pdw?", "FLAIR": r"(?:t2w?[-_]?)?flair"}
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net: <case>_<channel>
 # how names tell the visits of a person apart, behind the person: _study2, _ses-01, _baseline, _m12, _20190131, 01v2
 _VISIT = re.compile(
@@ -23,11 +22,6 @@ _VISIT = re.compile(
     re.IGNORECASE,
 )
 _SEQUENCE_ENDING = re.compile(rf"(.+?)_(?:{'|'.join(SEQUENCES.values())})", re.IGNORECASE)
-
-
-def sequence_name(name: str) -> str:
-    """BIDS' name of a sequence, as T1w for T1 or MPRAGE, FLAIR for t2_flair; any other name as it is."""
-    return next((known for known, names in SEQUENCES.items() if re.fullmatch(names, name, re.IGNORECASE)), name)
 
 
 def prefix_of(name: str, sequence: str) -> str | None:

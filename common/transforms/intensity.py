@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from scipy import ndimage
 
-from ..contrast import USUAL_CONTRAST, unlike
 from ..errors import InputError
 from ..scans import as_mask, foreground, grid_difference, voxel_ml
+from ..sequences import contrast_difference
 from .io import file_of
 from .plain import plain
 
@@ -38,7 +38,7 @@ class BrainMaskd(MapTransform):
         largest_negative_share: of the voxels of the brain that may be below 0, by interpolation, where what follows
             takes 0 for dark; None for what takes any intensities, z-scored ones too.
         largest_empty_share: warn if more than this share of a mask item lies where all channels are 0.
-        sequences: BIDS' names of the channels; warn if one looks unlike its own, see :func:`common.contrast.unlike`.
+        sequences: of the channels; warn if one looks like another, see :func:`common.sequences.contrast_difference`.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -103,19 +103,10 @@ class BrainMaskd(MapTransform):
 
     def _check_contrast(self, image: MetaTensor, mask: MetaTensor) -> None:
         channels, brain = (tensor.as_tensor().numpy(force=True) for tensor in (image, mask))
-        for channel, sequence in zip(channels, self.sequences, strict=False):
-            found = unlike(channel, brain[0] > 0, sequence)
+        for index, (channel, sequence) in enumerate(zip(channels, self.sequences, strict=False)):
+            found = contrast_difference(channel, brain[0] > 0, sequence)
             if found:
-                usual = " and ".join(f"{low:g} to {high:g}" for low, high in USUAL_CONTRAST[sequence].values())
-                logger.warning(
-                    "%s: contrast unlike %s: percentiles %s of the brain are %s times its median, usual are %s; is it "
-                    "another sequence?",
-                    file_of(image),
-                    sequence,
-                    " and ".join(str(percentile) for percentile in USUAL_CONTRAST[sequence]),
-                    found,
-                    usual,
-                )
+                logger.warning("%s: channel %d has %s; is it another sequence?", file_of(image), index, found)
 
     def _nonzero(self, image: MetaTensor) -> MetaTensor:
         channels = image.as_tensor().numpy(force=True)
@@ -152,8 +143,7 @@ class BrainMaskd(MapTransform):
         empty = (~image.as_tensor().any(0, keepdim=True) & brain).sum() / brain.sum()
         if empty > self.largest_empty_share:
             logger.warning(
-                "%s: in %.0f %% of the brain mask the scan is 0, expected less than %.0f %%; is it the "
-                "mask of this scan?",
+                "%s: in %.0f %% of the brain mask the scan is 0, expected less than %.0f %%; is it its mask?",
                 file_of(image),
                 100 * empty,
                 100 * self.largest_empty_share,

@@ -6,7 +6,7 @@ from common.options import types as t
 
 
 def contrast(datalist_file: t.File, sequence: t.Text, section: t.Text | None = None) -> None:
-    """Percentiles of the brain of which :data:`common.contrast.USUAL_CONTRAST` has ranges, the median being 1.
+    """Percentiles of the brain of which :data:`common.sequences.USUAL_CONTRAST` has ranges, the median being 1.
 
     Args:
         datalist_file: JSON of scans, skull-stripped or with brain masks.
@@ -15,9 +15,9 @@ def contrast(datalist_file: t.File, sequence: t.Text, section: t.Text | None = N
     """
     import numpy as np
 
-    from common.contrast import USUAL_CONTRAST
     from common.data import Datalist
     from common.scans import as_mask, foreground, read_scan
+    from common.sequences import USUAL_CONTRAST
 
     percentiles = sorted({value for usual in USUAL_CONTRAST.values() for value in usual})
     shares = []

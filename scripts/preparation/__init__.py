@@ -13,12 +13,13 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from common.data import Datalist, list_cases, name_cases, prefix_of, sequence_name, write_datalist
+from common.data import Datalist, list_cases, name_cases, prefix_of, write_datalist
 from common.errors import InputError
 from common.files import Alone
 from common.page import CaseView, Section, Table, Tile, write_html_report
 from common.pictures import Picture
 from common.processes import process_pool
+from common.sequences import sequence_name
 
 from .case import Settings, prepare_case, read_record, restore
 from .dicom import FOLDER, convert_dicom

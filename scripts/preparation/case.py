@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from common.atlas import MAX_MISFIT, align_atlas, atlas_on_grid, icbm_atlas, misfit_of, template_grid
-from common.data import sequence_name
 from common.errors import InputError
 from common.files import fingerprint_of, read_json, sha256_of, write_atomically, write_json
 from common.pictures import Picture, case_pictures
 from common.scans import grid_difference, stem
+from common.sequences import sequence_name
 from common.transforms.intensity import fill_holes
 from common.transforms.io import LoadScand
 

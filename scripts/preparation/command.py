@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from common.data import sequence_name
 from common.options import types as t
+from common.sequences import sequence_name
 
 from . import Settings, prepare_cases, sections_to_prepare
 

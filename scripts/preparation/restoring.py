@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from common.data import sequence_name
 from common.errors import InputError
 from common.files import write_atomically
 from common.scans import json_beside, stem
+from common.sequences import sequence_name
 
 from .case import read_record, restore, sequence_of
 from .dicom import FOLDER, write_segmentation
