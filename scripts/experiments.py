@@ -28,7 +28,7 @@ def main(
     bundle: t.Text = "all",
     budget: Literal["cpu", "gpu"] = "cpu",
     seeds: t.Seeds = (3, 4, 5),
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
     output_dir: t.Folder = "experiments",
     evidence_dir: t.Folder = str(ROOT / "docs" / "evidence"),
 ) -> None:

@@ -25,7 +25,7 @@ def main(
     healthy: t.Whole = 1,
     spacing: t.Positive = 1.0,
     device: t.Device | None = None,
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Compare all methods on a small phantom cohort and write OUTPUT_DIR/report.html.
 

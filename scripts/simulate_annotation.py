@@ -22,7 +22,7 @@ def main(
     seeds: t.Seeds = (0, 1, 2, 3, 4),
     output_dir: t.Folder = "experiments/annotation",
     evidence_dir: t.Folder = str(ROOT / "docs" / "evidence"),
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Choose scans by every strategy, learn from them, score, and write annotation.json and annotation.md.
 

@@ -240,9 +240,9 @@ Whole = count("a whole number of 0 or more", ge=0)
 Count = count("a whole number of 1 or more", ge=1)
 OddCount = count("an odd number of 1 or more", _odd, ge=1)
 # voxels of an edge, processes, patches of a volume: more bring a machine down
-Few = count("a whole number from 1 to 1024", ge=1, le=1024)
-FewOrNone = count("a whole number from 0 to 1024", ge=0, le=1024)
-Many = count("a whole number from 1 to 1000000", ge=1, le=10**6)
+SmallCount = count("a whole number from 1 to 1024", ge=1, le=1024)
+SmallWhole = count("a whole number from 0 to 1024", ge=0, le=1024)
+LargeCount = count("a whole number from 1 to 1000000", ge=1, le=10**6)
 _Level = count("a whole number from 0 to 999", ge=0, le=999)  # steps of a diffusion
 _LevelBound = count("a whole number from 0 to 1000", ge=0, le=1000)
 Seed = count("a whole number from 0 to 4294967295", ge=0, le=2**32 - 1)
@@ -265,8 +265,8 @@ Shares = list_of(Share, "a list of shares from 0 to 1", min_length=1)
 Zooms = list_of(_Zoom, "a list of sizes from 0.1 to 10", min_length=1)
 FilesOrNone = list_of(File, "files that are there, or an empty list")
 Spacing = list_of(_Edge, "three edges of a voxel, each from 0.05 to 20 mm", before=_three, min_length=3, max_length=3)
-Grid = list_of(Few, "whole numbers from 1 to 1024, one per axis", min_length=1, max_length=3)
-Multiple = Few | Grid
+Grid = list_of(SmallCount, "whole numbers from 1 to 1024, one per axis", min_length=1, max_length=3)
+Multiple = SmallCount | Grid
 Levels = list_of(_Level, "a list of whole numbers from 0 to 999", min_length=1)
 Seeds = list_of(Seed, "a list of different whole numbers of 0 or more", _different, min_length=1)
 Sizes = list_of(Whole, "three whole numbers of 0 or more: training, validation, test", min_length=3, max_length=3)

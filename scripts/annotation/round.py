@@ -36,7 +36,7 @@ def next_scans(
     learning_curve: t.File | None = None,
     max_pictures: t.Whole = 20,
     seed: t.Seed = 0,
-    num_workers: t.Few = 1,
+    num_workers: t.SmallCount = 1,
 ) -> None:
     """Write next_scans.tsv, next_scans.html, and with results next_slices.tsv and drafts/.
 

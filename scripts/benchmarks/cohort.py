@@ -14,7 +14,7 @@ from running.command_line import Bundle
 from .measuring import ROOT, sequences_of
 
 
-def cohort(bundle: Bundle, subjects: t.Count = 8, workers: t.Few = 2, spacing: t.Positive = 1.0) -> None:
+def cohort(bundle: Bundle, subjects: t.Count = 8, workers: t.SmallCount = 2, spacing: t.Positive = 1.0) -> None:
     """Seconds for a cohort of phantoms, from the command to its end: one process of one thread, then several.
 
     Args:

@@ -17,7 +17,7 @@ def training(
     steps: t.Count = 40,
     subjects: t.Count = 6,
     amp: t.Flag = False,
-    num_workers: t.FewOrNone = 0,
+    num_workers: t.SmallWhole = 0,
     **overrides: object,
 ) -> None:
     """Time of a training step, the share of it that the data loader makes the network wait, and peak memory.

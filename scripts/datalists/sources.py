@@ -44,7 +44,7 @@ def make_datalist(
     test: t.ShareBelowOne = 0.0,
     folds: t.Whole = 0,
     seed: t.Seed = 0,
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Write a datalist and report what is in it.
 

@@ -41,7 +41,7 @@ def pseudo_labels(
     label_sets: t.File | None = None,
     merge: t.FilesOrNone = (),
     keep_out: t.FilesOrNone = (),
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Write labels made of predictions, and a datalist to train on.
 

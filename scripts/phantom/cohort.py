@@ -64,7 +64,7 @@ def make_phantom(
     scalp: t.Flag = False,
     displacement: t.Flag = False,
     extra_data: t.File | None = None,
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Make a phantom cohort.
 

@@ -27,7 +27,7 @@ def print_advice(
     steps: t.Count = 3,
     device: t.Device | None = None,
     output_file: t.NewFile | None = None,
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Say method by method whether it can run on a datalist, what is missing, and what it costs on this machine.
 

@@ -28,7 +28,7 @@ def prepare_data(
     brain_extraction: t.Text = "auto",
     coregister: t.Flag = True,
     bias_correction: t.Flag = True,
-    num_workers: t.Few | None = None,
+    num_workers: t.SmallCount | None = None,
 ) -> None:
     """Prepare raw scans. Given again, the command goes on where it was; cases that are done are left as they are.
 

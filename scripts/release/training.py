@@ -69,7 +69,7 @@ def train_release(
     amp: t.FlagOrAuto = "auto",
     minutes: t.Minutes | None = None,
     effort: t.Positive = 1.0,
-    num_workers: t.FewOrNone = 0,
+    num_workers: t.SmallWhole = 0,
     from_shipped: t.Flag = False,
 ) -> None:
     """Train the weights that the bundle ships, and write them and their thresholds into the bundle.
